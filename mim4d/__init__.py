@@ -1,0 +1,10 @@
+"""Image backbones for driving perception, pretrained on multi-camera video.
+
+Importing this package registers the models with timm: ``timm.create_model("mim4d_convnext_small")``. Pretraining lives
+in :mod:`mim4d.pretrain` and is not imported here.
+"""
+
+from .encoder import MIM4DEncoder
+from .version import __version__
+
+__all__ = ["MIM4DEncoder", "__version__"]
