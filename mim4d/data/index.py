@@ -1,0 +1,181 @@
+"""The index of a root in nuScenes format: what the reader needs of the tables, compact, cached, memory-mapped.
+
+The devkit takes minutes and many gigabytes to open the full data set, so it opens it once. What is kept is one row a
+camera image or LiDAR sweep, sorted by sensor, scene and time, in plain ``.npy`` files under :func:`cache_folder`. Data
+loading workers map the same files: an index costs next to nothing to hand to them.
+"""
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from .tables import build_tables
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Of the cached files; raised when their content changes."""
+ARRAYS = ("records", "calibrations", "samples")
+TABLES = ("scene", "sample", "sample_data", "calibrated_sensor", "ego_pose", "sensor", "splits")
+"""The JSON tables an index follows from; ``splits.json`` (the devkit's custom splits) may be absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """The rows of one root and version. Row numbers count over all sensors and scenes."""
+
+    folder: Path
+    """Where it is cached."""
+    fingerprint: str
+    """Of the tables it was made from."""
+    scenes: tuple[str, ...]
+    """Scene names, sorted."""
+    channels: tuple[str, ...]
+    """Sensor names, sorted: the cameras, and ``LIDAR_TOP`` where there is one."""
+    splits: dict[str, list[str]]
+    """Scene names of each split the devkit knows, whether or not they are in this root."""
+    record_bounds: NDArray[np.int64]
+    """[channels, scenes + 1]: rows of channel c in scene s are ``bounds[c, s] : bounds[c, s + 1]``, by time."""
+    sample_bounds: NDArray[np.int64]
+    """[scenes + 1], the same for ``samples``."""
+    records: NDArray[np.void]
+    """[R] of :func:`mim4d.data.tables.record_type`."""
+    calibrations: NDArray[np.void]
+    """[K] of :data:`mim4d.data.tables.CALIBRATION`."""
+    samples: NDArray[np.int64]
+    """[S]: time of each sample (annotated moment) in microseconds, by scene and time."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _read, (self.folder, self.fingerprint)
+
+    def rows(self, channel: str, scene: int) -> slice:
+        """The rows of one sensor in one scene, in order of time; none if the root has no such sensor."""
+        if channel not in self.channels:
+            return slice(0, 0)
+        bounds = self.record_bounds[self.channels.index(channel)]
+        return slice(int(bounds[scene]), int(bounds[scene + 1]))
+
+
+def cache_folder() -> Path:
+    """Where things that can be made again are kept: ``MIM4D_CACHE``, or ``~/.cache/mim4d``."""
+    return Path(os.environ.get("MIM4D_CACHE") or "~/.cache/mim4d").expanduser()
+
+
+def open_index(dataroot: str | Path, version: str) -> Index:
+    """The index of a root, from the cache if its tables have not changed since, else by way of the devkit.
+
+    Args:
+        dataroot: The folder that holds ``samples`` and the version folders.
+        version: Such as ``v1.0-trainval``.
+
+    Raises:
+        UserError: If there is no such root or version, the devkit cannot open it, or the cache cannot be written.
+    """
+    root = Path(dataroot).expanduser()
+    _check_root(root, version)
+    fingerprint = _fingerprint(root, version)
+    name = f"{version}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}"
+    folder = cache_folder() / "index" / name
+    index = _read_if_good(folder, fingerprint)
+    if index is not None:
+        return index
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Of several processes that start together one builds, the others wait for it.
+        with filelock.FileLock(folder.with_name(name + ".lock")):
+            index = _read_if_good(folder, fingerprint)
+            if index is None:
+                logger.info("reading the tables of %s with the nuscenes-devkit, once", root / version)
+                _write(folder, fingerprint, *build_tables(root, version))
+                index = _read(folder, fingerprint)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the index of {root} in {folder}: {error.strerror or error}. "
+            "Set MIM4D_CACHE to a folder that can be written to"
+        ) from error
+    return index
+
+
+def _check_root(root: Path, version: str) -> None:
+    if not root.is_dir():
+        raise UserError(f"--dataroot {root}: no such folder")
+    if not version or not (root / version / "scene.json").is_file():
+        versions = sorted(path.parent.name for path in root.glob("*/scene.json"))
+        there = f"it has {', '.join(versions)}" if versions else "it has no version at all: is it a nuScenes root?"
+        raise UserError(f"--version {version or '(empty)'}: not in {root}; {there}")
+
+
+def _fingerprint(root: Path, version: str) -> str:
+    """Changes when a table changes."""
+    stats = {}
+    for table in TABLES:
+        path = root / version / f"{table}.json"
+        if path.is_file():
+            stats[table] = (path.stat().st_size, path.stat().st_mtime_ns)
+    return hashlib.sha256(json.dumps([FORMAT, str(root.resolve()), version, stats]).encode()).hexdigest()
+
+
+def _read_if_good(folder: Path, fingerprint: str) -> Index | None:
+    """The cached index; None if there is none, or it is out of date or damaged."""
+    try:
+        checksums = json.loads((folder / "index.json").read_text())["checksums"]
+        for name in ARRAYS:
+            if _checksum(folder / f"{name}.npy") != checksums[name]:
+                raise ValueError(f"{name}.npy is damaged")
+        return _read(folder, fingerprint)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("the cached index %s is unusable (%s) and is made anew", folder, error)
+        return None
+
+
+def _read(folder: Path, fingerprint: str) -> Index:
+    meta = json.loads((folder / "index.json").read_text())
+    if meta["fingerprint"] != fingerprint:
+        raise ValueError("the tables have changed since")
+    return Index(
+        folder=folder,
+        fingerprint=fingerprint,
+        scenes=tuple(meta["scenes"]),
+        channels=tuple(meta["channels"]),
+        splits=meta["splits"],
+        record_bounds=np.array(meta["record_bounds"], dtype=np.int64).reshape(len(meta["channels"]), -1),
+        sample_bounds=np.array(meta["sample_bounds"], dtype=np.int64),
+        **{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS},
+    )
+
+
+def _write(folder: Path, fingerprint: str, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    """Put an index in place of what may be there; whoever reads sees the old one, none, or the whole new one."""
+    building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
+    try:
+        for name in ARRAYS:
+            np.save(building / f"{name}.npy", arrays[name], allow_pickle=False)
+        checksums = {name: _checksum(building / f"{name}.npy") for name in ARRAYS}
+        (building / "index.json").write_text(json.dumps(meta | {"fingerprint": fingerprint, "checksums": checksums}))
+        if folder.exists():
+            folder.rename(building / "replaced")
+        building.rename(folder)
+        shutil.rmtree(folder / "replaced", ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _checksum(path: Path) -> int:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return zlib.crc32(content)

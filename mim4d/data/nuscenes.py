@@ -1,0 +1,288 @@
+"""Clips from a root in nuScenes format: real nuScenes, one's own fleet, or the demo world."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..clip import Clip
+from ..errors import UserError
+from ..geometry import invert, make_pose, rotation_from_quaternion, transform
+from .files import BadDataError
+from .frames import NONE, find_clips, find_frames
+from .images import Fit, read_image
+from .index import Index, open_index
+from .lidar import read_points
+from .tables import LIDAR
+
+logger = logging.getLogger(__name__)
+
+CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+INSTEAD = " instead of "
+SUBSTITUTES = 200
+"""How many other clips are tried in the place of a bad one; enough where one file in twenty is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to read.
+
+    Raises:
+        UserError: If a value cannot be.
+    """
+
+    dataroot: str = ""
+    """Folder of the data set: it holds samples/ and a folder for each version."""
+    version: str = "v1.0-trainval"
+    """Which version folder of the tables."""
+    split: str = "train"
+    """A split of the nuscenes-devkit (train, val, test, mini_train, mini_val, train_detect, train_track), one of the
+    version's own splits.json, or scene names with commas between them."""
+    frames: int = 4
+    """Frames a clip (T), the current one included."""
+    gap: float = 0.5
+    """Seconds from one frame of a clip to the next."""
+    tolerance: float = 0.2
+    """How far a frame may be from its wanted time, seconds; less than half the gap."""
+    cameras: tuple[str, ...] = CAMERAS
+    """Which cameras, in this order."""
+    sweeps: bool = False
+    """Whether camera images between the key frames count as frames too (12 a second instead of 2)."""
+    image_size: tuple[int, int] = (448, 800)
+    """Height and width of the images the model sees, pixels, multiples of 32: scaled to the width, cut at the top."""
+    lidar: bool = True
+    """Whether to read LiDAR where there is some."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A missing or broken file stops the run (raise), or another clip takes its clip's place and is counted (skip)."""
+
+    def __post_init__(self) -> None:
+        height, width = self.image_size
+        if height < 32 or width < 32 or height % 32 or width % 32:
+            raise UserError(f"--image-size {height} {width}: both must be multiples of 32")
+        if self.frames < 1:
+            raise UserError(f"--frames {self.frames}: a clip has one frame or more")
+        if self.frames > 1 and not 0 <= self.tolerance < self.gap / 2:
+            raise UserError(
+                f"--tolerance {self.tolerance} s must be less than half of --gap {self.gap} s, "
+                "so that no frame is taken twice"
+            )
+        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
+            raise UserError(f"--cameras {' '.join(self.cameras)}: name one or more, each once")
+
+
+class NuScenesClips(Dataset[Clip]):
+    """Every clip of a split, by scene and time. Item ``i``, or ``(i, seed)`` to set ``Clip.seeds``, has B = 1.
+
+    Raises:
+        UserError: If the root, version, split or cameras do not exist, or nothing in them is long enough for a clip.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.root = Path(config.dataroot).expanduser()
+        self.index = open_index(self.root, config.version)
+        scenes = _scenes_of_split(self.index, config)
+        _check_cameras(self.index, config.cameras)
+        self.frames = find_frames(self.index, scenes, config.cameras, sweeps=config.sweeps, lidar=config.lidar)
+        self.clips = find_clips(
+            self.frames,
+            length=config.frames,
+            gap=round(config.gap * 1e6),
+            tolerance=round(config.tolerance * 1e6),
+        )
+        """[N, T] numbers of frames."""
+        self.has_lidar = config.lidar and LIDAR in self.index.channels
+        if config.lidar and not self.has_lidar:
+            logger.warning("%s has no %s: clips come without LiDAR", self.root / config.version, LIDAR)
+        self._logged: set[str] = set()
+        if not len(self.clips):
+            raise UserError(self._why_no_clip())
+        self._check_image_sizes()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Clip:
+        """Read a clip.
+
+        Args:
+            item: Which one; with a seed for ``Clip.seeds`` (the number of the clip if there is none).
+
+        Raises:
+            IndexError: Past the end.
+            BadDataError: If a file or record is missing or broken and ``on_error`` is "raise".
+            UserError: If it is "skip" and hardly anything can be read.
+        """
+        number, seed = item if isinstance(item, tuple) else (item, item)
+        if not 0 <= number < len(self):
+            raise IndexError(f"clip {number} of {len(self)}")
+        try:
+            return self._read(number, seed)
+        except BadDataError as error:
+            if self.config.on_error == "raise":
+                raise
+            return self._substitute(number, seed, error)
+
+    def name(self, number: int) -> str:
+        """Name of a clip: its scene and the time of its current frame in seconds."""
+        frame = self.clips[number, -1]
+        return f"{self.index.scenes[self.frames.scenes[frame]]}@{self.frames.times[frame] / 1e6:.2f}"
+
+    def _substitute(self, number: int, seed: int, error: BadDataError) -> Clip:
+        """Another clip, drawn from all by what was asked for, that can be read; its name says whose place it took.
+
+        It is drawn from all, and not the next one, so that a root of which large parts are lacking still gives
+        varied clips.
+        """
+        self._log_once(error)
+        draw = np.random.default_rng((seed, number))
+        for other in draw.integers(len(self), size=SUBSTITUTES).tolist():
+            try:
+                return self._read(other, seed, name=f"{self.name(other)}{INSTEAD}{self.name(number)}")
+            except BadDataError as next_error:
+                self._log_once(next_error)
+        raise UserError(f"{SUBSTITUTES} clips tried in a row cannot be read; the first: {error}")
+
+    def _log_once(self, error: BadDataError) -> None:
+        if str(error) not in self._logged:
+            self._logged.add(str(error))
+            logger.warning("clip left out: %s", error)
+
+    def _read(self, number: int, seed: int, name: str | None = None) -> Clip:
+        """Read a clip's files."""
+        frames = self.clips[number]
+        cameras, lidar = self.frames.cameras[frames], self.frames.lidar[frames]
+        self._check_records(number, cameras, lidar)
+        reference = lidar if self.has_lidar else cameras[:, 0]
+        global_from_ego = self._global_from_ego(reference)  # [T, 4, 4] float64, as all of these
+        ego_from_global = invert(global_from_ego)
+        ego_from_camera = (
+            ego_from_global[:, None] @ self._global_from_ego(cameras) @ self._ego_from_sensor(cameras)
+        )  # [T, V, 4, 4]
+        images, intrinsics = self._images(cameras)
+        points, num_points = self._points(lidar)
+        return Clip(
+            images=images[None],
+            intrinsics=intrinsics[None].float(),
+            ego_from_camera=ego_from_camera[None].float(),
+            current_from_ego=(ego_from_global[-1] @ global_from_ego)[None].float(),
+            timestamps=torch.from_numpy(self.frames.times[frames] / 1e6)[None],
+            points=points[None],
+            num_points=num_points[None],
+            seeds=torch.tensor([seed]),
+            names=(name or self.name(number),),
+            cameras=self.config.cameras,
+        )
+
+    def _check_records(self, number: int, cameras: NDArray[np.int32], lidar: NDArray[np.int32]) -> None:
+        """Every frame must have every sensor."""
+        names = self.config.cameras
+        if self.has_lidar:
+            cameras, names = np.column_stack([lidar, cameras]), (LIDAR, *names)
+        for t, column in np.argwhere(cameras == NONE):
+            frame = self.clips[number, t]
+            scene = self.index.scenes[self.frames.scenes[frame]]
+            raise BadDataError(
+                f"{names[column]} in {scene} at {self.frames.times[frame] / 1e6:.2f} s", "no record in sample_data.json"
+            )
+
+    def _images(self, cameras: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
+        """Images [T, V, 3, H, W] uint8 and their intrinsics [T, V, 3, 3] float64."""
+        height, width = self.config.image_size
+        images = np.empty((*cameras.shape, 3, height, width), dtype=np.uint8)
+        intrinsics = torch.empty(*cameras.shape, 3, 3, dtype=torch.float64)
+        for place in np.ndindex(cameras.shape):
+            record = self.index.records[cameras[place]]
+            size = (int(record["size"][0]), int(record["size"][1]))
+            images[place] = read_image(self._path(record), size, self.config.image_size)
+            in_tables = torch.from_numpy(self.index.calibrations["intrinsics"][record["calibration"]].copy())
+            in_tables[:2, 2] += 0.5  # the tables count pixel centres at integers, we at halves
+            intrinsics[place] = Fit.of(size, self.config.image_size).intrinsics(in_tables)
+        return torch.from_numpy(images), intrinsics
+
+    def _points(self, lidar: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
+        """Points [T, P, 3] in each frame's ego frame, padded with zeros, and how many are real [T]."""
+        if not self.has_lidar:
+            return torch.zeros(len(lidar), 0, 3), torch.zeros(len(lidar), dtype=torch.int64)
+        # A frame's ego frame is the car's at its sweep, so all there is between them is the calibration.
+        ego_from_lidar = self._ego_from_sensor(lidar).float()
+        sweeps = [
+            transform(pose, torch.from_numpy(read_points(self._path(self.index.records[row]))))
+            for pose, row in zip(ego_from_lidar, lidar, strict=True)
+        ]
+        padded = torch.nn.utils.rnn.pad_sequence(sweeps, batch_first=True)
+        return padded, torch.tensor([len(sweep) for sweep in sweeps])
+
+    def _global_from_ego(self, rows: NDArray[np.int32]) -> Tensor:
+        return _poses(self.index.records[rows])
+
+    def _ego_from_sensor(self, rows: NDArray[np.int32]) -> Tensor:
+        return _poses(self.index.calibrations[self.index.records["calibration"][rows]])
+
+    def _path(self, record: Any) -> Path:
+        return self.root / record["file"].decode()
+
+    def _why_no_clip(self) -> str:
+        config = self.config
+        if not len(self.frames.times):
+            return f"split {config.split} of {self.root / config.version} has no {config.cameras[0]} image"
+        length = max(np.ptp(self.frames.times[self.frames.scenes == s]) for s in np.unique(self.frames.scenes)) / 1e6
+        return (
+            f"no clip of {config.frames} frames {config.gap} s apart (a tolerance of {config.tolerance} s) in split "
+            f"{config.split} of {self.root / config.version}: its longest scene lasts {length:.1f} s. "
+            "Ask for fewer --frames, another --gap or more --tolerance"
+        )
+
+    def _check_image_sizes(self) -> None:
+        rows = self.frames.cameras[self.frames.cameras != NONE]
+        for size in np.unique(self.index.records["size"][rows], axis=0).tolist():
+            Fit.of(tuple(size), self.config.image_size)
+
+
+def count_substitutes(clip: Clip) -> int:
+    """How many of the clips stand in the place of one that could not be read (``on_error="skip"``)."""
+    return sum(INSTEAD in name for name in clip.names)
+
+
+def _poses(rows: NDArray[np.void]) -> Tensor:
+    """``a_from_b`` [..., 4, 4] float64 from the ``rotation`` and ``translation`` of rows [...]."""
+    rotation = torch.from_numpy(np.ascontiguousarray(rows["rotation"]))
+    return make_pose(rotation_from_quaternion(rotation), torch.from_numpy(np.ascontiguousarray(rows["translation"])))
+
+
+def _scenes_of_split(index: Index, config: DataConfig) -> list[int]:
+    """Numbers of the scenes of a split that this root has."""
+    where = Path(config.dataroot).expanduser() / config.version
+    wanted = [name.strip() for name in config.split.split(",") if name.strip()]
+    if len(wanted) == 1 and wanted[0] in index.splits:
+        scenes = [number for number, name in enumerate(index.scenes) if name in set(index.splits[wanted[0]])]
+        if not scenes:
+            raise UserError(
+                f"--split {config.split}: none of its scenes is in {where}, which has {_some(index.scenes)}"
+            )
+        return scenes
+    lacking = [name for name in wanted if name not in index.scenes]
+    if lacking or not wanted:
+        raise UserError(
+            f"--split {', '.join(lacking) or '(empty)'}: neither a split ({', '.join(sorted(index.splits))}) "
+            f"nor a scene of {where}, which has {_some(index.scenes)}"
+        )
+    return sorted(index.scenes.index(name) for name in set(wanted))
+
+
+def _check_cameras(index: Index, cameras: tuple[str, ...]) -> None:
+    there = [channel for channel in index.channels if channel != LIDAR]
+    lacking = [camera for camera in cameras if camera not in there]
+    if lacking:
+        raise UserError(f"--cameras {' '.join(lacking)}: no such camera; there are {', '.join(there) or 'none'}")
+
+
+def _some(names: tuple[str, ...], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) + more) if names else "no scene"
