@@ -1,8 +1,8 @@
 """The one data contract: every reader makes a :class:`Clip`, every stage consumes one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -81,24 +81,28 @@ class Clip:
         """Relative ego poses between frames.
 
         Args:
-            target: [B] int64, one frame a clip.
-            source: [B, S] int64, the frames to go to.
+            target: [B, K] int64, frames to come from.
+            source: [B, K, S] int64, frames to go to.
 
         Returns:
-            ``source_from_target`` [B, S, 4, 4]: points in the target's ego frame to each source's.
+            ``source_from_target`` [B, K, S, 4, 4]: points in each target's ego frame to its sources'.
         """
-        rows = torch.arange(self.batch_size, device=self.device)
+        rows = torch.arange(self.batch_size, device=self.device)[:, None]
         current_from_target = self.current_from_ego[rows, target]
-        current_from_source = self.current_from_ego[rows[:, None], source]
-        return invert(current_from_source) @ current_from_target[:, None]
+        current_from_source = self.current_from_ego[rows[..., None], source]
+        return invert(current_from_source) @ current_from_target[:, :, None]
 
     def to(self: Moved, device: torch.device | str, non_blocking: bool = False) -> Moved:
         """The same clips with every tensor on ``device``."""
-        return replace(self, **{k: v.to(device, non_blocking=non_blocking) for k, v in self._tensors().items()})
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: Moved) -> Moved:
         """The same clips in page-locked memory (called by :class:`torch.utils.data.DataLoader`)."""
-        return replace(self, **{k: v.pin_memory() for k, v in self._tensors().items()})
+        return self._map(Tensor.pin_memory)
+
+    def _map(self: Moved, change: Callable[[Tensor], Tensor]) -> Moved:
+        changed: dict[str, Any] = {name: change(value) for name, value in self._tensors().items()}
+        return replace(self, **changed)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
@@ -119,7 +123,9 @@ class Clip:
                         f"{getattr(clip, what)} in {clip.names[0]}"
                     )
         longest = max(clip.points.shape[2] for clip in clips)
-        joined = {name: torch.cat([c._tensors()[name] for c in clips]) for name in first._tensors() if name != "points"}
+        joined: dict[str, Any] = {
+            name: torch.cat([c._tensors()[name] for c in clips]) for name in first._tensors() if name != "points"
+        }
         pads = [torch.nn.functional.pad(c.points, (0, 0, 0, longest - c.points.shape[2])) for c in clips]
         names = tuple(name for clip in clips for name in clip.names)
         return Clip(points=torch.cat(pads), names=names, cameras=first.cameras, **joined)

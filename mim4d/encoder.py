@@ -1,5 +1,7 @@
 """The image backbone: timm's ConvNeXt with one method more, the masked forward that pretraining needs."""
 
+from typing import Any
+
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -46,7 +48,8 @@ class MIM4DEncoder(ConvNeXt):
         # 1. Stem and downsampling convolutions have kernel = stride: each site sees its own patch alone.
         x = self.stem(images.masked_fill(~_sites(visible, images)[:, None], 0))
         features = []
-        for stage in self.stages:
+        stages: Any = self.stages
+        for stage in stages:
             x = stage.downsample(x)
             # 2. Norms and biases left something at hidden sites: clear it, once a stage; blocks keep it clear.
             sites = _sites(visible, x)
@@ -83,7 +86,7 @@ def _masked_block(block: ConvNeXtBlock, x: Tensor, index: Tensor) -> Tensor:
     return x + block.drop_path(y.view(n, h, w, c).permute(0, 3, 1, 2))
 
 
-_SIZES = {
+_SIZES: dict[str, dict[str, Any]] = {
     "atto": dict(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), conv_mlp=True),
     "femto": dict(depths=(2, 2, 6, 2), dims=(48, 96, 192, 384), conv_mlp=True),
     "pico": dict(depths=(2, 2, 6, 2), dims=(64, 128, 256, 512), conv_mlp=True),
@@ -115,7 +118,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, **kwargs: object) -> nn.Module:
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     size = _SIZES[variant.removeprefix("mim4d_convnext_")]
     return build_model_with_cfg(
         MIM4DEncoder,
@@ -128,48 +131,48 @@ def _create(variant: str, pretrained: bool, **kwargs: object) -> nn.Module:
 
 
 @register_model
-def mim4d_convnext_atto(pretrained: bool = False, **kwargs: object) -> nn.Module:
+def mim4d_convnext_atto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """3.4 M parameters, widths 40 to 320."""
     return _create("mim4d_convnext_atto", pretrained, **kwargs)
 
 
 @register_model
-def mim4d_convnext_femto(pretrained: bool = False, **kwargs: object) -> nn.Module:
+def mim4d_convnext_femto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """4.8 M parameters, widths 48 to 384."""
     return _create("mim4d_convnext_femto", pretrained, **kwargs)
 
 
 @register_model
-def mim4d_convnext_pico(pretrained: bool = False, **kwargs: object) -> nn.Module:
+def mim4d_convnext_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """8.5 M parameters, widths 64 to 512."""
     return _create("mim4d_convnext_pico", pretrained, **kwargs)
 
 
 @register_model
-def mim4d_convnext_nano(pretrained: bool = False, **kwargs: object) -> nn.Module:
+def mim4d_convnext_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """14.9 M parameters, widths 80 to 640."""
     return _create("mim4d_convnext_nano", pretrained, **kwargs)
 
 
 @register_model
-def mim4d_convnext_tiny(pretrained: bool = False, **kwargs: object) -> nn.Module:
+def mim4d_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """27.8 M parameters, widths 96 to 768."""
     return _create("mim4d_convnext_tiny", pretrained, **kwargs)
 
 
 @register_model
-def mim4d_convnext_small(pretrained: bool = False, **kwargs: object) -> nn.Module:
+def mim4d_convnext_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """49.5 M parameters, widths 96 to 768: the published setting's."""
     return _create("mim4d_convnext_small", pretrained, **kwargs)
 
 
 @register_model
-def mim4d_convnext_base(pretrained: bool = False, **kwargs: object) -> nn.Module:
+def mim4d_convnext_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """87.6 M parameters, widths 128 to 1024."""
     return _create("mim4d_convnext_base", pretrained, **kwargs)
 
 
 @register_model
-def mim4d_convnext_large(pretrained: bool = False, **kwargs: object) -> nn.Module:
+def mim4d_convnext_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """196.2 M parameters, widths 192 to 1536."""
     return _create("mim4d_convnext_large", pretrained, **kwargs)

@@ -32,7 +32,7 @@ def unproject(intrinsics: Tensor, pixels: Tensor, depth: Tensor) -> Tensor:
     skew = intrinsics[..., None, 0, 1]
     y = (pixels[..., 1] - cy) / fy
     x = (pixels[..., 0] - cx - skew * y) / fx
-    return torch.stack([x * depth, y * depth, depth], dim=-1)
+    return torch.stack(torch.broadcast_tensors(x * depth, y * depth, depth), dim=-1)
 
 
 def resize_intrinsics(intrinsics: Tensor, scale_x: float, scale_y: float) -> Tensor:

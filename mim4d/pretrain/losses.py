@@ -1,0 +1,49 @@
+"""8. Rendered against seen: every term named, weighted once, and averaged a clip at a time."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rays import Rays
+from .render import Rendered
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the two terms, each used for direct and for temporal rendering."""
+
+    rgb: float = 10.0
+    """Weight of the mean absolute colour error (colours 0 to 1)."""
+    depth: float = 10.0
+    """Weight of the mean absolute depth error (in scene units: metres / the volume's largest reach)."""
+
+
+def compare(rendered: Rendered, rays: Rays, clips: int) -> dict[str, Tensor]:
+    """Errors of one rendering, averaged over each clip's rays and then over clips.
+
+    The average is taken a clip at a time so that the same clips give the same loss however they are split over
+    processes; a clip without a single valid ray counts as zero.
+
+    Args:
+        rendered: Of G volumes, clip by clip.
+        rays: The rays and their targets.
+        clips: B, a divisor of G.
+
+    Returns:
+        Scalars ``rgb`` (L1, 0 to 1) and ``depth`` (L1, metres); and, without gradient, ``psnr`` (dB) and ``abs_rel``.
+    """
+    valid = (rays.valid & rendered.hit).float()
+    has_depth = (rays.has_depth & rendered.hit).float()
+
+    def mean(error: Tensor, weight: Tensor) -> Tensor:
+        error, weight = error.reshape(clips, -1), weight.reshape(clips, -1)
+        return ((error * weight).sum(1) / weight.sum(1).clamp(min=1)).mean()
+
+    colour = (rendered.rgb - rays.rgb).abs()
+    depth = (rendered.depth - rays.depth).abs()
+    with torch.no_grad():
+        squared = mean(colour.detach().square().mean(-1), valid)
+        psnr = -10 * torch.log10(squared.clamp(min=1e-10))
+        abs_rel = mean(depth.detach() / rays.depth.clamp(min=0.1), has_depth)
+    return {"rgb": mean(colour.mean(-1), valid), "depth": mean(depth, has_depth), "psnr": psnr, "abs_rel": abs_rel}

@@ -1,0 +1,174 @@
+"""MIM4D (arXiv 2403.08760): the whole forward pass, steps 1 to 8, on one screen."""
+
+from dataclasses import dataclass, field
+from typing import cast
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from ..clip import Clip
+from ..encoder import MIM4DEncoder
+from ..geometry import VoxelGrid
+from .lift import Lift, LiftConfig
+from .losses import LossConfig, compare
+from .mask import draw_targets, visible_patches
+from .neck import Neck, NeckConfig
+from .rays import Supervision, choose_rays
+from .render import RenderConfig, Renderer
+from .rng import Stream, uniform
+from .temporal import TemporalConfig, TemporalDecoder
+from .warp import warp
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The method's settings; defaults are the published ones."""
+
+    encoder: str = "mim4d_convnext_small"
+    """The backbone's name in timm, one of mim4d's."""
+    frames: int = 4
+    """T, frames a clip; 1 leaves the temporal path out."""
+    drop_path: float = 0.2
+    """Stochastic depth rate of the backbone."""
+    frozen: int = 2
+    """Parts of the backbone kept as they are, from the front: 0 none, 1 the stem, 2 the stem and first stage, ..."""
+    mask_ratio: float = 0.3
+    """Share of 32 px patches hidden in every image."""
+    supervision: Supervision = "rgbd"
+    """rgbd: rays through LiDAR points, colour and depth; rgb: rays through any pixels, colour alone."""
+    grid: VoxelGrid = field(default_factory=VoxelGrid)
+    neck: NeckConfig = field(default_factory=NeckConfig)
+    lift: LiftConfig = field(default_factory=LiftConfig)
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    render: RenderConfig = field(default_factory=RenderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ValueError(f"frames must be at least 1, got {self.frames}")
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio is the hidden share, 0 <= ratio < 1, got {self.mask_ratio}")
+
+
+class MIM4D(nn.Module):
+    """Masked multi-camera video in, rendering losses out. Only ``encoder`` outlives the pretraining."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        encoder = timm.create_model(config.encoder, num_classes=0, drop_path_rate=config.drop_path)
+        if not isinstance(encoder, MIM4DEncoder):
+            raise ValueError(
+                f"{config.encoder} has no masked forward: pretraining needs one of timm.list_models('mim4d_*')"
+            )
+        self.encoder = encoder
+        for part in (encoder.head, *[encoder.stem, *encoder.stages][: config.frozen]):
+            part.requires_grad_(False)  # nothing in pretraining sees the head's norm
+        normalise = resolve_model_data_config(encoder)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", 255 * torch.tensor(normalise["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
+        self.neck = Neck(config.neck, [cast(int, stage["num_chs"]) for stage in encoder.feature_info])
+        self.lift = Lift(config.lift, config.neck.channels, self.neck.stride, config.grid)
+        temporal = config.frames > 1
+        self.temporal = (
+            TemporalDecoder(config.temporal, config.lift.channels, config.grid, config.frames) if temporal else None
+        )
+        self.renderer = Renderer(config.render, config.lift.channels, config.grid)
+
+    def forward(self, clip: Clip) -> dict[str, Tensor]:
+        """One training step's losses.
+
+        Args:
+            clip: B clips on this module's device, of any number of cameras and, where the model is temporal, T >= 2.
+
+        Returns:
+            Scalars: ``loss``, weighted and summed; ``direct_rgb``, ``direct_depth``, ``temporal_rgb``,
+            ``temporal_depth`` (mean absolute errors; depth in metres) with ``*_psnr`` and ``*_abs_rel`` beside them;
+            ``frames``, how many frames were really used, and ``rays``, the share of rays with a target.
+        """
+        targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]
+        volumes = self.encode(clip)  # [B, T, C, Z, Y, X]
+        views = {"direct": pick(volumes, targets)}  # [B*K, C, Z, Y, X]
+        if self.temporal is not None:
+            views["temporal"] = self.temporal(*self.warp_others(volumes, clip, targets)).volume
+        return self.score(views, clip, targets)
+
+    @torch.no_grad()
+    def baselines(self, clip: Clip) -> dict[str, Tensor]:
+        """The losses, and those of what the temporal decoder must beat: no features at all (``zero_*``), and the mean
+        of the warped other frames sent straight to the renderer (``mean_*``)."""
+        targets = draw_targets(clip.seeds, clip.num_frames)
+        volumes = self.encode(clip)
+        views = {"direct": pick(volumes, targets)}
+        if self.temporal is not None:
+            warped, gaps = self.warp_others(volumes, clip, targets)
+            mean = warped.mean(1)
+            views |= {"temporal": self.temporal(warped, gaps).volume, "zero": torch.zeros_like(mean), "mean": mean}
+        return self.score(views, clip, targets)
+
+    def encode(self, clip: Clip) -> Tensor:
+        """Steps 1 to 4: every frame's own volume [B, T, C, Z, Y, X] from its visible patches."""
+        b, t, v = clip.images.shape[:3]
+        visible = self.visible(clip).flatten(0, 2)
+        images = (clip.images.flatten(0, 2).float() - self.mean) / self.std
+        maps = self.encoder.forward_masked(images, visible)
+        features = self.neck(maps, visible)
+        return self.lift(features.unflatten(0, (b, t, v)), clip)
+
+    def visible(self, clip: Clip) -> Tensor:
+        """The clip's spatial mask [B, T, V, H/32, W/32], True where a patch is seen."""
+        return visible_patches(clip.seeds, clip.num_frames, clip.num_cameras, clip.image_size, self.config.mask_ratio)
+
+    def warp_others(self, volumes: Tensor, clip: Clip, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Step 5: drop each target frame and bring the others into its ego frame.
+
+        Args:
+            volumes: [B, T, C, Z, Y, X].
+            clip: For poses and times.
+            targets: [B, K] int64.
+
+        Returns:
+            Warped volumes [B*K, T-1, C, Z, Y, X], and their signed gaps to the target [B*K, T-1] in seconds.
+
+        Raises:
+            ValueError: If the clip has a single frame: there is nothing to rebuild it from.
+        """
+        if clip.num_frames < 2:
+            raise ValueError(
+                "the temporal path needs clips of 2 frames or more, got 1: set frames = 1 to go without it"
+            )
+        others = torch.arange(clip.num_frames - 1, device=clip.device).expand(*targets.shape, -1)
+        others = others + (others >= targets[..., None]).long()  # [B, K, T-1]: every frame but the target
+        poses = clip.source_from_target(targets, others).flatten(0, 1)
+        gaps = pick(clip.times, others) - pick(clip.times, targets)[:, None]
+        return warp(pick(volumes, others), poses, self.config.grid), gaps
+
+    def score(self, views: dict[str, Tensor], clip: Clip, targets: Tensor) -> dict[str, Tensor]:
+        """Steps 7 and 8: render each kind of volume [B*K, C, Z, Y, X] along the same rays, and compare."""
+        config = self.config
+        rays = choose_rays(clip, targets, config.render.rays_per_view, config.grid, config.supervision)
+        jitter = None
+        if self.training:
+            shape = (targets.shape[1], rays.valid.shape[1], config.render.uniform_samples)
+            jitter = uniform(clip.seeds, Stream.STRATA, shape).flatten(0, 1)
+        out: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=clip.device)
+        for name, volumes in views.items():
+            rendered = self.renderer(volumes, rays.origins, rays.directions, jitter)
+            terms = compare(rendered, rays, clip.batch_size)
+            loss = (
+                loss + config.loss.rgb * terms["rgb"] + config.loss.depth * terms["depth"] / self.renderer.field.scale
+            )
+            out |= {f"{name}_{term}": value for term, value in terms.items()}
+        frames = clip.num_frames if self.temporal is not None else 1
+        return {"loss": loss, **out, "frames": loss.new_tensor(frames), "rays": rays.valid.float().mean()}
+
+
+def pick(per_frame: Tensor, frames: Tensor) -> Tensor:
+    """Take frames [B, K, ...] out of [B, T, ...] and fold K into the batch: [B*K, ..., ...]."""
+    rows = torch.arange(len(frames), device=frames.device).view(-1, *[1] * (frames.dim() - 1))
+    return per_frame[rows, frames].flatten(0, 1)

@@ -1,0 +1,205 @@
+"""6. The temporal decoder: other frames' warped volumes -> the volume of the frame that was dropped, and its BEV flow.
+
+The ego-motion warp has dealt with the static world; what the deformable attention's offsets have left to find is the
+motion of everything that moves. Time is continuous: keys, offsets and attention see the signed gap in seconds, never a
+frame's number, so any gaps and any number of frames work.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..geometry import VoxelGrid
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalConfig:
+    """Sizes of the two branches (the published ones)."""
+
+    short_frames: int = 1
+    """Frames in the short branch: those nearest in time to the target. The long branch takes all others."""
+    short_channels: int = 128
+    """Width of the short branch."""
+    long_channels: int = 64
+    """Width of the long branch."""
+    short_heads: int = 4
+    """Attention heads of the short branch."""
+    long_heads: int = 2
+    """Attention heads of the long branch."""
+    points: int = 4
+    """Sampled points a head and frame."""
+    layers: int = 2
+    """Layers of each branch; the feed-forward part is twice as wide as the branch."""
+
+
+class Decoded(NamedTuple):
+    """What the temporal decoder makes."""
+
+    volume: Tensor
+    """[B, C, Z, Y, X], the target frame's rebuilt volume."""
+    flow: Tensor
+    """[B, 2, Y, X], velocity (x, y) in m/s in the target's ego frame of what stands in each BEV cell."""
+
+
+def time_embedding(gaps: Tensor, channels: int) -> Tensor:
+    """Sinusoids of signed gaps in seconds: [..., channels], periods from 0.1 s to 100 s, evenly in their logarithm."""
+    half = channels // 2
+    periods = 0.1 * 1000 ** (torch.arange(half, device=gaps.device) / max(half - 1, 1))
+    angles = gaps[..., None] * (2 * math.pi / periods)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class DeformableAttention(nn.Module):
+    """BEV queries look into S frames at learned offsets (Deformable DETR, arXiv 2010.04159, eq. 3; levels = frames)."""
+
+    def __init__(self, channels: int, heads: int, points: int) -> None:
+        super().__init__()
+        self.heads, self.points = heads, points
+        self.offsets = nn.Linear(channels, heads * points * 2)
+        self.scores = nn.Linear(channels, heads * points)
+        self.output = nn.Linear(channels, channels)
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.scores.weight)
+        nn.init.zeros_(self.scores.bias)
+        # Deformable DETR's start: head h looks in direction h, point k at k cells; here the first point looks straight.
+        angles = torch.arange(heads) * (2 * math.pi / heads)
+        rays = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        start = rays[:, None] * torch.arange(points)[:, None]
+        self.offsets.bias.data.copy_(start.flatten())
+
+    def forward(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend.
+
+        Args:
+            queries: [B, Y, X, E].
+            keys: [B, S, Y, X, E], the frames' features with their times.
+
+        Returns:
+            The attended features [B, Y, X, E]; offsets [B, S, Y, X, heads, points, 2] in cells (x, y); attention
+            [B, S, Y, X, heads, points], which sums to 1 over frames and points.
+        """
+        b, s, height, width, _ = keys.shape
+        # What a query asks of a frame depends on what stands there in that frame, and when.
+        asked = queries[:, None] + keys
+        offsets = self.offsets(asked).float().unflatten(-1, (self.heads, self.points, 2))
+        scores = self.scores(asked).float().unflatten(-1, (self.heads, self.points))
+        attention = rearrange(
+            rearrange(scores, "b s y x h p -> b y x h (s p)").softmax(-1), "b y x h (s p) -> b s y x h p", s=s
+        )
+        ys, xs = torch.meshgrid(
+            torch.arange(height, device=keys.device), torch.arange(width, device=keys.device), indexing="ij"
+        )
+        cells = torch.stack([xs, ys], dim=-1)[:, :, None, None] + 0.5 + offsets  # [B, S, Y, X, heads, points, 2]
+        where = cells / offsets.new_tensor([width, height]) * 2 - 1
+        sampled = F.grid_sample(
+            rearrange(keys.float(), "b s y x (h c) -> (b s h) c y x", h=self.heads),
+            rearrange(where, "b s y x h p two -> (b s h) (y x) p two"),
+            align_corners=False,
+        )  # [B*S*heads, C, Y*X, points]
+        weights = rearrange(attention, "b s y x h p -> (b s h) 1 (y x) p")
+        mixed = rearrange((sampled * weights).sum(-1), "(b s h) c (y x) -> b s y x (h c)", b=b, s=s, y=height)
+        return self.output(mixed.sum(1).to(queries.dtype)), offsets, attention
+
+
+class Layer(nn.Module):
+    """Deformable attention, then a feed-forward network; both residual, normed before."""
+
+    def __init__(self, channels: int, heads: int, points: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attention = DeformableAttention(channels, heads, points)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
+
+    def forward(self, queries: Tensor, position: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, Y, X, E] queries to the same, with the attention's offsets and weights."""
+        mixed, offsets, attention = self.attention(self.norm1(queries) + position, keys)
+        queries = queries + mixed
+        return queries + self.mlp(self.norm2(queries)), offsets, attention
+
+
+class Branch(nn.Module):
+    """Learned BEV queries that gather one set of frames."""
+
+    def __init__(self, bev_channels: int, channels: int, heads: int, config: TemporalConfig, grid: VoxelGrid) -> None:
+        super().__init__()
+        _, height, width = grid.shape
+        self.cell = grid.voxel[:2]
+        self.queries = nn.Parameter(torch.zeros(height, width, channels))
+        self.rows = nn.Parameter(torch.zeros(height, 1, channels))
+        self.columns = nn.Parameter(torch.zeros(1, width, channels))
+        for parameter in (self.queries, self.rows, self.columns):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        self.channels = channels
+        self.keys = nn.Linear(bev_channels, channels)
+        self.time = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels))
+        self.key_norm = nn.LayerNorm(channels)
+        self.layers = nn.ModuleList(Layer(channels, heads, config.points) for _ in range(config.layers))
+
+    def forward(self, bev: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
+        """Gather S frames.
+
+        Args:
+            bev: [B, S, Y, X, Z*C], warped to the target.
+            gaps: [B, S] seconds, source minus target.
+
+        Returns:
+            [B, Y, X, E], and the flow [B, Y, X, 2] in m/s that the last layer's offsets mean.
+        """
+        times = self.time(time_embedding(gaps, self.channels))
+        keys = self.key_norm(self.keys(bev) + times[:, :, None, None])
+        queries = self.queries.expand(bev.shape[0], -1, -1, -1)
+        position = self.rows + self.columns
+        for layer in self.layers:
+            queries, offsets, attention = layer(queries, position, keys)
+        # Something that is at +offset in the source moved by offset over the gap: velocity = offset / gap.
+        metres = offsets * offsets.new_tensor(self.cell)
+        velocity = metres / gaps[:, :, None, None, None, None, None]
+        flow = (attention[..., None] * velocity).sum((1, 4, 5)) / attention.shape[4]
+        return queries, flow
+
+
+class TemporalDecoder(nn.Module):
+    """Short and long branch, joined into the dropped frame's volume."""
+
+    def __init__(self, config: TemporalConfig, channels: int, grid: VoxelGrid, frames: int) -> None:
+        super().__init__()
+        self.config, self.grid = config, grid
+        bev = channels * grid.shape[0]
+        self.short = Branch(bev, config.short_channels, config.short_heads, config, grid)
+        has_long = frames - 1 > config.short_frames
+        self.long = Branch(bev, config.long_channels, config.long_heads, config, grid) if has_long else None
+        joined = config.short_channels + (config.long_channels if has_long else 0)
+        self.join = nn.Conv2d(joined, bev, 3, padding=1)
+
+    def forward(self, warped: Tensor, gaps: Tensor) -> Decoded:
+        """Rebuild the target's volume.
+
+        Args:
+            warped: [B, S, C, Z, Y, X], the other frames in the target's ego frame, S >= 1.
+            gaps: [B, S] seconds, signed: source minus target.
+
+        Returns:
+            The volume and the flow of the short branch.
+        """
+        bev = rearrange(warped, "b s c z y x -> b s y x (z c)")
+        order = gaps.abs().argsort(dim=1, stable=True)
+        rows = torch.arange(len(gaps), device=gaps.device)[:, None]
+        near, far = order[:, : self.config.short_frames], order[:, self.config.short_frames :]
+        found, flow = self.short(bev[rows, near], gaps[rows, near])
+        if self.long is not None:
+            if far.shape[1]:
+                more, _ = self.long(bev[rows, far], gaps[rows, far])
+            else:  # trained with more frames than it is given now
+                more = found.new_zeros(*found.shape[:3], self.config.long_channels)
+            found = torch.cat([found, more], dim=-1)
+        joined = self.join(rearrange(found, "b y x e -> b e y x"))
+        return Decoded(
+            rearrange(joined, "b (z c) y x -> b c z y x", z=self.grid.shape[0]),
+            rearrange(flow, "b y x two -> b two y x"),
+        )
