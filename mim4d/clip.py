@@ -92,6 +92,10 @@ class Clip:
         current_from_source = self.current_from_ego[rows[..., None], source]
         return invert(current_from_source) @ current_from_target[:, :, None]
 
+    def first(self: Moved) -> Moved:
+        """The first clip alone, B = 1."""
+        return replace(self._map(lambda x: x[:1]), names=self.names[:1])
+
     def to(self: Moved, device: torch.device | str, non_blocking: bool = False) -> Moved:
         """The same clips with every tensor on ``device``."""
         return self._map(lambda x: x.to(device, non_blocking=non_blocking))

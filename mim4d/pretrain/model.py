@@ -160,9 +160,9 @@ class MIM4D(nn.Module):
         for name, volumes in views.items():
             rendered = self.renderer(volumes, rays.origins, rays.directions, jitter)
             terms = compare(rendered, rays, clip.batch_size)
-            loss = (
-                loss + config.loss.rgb * terms["rgb"] + config.loss.depth * terms["depth"] / self.renderer.field.scale
-            )
+            if name in ("direct", "temporal"):
+                scene_depth = terms["depth"] / self.renderer.field.scale
+                loss = loss + config.loss.rgb * terms["rgb"] + config.loss.depth * scene_depth
             out |= {f"{name}_{term}": value for term, value in terms.items()}
         frames = clip.num_frames if self.temporal is not None else 1
         return {"loss": loss, **out, "frames": loss.new_tensor(frames), "rays": rays.valid.float().mean()}

@@ -1,0 +1,164 @@
+"""What the model sees: input, mask, rendered colour and depth beside the truth, and the BEV flow, on one sheet."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..clip import Clip
+from ..encoder import PATCH
+from ..geometry import VoxelGrid, invert, pixel_rays, project, transform
+from .model import MIM4D, pick
+
+MAX_DEPTH = 50.0
+"""Depth at the far end of the colour scale, metres."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """The current frame of one clip, rendered at every ``stride``-th pixel; all on the CPU."""
+
+    stride: int
+    rgb: dict[str, Tensor]
+    """``direct`` and, if the model is temporal, ``temporal``: [V, h, w, 3], 0 to 1."""
+    depth: dict[str, Tensor]
+    """The same: [V, h, w] distance along the ray, metres."""
+    flow: Tensor | None
+    """[2, Y, X] velocity in m/s in the ego frame, if the model is temporal."""
+
+
+@torch.no_grad()
+def render_views(model: MIM4D, clip: Clip, stride: int = 4) -> Views:
+    """Render whole images of the current frame of the first clip, from masked input, in eval mode.
+
+    Args:
+        model: The model; its mode is put back afterwards.
+        clip: On the model's device.
+        stride: Pixels between rays.
+
+    Returns:
+        The rendered views.
+    """
+    training = model.training
+    model.eval()
+    target = torch.full((1, 1), clip.num_frames - 1, device=clip.device)
+    clip = clip.first()
+    volumes = model.encode(clip)
+    shown, flow = {"direct": pick(volumes, target)}, None
+    if model.temporal is not None:
+        shown["temporal"], flow = model.temporal(*model.warp_others(volumes, clip, target))
+
+    height, width = (side // stride for side in clip.image_size)
+    v, u = torch.meshgrid(
+        torch.arange(height, device=clip.device), torch.arange(width, device=clip.device), indexing="ij"
+    )
+    pixels = (torch.stack([u, v], dim=-1).flatten(0, 1) + 0.5) * stride
+    origins, directions = pixel_rays(pixels, clip.intrinsics[:, -1], clip.ego_from_camera[:, -1])  # [1, V, h*w, 3]
+    rendered = {k: model.renderer(x, origins.flatten(1, 2), directions.flatten(1, 2)) for k, x in shown.items()}
+    model.train(training)
+    size = (clip.num_cameras, height, width)
+    return Views(
+        stride=stride,
+        rgb={k: x.rgb.view(*size, 3).float().cpu() for k, x in rendered.items()},
+        depth={k: x.depth.view(*size).float().cpu() for k, x in rendered.items()},
+        flow=None if flow is None else flow[0].float().cpu(),
+    )
+
+
+def lidar_pixels(clip: Clip, camera: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the current frame's LiDAR falls on a camera of the first clip: pixels [N, 2], distances [N] in metres."""
+    points = clip.points[0, -1, : int(clip.num_points[0, -1])]
+    ego_from_camera = clip.ego_from_camera[0, -1, camera]
+    pixels, depth = project(clip.intrinsics[0, -1, camera], transform(invert(ego_from_camera), points))
+    height, width = clip.image_size
+    u, v = pixels.unbind(-1)
+    seen = (depth > 0.5) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    distance = (points - ego_from_camera[:3, 3]).norm(dim=-1)
+    return pixels[seen].numpy(), distance[seen].numpy()
+
+
+def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
+    """Draw the first clip's current frame, a row a camera, and write a PNG (atomically).
+
+    Args:
+        model: The model.
+        clip: On the model's device.
+        path: The file to write.
+        stride: Pixels between rendered rays.
+    """
+    views = render_views(model, clip, stride)
+    visible = model.visible(clip)[0, -1].cpu()
+    clip = clip.first().to("cpu")
+    patches = visible.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
+    images = clip.images[0, -1].permute(0, 2, 3, 1)  # [V, H, W, 3]
+    kinds = list(views.rgb)
+    titles = ["input", "visible", *[f"{k} colour" for k in kinds], "LiDAR depth", *[f"{k} depth" for k in kinds]]
+    cameras, columns = len(clip.cameras), len(titles)
+
+    aspect = images.shape[1] / images.shape[2]
+    cell = 2.6
+    bev = 0.0 if views.flow is None else max(cell * aspect * cameras, cell)
+    figure = Figure(figsize=(cell * columns + bev * 1.15, cell * aspect * cameras + 0.5), dpi=120, layout="constrained")
+    sheet = figure.add_gridspec(cameras, columns + 1, width_ratios=[cell] * columns + [max(bev * 1.15, 0.01)])
+    for row in range(cameras):
+        panels = [images[row], torch.where(patches[row, ..., None], images[row], 96)]
+        panels += [views.rgb[k][row] for k in kinds]
+        axes = [figure.add_subplot(sheet[row, column]) for column in range(columns)]
+        for axis, panel in zip(axes, panels, strict=False):
+            axis.imshow(panel.numpy(), interpolation="nearest", aspect="auto")
+        _draw_lidar(axes[2 + len(kinds)], clip, row)
+        for axis, kind in zip(axes[3 + len(kinds) :], kinds, strict=True):
+            axis.imshow(views.depth[kind][row].numpy(), cmap="turbo_r", vmin=0, vmax=MAX_DEPTH, aspect="auto")
+        for axis, title in zip(axes, titles, strict=True):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(title, fontsize=9)
+        axes[0].set_ylabel(clip.cameras[row].removeprefix("CAM_"), fontsize=7)
+    if views.flow is not None:
+        _draw_flow(figure.add_subplot(sheet[:, columns]), views.flow, clip, model.config.grid)
+    figure.suptitle(f"{clip.names[0]}   (depth colours: 0 to {MAX_DEPTH:g} m, red is near)", fontsize=9)
+    part = path.with_suffix(".part")
+    figure.savefig(part, format="png")
+    os.replace(part, path)
+
+
+def _draw_lidar(axis: Axes, clip: Clip, camera: int) -> None:
+    height, width = clip.image_size
+    pixels, distance = lidar_pixels(clip, camera)
+    far_first = np.argsort(-distance)
+    axis.set_facecolor("black")
+    axis.scatter(
+        *pixels[far_first].T, c=distance[far_first], s=1.2, cmap="turbo_r", vmin=0, vmax=MAX_DEPTH, linewidths=0
+    )
+    axis.set_xlim(0, width)
+    axis.set_ylim(height, 0)
+
+
+def _draw_flow(axis: Axes, flow: Tensor, clip: Clip, grid: VoxelGrid) -> None:
+    """Speed as colour, direction as arrows, over the LiDAR seen from above; forward is up, left is left."""
+    speed = flow.norm(dim=0)
+    # Ego x (forward) goes up the page and ego y (left) to the left, so transpose and turn both axes.
+    extent = (grid.y[1], grid.y[0], grid.x[0], grid.x[1])
+    top = max(1.0, float(speed.quantile(0.99)))
+    image = axis.imshow(speed.T.flip(1).numpy(), origin="lower", extent=extent, cmap="magma", vmin=0, vmax=top)
+    points = clip.points[0, -1, : int(clip.num_points[0, -1])]
+    points = points[grid.contains(points) & (points[:, 2] > 0.3)]
+    axis.scatter(points[:, 1].numpy(), points[:, 0].numpy(), s=0.3, c="white", alpha=0.5, linewidths=0)
+    step = max(1, flow.shape[1] // 20)
+    centers = grid.centers(flow)[0, ::step, ::step]
+    vx, vy = flow[:, ::step, ::step]
+    arrows = (centers[..., 1], centers[..., 0], vy, vx)
+    axis.quiver(*(a.numpy() for a in arrows), color="cyan", angles="xy", scale_units="xy", scale=0.5, width=0.003)
+    axis.set_xlim(grid.y[1], grid.y[0])
+    axis.set_ylim(grid.x[0], grid.x[1])
+    axis.set_title("BEV flow, m/s (arrows: 2 s of motion)", fontsize=9)
+    axis.set_xlabel("left  <-  y, m", fontsize=8)
+    axis.set_ylabel("x forward, m", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.figure.colorbar(image, ax=axis, shrink=0.7)
