@@ -133,9 +133,8 @@ def _draw_lidar(axis: Axes, clip: Clip, camera: int) -> None:
     pixels, distance = lidar_pixels(clip, camera)
     far_first = np.argsort(-distance)
     axis.set_facecolor("black")
-    axis.scatter(
-        *pixels[far_first].T, c=distance[far_first], s=1.2, cmap="turbo_r", vmin=0, vmax=MAX_DEPTH, linewidths=0
-    )
+    u, v = pixels[far_first].T
+    axis.scatter(u, v, c=distance[far_first], s=1.2, cmap="turbo_r", vmin=0, vmax=MAX_DEPTH, linewidths=0)
     axis.set_xlim(0, width)
     axis.set_ylim(height, 0)
 
