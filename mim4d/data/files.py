@@ -15,7 +15,11 @@ class BadDataError(UserError):
             what: The path, or the sensor and the moment whose record is missing.
             problem: Such as ``no such file``.
         """
-        super().__init__(f"{what}: {problem}. Put it right, or leave such clips out with --on-error skip")
+        super().__init__(what, problem)  # both, so that it comes whole out of a worker's pickle
+
+    def __str__(self) -> str:
+        what, problem = self.args
+        return f"{what}: {problem}. Put it right, or leave such clips out with --on-error skip"
 
 
 def read_bytes(path: Path) -> bytes:

@@ -11,7 +11,6 @@ import logging
 import mmap
 import os
 import shutil
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,20 +159,22 @@ def _read(folder: Path, fingerprint: str) -> Index:
 
 
 def _write(folder: Path, fingerprint: str, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
-    """Put an index in place of what may be there; whoever reads sees the old one, none, or the whole new one."""
-    building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
-    try:
-        for name in ARRAYS:
-            np.save(building / f"{name}.npy", arrays[name], allow_pickle=False)
-        checksums = {name: _checksum(building / f"{name}.npy") for name in ARRAYS}
-        (building / "index.json").write_text(json.dumps(meta | {"fingerprint": fingerprint, "checksums": checksums}))
-        if folder.exists():
-            folder.rename(building / "replaced")
-        building.rename(folder)
-        shutil.rmtree(folder / "replaced", ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+    """Put an index in place of what may be there, under the lock.
+
+    A reader without the lock sees the old index, none, or the whole new one.
+    """
+    building, replaced = folder.with_name(folder.name + ".building"), folder.with_name(folder.name + ".replaced")
+    for leftover in (building, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    building.mkdir()
+    for name in ARRAYS:
+        np.save(building / f"{name}.npy", arrays[name], allow_pickle=False)
+    checksums = {name: _checksum(building / f"{name}.npy") for name in ARRAYS}
+    (building / "index.json").write_text(json.dumps(meta | {"fingerprint": fingerprint, "checksums": checksums}))
+    if folder.exists():
+        folder.rename(replaced)
+    building.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _checksum(path: Path) -> int:

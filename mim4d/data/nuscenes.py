@@ -252,8 +252,8 @@ def count_substitutes(clip: Clip) -> int:
 
 def _poses(rows: NDArray[np.void]) -> Tensor:
     """``a_from_b`` [..., 4, 4] float64 from the ``rotation`` and ``translation`` of rows [...]."""
-    rotation = torch.from_numpy(np.ascontiguousarray(rows["rotation"]))
-    return make_pose(rotation_from_quaternion(rotation), torch.from_numpy(np.ascontiguousarray(rows["translation"])))
+    rotation, translation = (torch.from_numpy(rows[name].copy()) for name in ("rotation", "translation"))
+    return make_pose(rotation_from_quaternion(rotation), translation)
 
 
 def _scenes_of_split(index: Index, config: DataConfig) -> list[int]:

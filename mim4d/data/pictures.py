@@ -27,6 +27,7 @@ def lidar_on_images(clip: Clip, *, row: int = 0, frame: int = -1, columns: int =
         The cameras as a grid, each at the clip's image size.
     """
     height, width = clip.image_size
+    columns = min(columns, clip.num_cameras)
     lines = -(-clip.num_cameras // columns)
     sheet = np.zeros((lines * height, columns * width, 3), dtype=np.uint8)
     points = clip.points[row, frame, : int(clip.num_points[row, frame])]

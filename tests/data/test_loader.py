@@ -1,0 +1,113 @@
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mim4d.data import (
+    ClipSampler,
+    NuScenesClips,
+    evaluation_clips,
+    make_evaluation_loader,
+    make_loader,
+)
+from tests.data.test_nuscenes import config_of
+
+sizes, batch_sizes, seeds = st.integers(1, 20), st.integers(1, 4), st.integers(0, 2**40)
+
+
+@settings(max_examples=30)
+@given(sizes, batch_sizes, st.integers(1, 4), seeds)
+def test_processes_share_one_sequence(size, batch_size, processes, seed):
+    """W processes with batches of b draw, step by step, what one with batches of W * b draws."""
+    one = list(ClipSampler(size, batch_size=processes * batch_size, steps=7, seed=seed))
+    many = [
+        list(
+            ClipSampler(size, batch_size=batch_size, steps=7, seed=seed, num_processes=processes, process_index=process)
+        )
+        for process in range(processes)
+    ]
+    assert one == [[draw for batches in many for draw in batches[step]] for step in range(7)]
+
+
+@given(sizes, batch_sizes, st.integers(0, 9), seeds)
+def test_a_later_start_draws_what_remains(size, batch_size, start, seed):
+    whole = ClipSampler(size, batch_size=batch_size, steps=9, seed=seed)
+    rest = ClipSampler(size, batch_size=batch_size, steps=9, seed=seed, start_step=start)
+    assert list(rest) == list(whole)[start:]
+    assert len(rest) == 9 - start
+
+
+@given(sizes, seeds)
+def test_every_clip_once_an_epoch_each_time_with_another_seed(size, seed):
+    draws = [draw for batch in ClipSampler(size, batch_size=1, steps=3 * size, seed=seed) for draw in batch]
+    for epoch in range(3):
+        assert sorted(number for number, _ in draws[epoch * size : (epoch + 1) * size]) == list(range(size))
+    assert len({clip for _, clip in draws}) == 3 * size
+    assert all(0 <= clip < 2**63 for _, clip in draws)
+
+
+def test_seeds_and_epochs_differ_in_order():
+    def order(seed, epoch):
+        sampler = ClipSampler(50, batch_size=50, steps=epoch + 1, seed=seed, start_step=epoch)
+        return [number for number, _ in next(iter(sampler))]
+
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_the_order_is_the_same_for_ever():
+    """Resuming a run must survive an upgrade: if this fails, old runs cannot be continued."""
+    batches = list(ClipSampler(5, batch_size=2, steps=2, seed=0))
+    assert batches == [
+        [(1, 5769891174451087230), (0, 1328479793581247105)],
+        [(2, 4623916464444550638), (3, 8112235649061861895)],
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_yields_the_sampled_clips(root, workers):
+    dataset = NuScenesClips(config_of(root))
+    sampler = ClipSampler(len(dataset), batch_size=2, steps=4, seed=3, start_step=1)
+    loader = make_loader(dataset, batch_size=2, steps=4, seed=3, start_step=1, workers=workers)
+    assert len(loader) == 3
+    batches = list(loader)
+    for clip, draws in zip(batches, sampler, strict=True):
+        clip.validate()
+        assert clip.names == tuple(dataset.name(number) for number, _ in draws)
+        assert clip.seeds.tolist() == [seed for _, seed in draws]
+        assert torch.equal(clip.images[1], dataset[draws[1][0]].images[0])
+
+
+def test_nothing_is_read_before_the_first_step(root, monkeypatch):
+    dataset = NuScenesClips(config_of(root))
+    read = []
+    original = NuScenesClips.__getitem__
+    monkeypatch.setattr(NuScenesClips, "__getitem__", lambda self, item: read.append(item) or original(self, item))
+    next(iter(make_loader(dataset, batch_size=1, steps=1000, seed=0, start_step=999)))
+    assert len(read) == 1
+
+
+def test_evaluation_clips_are_spread_evenly(root):
+    dataset = NuScenesClips(config_of(root, split="scene-0061,scene-0103"))
+    assert [number for number, _ in evaluation_clips(dataset, 4, seed=0)] == [1, 3, 5, 7]
+    assert [number for number, _ in evaluation_clips(dataset, 99, seed=0)] == list(range(8))
+    assert evaluation_clips(dataset, 4, seed=0) != evaluation_clips(dataset, 4, seed=1)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_evaluation_is_the_same_for_any_number_of_processes(root, processes):
+    dataset = NuScenesClips(config_of(root, split="scene-0061,scene-0103"))
+    loaders = [
+        make_evaluation_loader(dataset, count=5, batch_size=2, seed=0, num_processes=processes, process_index=process)
+        for process in range(processes)
+    ]
+    for _ in range(2):
+        seen = Counter(
+            (name, seed)
+            for loader in loaders
+            for clip in loader
+            for name, seed in zip(clip.names, clip.seeds.tolist(), strict=True)
+        )
+        expected = Counter((dataset.name(number), seed) for number, seed in evaluation_clips(dataset, 5, seed=0))
+        assert seen == expected
