@@ -1,0 +1,216 @@
+"""Checkpoints to resume from: safetensors and JSON, no pickle, written whole or not at all.
+
+``checkpoints/step_00000100/`` holds ``model.safetensors``, ``optimizer.safetensors`` (moments by the parameter's name),
+``ema.safetensors`` where there is an average, and ``state.json`` (step, model config, package version). Learning rate,
+data order and randomness follow from the step and the seed, so there is nothing else to save.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..version import __version__
+
+_NAME = re.compile(r"step_(\d{8})")
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
+    """Let ``fill`` write into a temporary folder beside ``folder``, then put it in place at once.
+
+    Args:
+        folder: Where the result goes; replaced if it exists.
+        fill: Writes files into the folder that it is given.
+        what: What is written, for the message.
+
+    Raises:
+        UserError: If the disk is full or refuses; nothing is left behind and what was there stays.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        for file in partial.iterdir():
+            _sync(file)
+        _sync(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot write {what} to {folder}: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in ``checkpoints/``, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was taken."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module | None,
+    identity: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write a checkpoint and remove the oldest beyond ``keep``.
+
+    Args:
+        folder: The run's ``checkpoints/``.
+        step: How many steps were done.
+        model: The model, not wrapped.
+        optimizer: Its optimiser, not wrapped.
+        ema: The average of the model, or None.
+        identity: What makes it this run's: the model's config and such, flat and fit for JSON.
+        keep: How many checkpoints stay.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UserError: If it cannot be written; the checkpoints before it stay as they are.
+    """
+    before = list_checkpoints(folder)
+    path = folder / f"step_{step:08d}"
+
+    def fill(partial: Path) -> None:
+        save_file(_contiguous(model.state_dict()), partial / "model.safetensors")
+        save_file(_moments(model, optimizer), partial / "optimizer.safetensors")
+        if ema is not None:
+            save_file(_contiguous(ema.state_dict()), partial / "ema.safetensors")
+        state = {"step": step, "identity": identity, "mim4d": __version__}
+        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+
+    kept = f"; {before[-1].name} is kept, free some space and go on with --resume" if before else ""
+    try:
+        write_folder(path, fill, "a checkpoint")
+    except UserError as error:
+        raise UserError(f"{error}{kept}") from error
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module | None,
+    identity: dict[str, Any],
+) -> int:
+    """Put a checkpoint into a model and its optimiser, strictly.
+
+    Returns:
+        The step after which it was taken.
+
+    Raises:
+        UserError: If it is of another model, or a file is broken, or a tensor is missing, unknown or of another shape.
+    """
+    state = _read_state(path)
+    for key in sorted(identity.keys() | state["identity"].keys()):
+        then, now = state["identity"].get(key), identity.get(key)
+        if then != now:
+            raise UserError(f"{path} is of another run: {key} was {then} and is {now} now")
+    load_strict(model, read_tensors(path / "model.safetensors"), path / "model.safetensors")
+    if ema is not None:
+        load_strict(ema, read_tensors(path / "ema.safetensors"), path / "ema.safetensors")
+    _load_moments(model, optimizer, path / "optimizer.safetensors")
+    return state["step"]
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read the checkpoint {path}: {error}; remove it to go on from the one before"
+        ) from error
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: If it is missing or broken.
+    """
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
+
+
+def load_strict(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Load exactly the module's tensors.
+
+    Raises:
+        UserError: If one is missing, unknown or of another shape, naming the first.
+    """
+    own = module.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {list(tensors[name].shape)} in place of {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"{source} does not fit this model: {problems[0]}{more}")
+    module.load_state_dict(tensors)
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as ``{parameter}.{exp_avg|exp_avg_sq|step}``."""
+    return {
+        f"{name}.{what}": tensor.contiguous()
+        for name, parameter in model.named_parameters()
+        for what, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, file: Path) -> None:
+    tensors = read_tensors(file)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        moments: dict[str, Tensor] = {}
+        for what in ("exp_avg", "exp_avg_sq", "step"):
+            tensor = tensors.pop(f"{name}.{what}", None)
+            if tensor is None or (what != "step" and tensor.shape != parameter.shape):
+                raise UserError(f"{file} does not fit this model: {name}.{what} is missing or of another shape")
+            moments[what] = tensor.to(parameter.device, copy=True)
+        optimizer.state[parameter] = moments
+    if tensors:
+        raise UserError(f"{file} does not fit this model: {next(iter(tensors))} is unknown")

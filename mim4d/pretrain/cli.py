@@ -1,0 +1,79 @@
+"""``mim4d-pretrain``: parse, build, call."""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..errors import UserError
+from .config import PretrainConfig, overlay, read_yaml
+from .folder import RunFolder
+from .presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """Pretrain an image backbone on multi-camera driving video, by MIM4D.
+
+    Settings come from the preset, then from --config, then from the flags here; later ones win. The run folder gets
+    config.yaml, metrics.jsonl, checkpoints/, pictures/, tensorboard/ and encoder/, which plain timm loads.
+    """
+
+    config: Path | None = None
+    """A YAML file of settings, such as an earlier run's config.yaml."""
+    resume: bool = False
+    """Go on with the run in --out from its newest checkpoint, with its own settings."""
+    run: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+
+
+def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
+    """The settings that a command line asks for, and whether to resume.
+
+    Raises:
+        UserError: If a file is wrong.
+        SystemExit: For --help, and with code 2 if a flag is wrong.
+    """
+    # What the other settings start from has to be known first.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("preset", "data", "config", "out"):
+        first.add_argument(f"--{name}")
+    first.add_argument("--resume", action="store_true")
+    head = first.parse_known_args(argv)[0]
+    start = CommandLine(config=head.config and Path(head.config), resume=head.resume, run=_starting_point(head))
+    given = tyro.cli(CommandLine, args=argv, default=start, prog="mim4d-pretrain")
+    return given.run, given.resume
+
+
+def _starting_point(head: argparse.Namespace) -> PretrainConfig:
+    """The settings below the flags'."""
+    source = Path(head.config) if head.config else None
+    values = read_yaml(source) if source else {}
+    if head.resume:
+        if not head.out:
+            raise UserError("--resume needs --out, the folder of the run to go on with")
+        base = RunFolder(Path(head.out)).read_config()
+        if head.preset not in (None, base.preset):
+            raise UserError(f"the run in {head.out} was started with --preset {base.preset}, not {head.preset}")
+        values.pop("out", None)
+    else:
+        small = (head.data or values.get("data")) == "synthetic"
+        name = head.preset or values.get("preset") or ("demo" if small else "gpu24")
+        if name not in PRESETS:
+            raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
+        base = PRESETS[name]
+    return overlay(base, {**values, "preset": base.preset}, source) if source else base
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command's entry point; what a user can put right ends in one line and exit code 2."""
+    try:
+        config, resume = parse(sys.argv[1:] if argv is None else argv)
+        from .trainer import train  # after --help
+
+        train(config, resume=resume)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,294 @@
+"""The settings of a run: typed, readable from YAML, every one settable on the command line."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import dacite
+import timm
+import tyro
+import yaml
+
+from ..data import DataConfig
+from ..data.nuscenes import CAMERAS
+from ..errors import UserError
+from .model import ModelConfig
+from .optim import OptimConfig
+from .rays import Supervision
+
+SPLITS = {"v1.0-trainval": ("train", "val"), "v1.0-mini": ("mini_train", "mini_val"), "v1.0-test": ("test", "none")}
+"""Training and held-out split of each official version."""
+SCRATCH = "scratch"
+"""The first weights that are random."""
+NO_SPLIT = "none"
+"""The held-out split that means: do not evaluate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(ModelConfig):
+    """The method, see mim4d/pretrain/model.py."""
+
+    # The run says these at its top level, where its reader and its data need them too.
+    encoder: tyro.conf.Suppress[str] = "mim4d_convnext_small"
+    frames: tyro.conf.Suppress[int] = 3
+    supervision: tyro.conf.Suppress[Supervision] = "rgbd"
+    frozen: int = 0
+    """Parts of the encoder kept as they are, from the front: 0 none, 1 the stem, 2 the stem and first stage, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """The demo world that --data synthetic makes, once for each setting."""
+
+    scenes: int = 10
+    """Scenes, named as those of v1.0-mini: the first eight are mini_train, the last two mini_val."""
+    keyframes: int = 20
+    """Keyframes a scene, 0.5 s apart."""
+    scale: float = 0.25
+    """Size of the images, as a share of 1600x900."""
+    seed: int = 0
+    """Another seed, another world."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pretrain an image backbone on multi-camera driving video in nuScenes format, by MIM4D."""
+
+    preset: Literal["demo", "paper", "gpu24"] = "gpu24"
+    """What the other settings start from: minutes on 2 CPU cores; the published ones, for 8 GPUs; one GPU of 24 GB."""
+    data: Literal["nuscenes", "synthetic"] = "nuscenes"
+    """nuscenes: a folder in nuScenes format; synthetic: a drawn world, made in a cache folder when it is missing."""
+    dataroot: str = ""
+    """The folder that holds the version's tables, samples/ and sweeps/. Synthetic: empty for the cache folder."""
+    version: str = ""
+    """The folder of tables, such as v1.0-trainval. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
+    split: str = ""
+    """Scenes to learn from: an official split or scene names with commas. Empty: the version's training split."""
+    val_split: str = ""
+    """Scenes held out to evaluate on. Empty: the version's validation split, if the data has it; none: no evaluation."""
+    model: str = "mim4d_convnext_small"
+    """The encoder: mim4d_convnext_{atto,femto,pico,nano,tiny,small,base,large}."""
+    init: str = SCRATCH
+    """First weights: scratch, a timm name (convnext_base.dinov3_lvd1689m), a Hub id, a file, a run's encoder/ folder."""
+    frames: int = 3
+    """Frames a clip; 1 leaves the temporal half of the method out."""
+    frame_gap: float = 0.5
+    """Time from one frame to the next, seconds."""
+    tolerance: float | None = None
+    """How far a frame may be from its wanted time, seconds; None: 0.4 of frame_gap."""
+    sweeps: bool = False
+    """Take frames from all camera images, not keyframes alone (nuScenes: 12 a second in place of 2)."""
+    cameras: tuple[str, ...] = CAMERAS
+    """Cameras to use, by their channel's name."""
+    image_size: tuple[int, int] = (256, 704)
+    """Height and width in pixels, multiples of 32: images are scaled to the width, then rows are cut from the top."""
+    supervision: Supervision = "rgbd"
+    """rgbd: learn from colour and LiDAR depth; rgb: from colour alone, no LiDAR is read."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A missing or broken file: stop and name it, or take another clip instead and count."""
+    steps: int = 30000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 2
+    """Clips a batch, a process."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: mixed precision, where it is safe."""
+    seed: int = 0
+    """Of everything random: first weights, order of clips, masks, rays."""
+    workers: int = 6
+    """Processes, for each training process, that read data; 0 reads in the training process."""
+    out: str = "runs/pretrain"
+    """The run folder."""
+    log_every: int = 50
+    """Steps between rows of metrics.jsonl. A row's values are those of its step."""
+    save_every: int = 1000
+    """Steps between checkpoints; the last step always makes one."""
+    keep: int = 2
+    """Newest checkpoints that stay."""
+    picture_every: int = 1000
+    """Steps between pictures of one held-out clip; the last step makes one too. 0: none."""
+    eval_every: int = 1000
+    """Steps between evaluations on held-out clips; the last step makes one too. 0: none."""
+    eval_clips: int = 64
+    """Held-out clips to evaluate on, evenly spaced over the split, the same each time."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+    def __post_init__(self) -> None:
+        at_least = {"steps": 1, "batch_size": 1, "frames": 1, "log_every": 1, "save_every": 1, "keep": 1, "workers": 0}
+        at_least |= {"picture_every": 0, "eval_every": 0, "eval_clips": 1}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
+
+    def model_config(self) -> ModelConfig:
+        """What the model is built from."""
+        own = {f.name: getattr(self.method, f.name) for f in dataclasses.fields(ModelConfig)}
+        return ModelConfig(**own | {"encoder": self.model, "frames": self.frames, "supervision": self.supervision})
+
+    def data_config(self, split: str) -> DataConfig:
+        """What one split's reader is built from."""
+        return DataConfig(
+            dataroot=self.dataroot,
+            version=self.version,
+            split=split,
+            frames=self.frames,
+            gap=self.frame_gap,
+            tolerance=0.4 * self.frame_gap if self.tolerance is None else self.tolerance,
+            cameras=self.cameras,
+            sweeps=self.sweeps,
+            image_size=self.image_size,
+            lidar=self.supervision == "rgbd",
+            on_error=self.on_error,
+        )
+
+
+def complete(config: PretrainConfig) -> PretrainConfig:
+    """Fill in what follows from other settings: version, training split, the backbone's learning rate.
+
+    Raises:
+        UserError: If settings do not go together.
+    """
+    version = config.version or ("v1.0-mini" if config.data == "synthetic" else "v1.0-trainval")
+    split = config.split or SPLITS.get(version, ("", ""))[0]
+    if config.data == "nuscenes" and not config.dataroot:
+        raise UserError("--data nuscenes needs --dataroot, the folder in nuScenes format (or try --preset demo)")
+    if not split:
+        raise UserError(f"--version {version} is not an official one: name its training scenes with --split")
+    known = timm.list_models("mim4d_*")
+    if config.model not in known:
+        near = difflib.get_close_matches(config.model, known, n=1, cutoff=0.4) or ["mim4d_convnext_small"]
+        raise UserError(f"--model {config.model}: not one of mim4d's encoders; did you mean {near[0]}?")
+    scratch = config.init == SCRATCH
+    if scratch and config.method.frozen:
+        raise UserError("--method.frozen keeps first weights, but --init scratch has none: give --init, or frozen 0")
+    scale = config.optim.backbone_scale
+    optim = dataclasses.replace(config.optim, backbone_scale=(1.0 if scratch else 0.1) if scale is None else scale)
+    return dataclasses.replace(config, version=version, split=split, optim=optim)
+
+
+def held_out_split(config: PretrainConfig) -> str:
+    """The split to evaluate on: the one asked for, else the version's own; :data:`NO_SPLIT` if it has none."""
+    return config.val_split or SPLITS.get(config.version, ("", NO_SPLIT))[1]
+
+
+def save_config(config: PretrainConfig, path: Path) -> None:
+    """Write a config so that :func:`read_config` gives it back."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+
+def to_dict(config: PretrainConfig) -> dict[str, Any]:
+    """A config as nested plain values, fit for YAML and JSON."""
+    values = plain(dataclasses.asdict(config))
+    for name in _SET_ABOVE:
+        del values["method"][name]
+    return values
+
+
+_SET_ABOVE = {"encoder": "model", "frames": "frames", "supervision": "supervision"}
+"""Fields of ``method`` that the run sets from its own."""
+
+
+def plain(value: Any) -> Any:
+    """Nested values with lists for tuples, fit for YAML and JSON."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain values as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, not yet checked.
+
+    Raises:
+        UserError: If it is missing or is not a mapping in YAML.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold settings, one `name: value` a line")
+    return values
+
+
+def overlay(base: PretrainConfig, values: dict[str, Any], source: Path) -> PretrainConfig:
+    """The config with a file's settings in place of its own.
+
+    Raises:
+        UserError: If a key is unknown or a value is not of the field's type, naming both and the file.
+    """
+    merged = _merge(to_dict(base), values, source)
+    numbers: dict[Any, Any] = {float: _as_float}  # YAML 1.1 takes 4e-4 for text and 1 for an integer
+    try:
+        return dacite.from_dict(PretrainConfig, merged, dacite.Config(strict=True, cast=[tuple], type_hooks=numbers))
+    except dacite.WrongTypeError as error:
+        raise UserError(
+            f"{source}: {error.field_path} = {error.value!r} is not of type {_type_name(error.field_type)}"
+        ) from error
+    except (dacite.DaciteError, ValueError, TypeError) as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any], source: Path, prefix: str = "") -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in base:
+            near = difflib.get_close_matches(str(key), base, n=1)
+            remedy = f"did you mean {prefix}{near[0]}?" if near else "see mim4d-pretrain --help"
+            if prefix == "method." and key in _SET_ABOVE:
+                remedy = f"set {_SET_ABOVE[key]} at the top level instead"
+            raise UserError(f"{source}: unknown key {name}; {remedy}")
+        if isinstance(base[key], dict):
+            if not isinstance(value, dict):
+                raise UserError(f"{source}: {name} must hold settings of its own, not {value!r}")
+            value = _merge(base[key], value, source, f"{name}.")
+        merged[key] = value
+    return merged
+
+
+def _as_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number")
+    return float(value)
+
+
+def _type_name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind).replace("typing.", "")
+
+
+MAY_CHANGE = {
+    *("dataroot", "val_split", "on_error", "steps", "batch_size", "workers", "precision", "out", "keep"),
+    *("log_every", "save_every", "picture_every", "eval_every", "eval_clips"),
+    *(f"optim.{field.name}" for field in dataclasses.fields(OptimConfig) if field.name != "ema_decay"),
+}
+"""Settings that a resumed run may change: none of them makes another model or other data. What is left alone goes on
+bit for bit; the product of batch, accumulation and processes must stay, see the checkpoint."""
+
+
+def check_resumable(saved: PretrainConfig, now: PretrainConfig) -> None:
+    """Refuse to go on with another run's settings.
+
+    Raises:
+        UserError: Naming the first setting that differs.
+    """
+    then = flatten(to_dict(saved))
+    for name, value in flatten(to_dict(now)).items():
+        if value != then[name] and name not in MAY_CHANGE:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"the run in {now.out} was started with {flag} {then[name]}, not {value}: leave {flag} out to go on "
+                "with it, or start another run with another --out"
+            )

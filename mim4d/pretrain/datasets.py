@@ -1,0 +1,62 @@
+"""The clips of a run: to learn from, and held out. Drawn worlds go through the same reader as real data."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..data import NuScenesClips
+from ..errors import UserError
+from ..version import __version__
+from .config import NO_SPLIT, PretrainConfig, held_out_split
+
+logger = logging.getLogger(__name__)
+
+
+def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScenesClips, NuScenesClips | None]:
+    """Open the clips to learn from and those held out, None if there are none; a missing world is made first.
+
+    Raises:
+        UserError: If the root, version, split or cameras do not exist, or the held-out split was asked for and does
+            not.
+    """
+    if config.data == "synthetic":
+        root = world_root(config)
+        with accelerator.local_main_process_first():
+            if not root.exists():
+                _make_world(config, root)
+        config = dataclasses.replace(config, dataroot=str(root))
+    with accelerator.local_main_process_first():  # the first start on a root writes the index that the others read
+        clips = NuScenesClips(config.data_config(config.split))
+    split = held_out_split(config)
+    if split == NO_SPLIT:
+        return clips, None
+    try:
+        return clips, NuScenesClips(config.data_config(split))
+    except UserError as error:
+        if config.val_split:
+            raise
+        if accelerator.is_main_process:
+            logger.warning("no evaluation: %s (name held-out scenes with --val-split)", error)
+        return clips, None
+
+
+def _make_world(config: PretrainConfig, root: Path) -> None:
+    raise UserError(f"no world in {root}")
+
+
+def cache_folder() -> Path:
+    """Where made worlds stay: ``$MIM4D_CACHE`` or ``~/.cache/mim4d``."""
+    return Path(os.environ.get("MIM4D_CACHE") or Path.home() / ".cache" / "mim4d")
+
+
+def world_root(config: PretrainConfig) -> Path:
+    """The folder of the world that a config asks for, whether it is made yet or not."""
+    if config.dataroot:
+        return Path(config.dataroot).expanduser()
+    what = {"mim4d": __version__, "version": config.version, **dataclasses.asdict(config.world)}
+    return cache_folder() / f"world-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"

@@ -1,0 +1,83 @@
+"""The run folder: what stands where, and that no run ever overwrites another."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from .checkpoint import list_checkpoints
+from .config import PretrainConfig, check_resumable, overlay, read_yaml, save_config
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of what a run leaves."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The complete config, which ``--config`` reads back."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """A JSON object a logged step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint."""
+        return self.root / "checkpoints"
+
+    @property
+    def pictures(self) -> Path:
+        """``step_00000100.png`` and so on."""
+        return self.root / "pictures"
+
+    @property
+    def encoder(self) -> Path:
+        """The exported encoder."""
+        return self.root / "encoder"
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        return next(reversed(list_checkpoints(self.checkpoints)), None)
+
+    def read_config(self) -> PretrainConfig:
+        """The config of the run that is here.
+
+        Raises:
+            UserError: If there is none.
+        """
+        if not self.config.is_file():
+            raise UserError(f"nothing to resume in {self.root}: it has no config.yaml; start a run without --resume")
+        return overlay(PretrainConfig(), read_yaml(self.config), self.config)
+
+    def check(self, config: PretrainConfig, *, resume: bool) -> None:
+        """See that a run may be written here.
+
+        Raises:
+            UserError: If there is a run already and this is not its continuation, or ``resume`` and there is none.
+        """
+        if resume:
+            check_resumable(self.read_config(), config)
+        elif self.newest() or self.encoder.exists() or (self.metrics.exists() and self.metrics.stat().st_size):
+            raise UserError(f"{self.root} holds a run already: go on with it by --resume, or give another --out")
+
+    def open(self, config: PretrainConfig) -> None:
+        """Make the folder, write the config, clear away what a killed run left half-written.
+
+        Raises:
+            UserError: If the folder cannot be written.
+        """
+        try:
+            for folder in (self.checkpoints, self.pictures):
+                folder.mkdir(parents=True, exist_ok=True)
+            for partial in [*self.root.glob(".*.partial"), *self.checkpoints.glob(".*.partial")]:
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+            partial = self.root / ".config.yaml.partial"
+            save_config(config, partial)
+            partial.replace(self.config)
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {self.root}: {error.strerror}") from error

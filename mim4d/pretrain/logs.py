@@ -1,0 +1,156 @@
+"""What a run says while it goes: ``metrics.jsonl``, TensorBoard, and a bar or plain lines for whoever watches."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from ..errors import UserError
+
+Row = Mapping[str, float]
+"""One logged step: ``step`` and what was measured."""
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a logged step, steps strictly increasing."""
+
+    def __init__(self, path: Path, after: int) -> None:
+        """Open for appending, and cut what lies beyond the checkpoint that the run goes on from.
+
+        Args:
+            path: The file; made if it is not there.
+            after: Rows of later steps are removed, and a last row that was cut off in writing.
+        """
+        rows = [row for row in read_metrics(path) if row["step"] <= after] if path.exists() else []
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(partial, path)
+        self.last: dict[str, float] = rows[-1] if rows else {}
+        self._path = path
+        self._file = path.open("a")
+
+    def write(self, row: Row) -> None:
+        """Append one row; it is in the file when this returns.
+
+        Raises:
+            UserError: If the disk is full.
+        """
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a ``metrics.jsonl``, without a last one that was cut off in writing."""
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class RunLog:
+    """Everything a run reports; on any process but the main one it does nothing."""
+
+    def __init__(self, folder: Path, *, steps: int, start: int, main: bool) -> None:
+        """Open the run's logs.
+
+        Args:
+            folder: The run folder.
+            steps: The run's last step.
+            start: The step that the run goes on from.
+            main: Whether this process reports.
+        """
+        self._console = Console(stderr=True, highlight=False, quiet=not main)
+        self._main = main
+        self._steps = steps
+        self._start = start
+        self._began = self._last_line = time.monotonic()
+        if not main:
+            return
+        self._metrics = MetricsFile(folder / "metrics.jsonl", after=start)
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else None)
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[shown]}"),
+        )
+        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._bar = self._progress.add_task("step", total=steps, completed=start, shown="")
+
+    def __enter__(self) -> "RunLog":
+        if self._main:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._main:
+            self._progress.stop()
+            self._metrics.close()
+            self._board.close()
+
+    def last(self, name: str) -> float:
+        """A value in the last row of the run that is gone on with; 0 if there is none."""
+        return self._metrics.last.get(name, 0.0) if self._main else 0.0
+
+    def say(self, message: str) -> None:
+        """One line for whoever watches."""
+        self._console.print(message, markup=False, soft_wrap=True)
+
+    def step(self, step: int) -> None:
+        """A step was done (its values are perhaps still being computed)."""
+        if self._main:
+            self._progress.update(self._bar, completed=step)
+
+    def row(self, row: Row) -> None:
+        """Report one logged step."""
+        if not self._main:
+            return
+        step = int(row["step"])
+        self._metrics.write(row)
+        for name, value in row.items():
+            if name != "step":
+                self._board.add_scalar(_board_name(name), value, step)
+        shown = _listed({name: value for name, value in row.items() if not name.startswith("val_")})
+        held_out = _listed({name[4:]: value for name, value in row.items() if name.startswith("val_")})
+        self._progress.update(self._bar, completed=step, shown=shown)
+        self._plain_line(step, shown)
+        if held_out:
+            self.say(f"step {step}/{self._steps}  held out: {held_out}")
+
+    def picture(self, step: int, path: Path) -> None:
+        """Put a picture on the board too."""
+        with Image.open(path) as image:
+            self._board.add_image("held_out", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def _plain_line(self, step: int, shown: str) -> None:
+        """Where there is no terminal: a line, at most every five seconds, and the last."""
+        now = time.monotonic()
+        if self._console.is_terminal or (now - self._last_line < 5 and step not in (self._start + 1, self._steps)):
+            return
+        self._last_line = now
+        left = (now - self._began) / max(1, step - self._start) * (self._steps - step)
+        self.say(f"step {step}/{self._steps}  {shown}  left {left / 60:.1f} min")
+
+
+def _listed(values: Row) -> str:
+    shown = {k: v for k, v in values.items() if k in ("loss", "clips_per_s") or k.endswith(("_rgb", "_depth"))}
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+def _board_name(name: str) -> str:
+    """TensorBoard groups by what stands before the slash."""
+    return f"held_out/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"

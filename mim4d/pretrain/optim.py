@@ -1,0 +1,99 @@
+"""The optimiser: which parameters learn, in which group, at what rate."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = 4e-4
+    """Peak learning rate, a step."""
+    backbone_scale: float | None = None
+    """The encoder's learning rate, as a share of lr; None: 0.1 where --init brings weights, 1 from scratch."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; norms, biases, layer scales and learned queries have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the gradient's first and second moment, a step."""
+    clip_norm: float = 35.0
+    """The whole gradient is scaled down to this L2 norm where it is longer."""
+    warmup_steps: int = 500
+    """Steps over which the learning rate grows linearly to its peak."""
+    warmup_start: float = 1 / 3
+    """Where the warm-up starts, as a share of lr."""
+    final: float = 1e-3
+    """Where the cosine ends at the last step, as a share of lr."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one step."""
+    ema_decay: float = 0.0
+    """Decay, a step, of a moving average of the weights that is evaluated and exported instead; 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "lr": (self.lr, 0, math.inf),
+            "backbone_scale": (self.backbone_scale or 0, 0, math.inf),
+            "weight_decay": (self.weight_decay, 0, math.inf),
+            "clip_norm": (self.clip_norm, 1e-9, math.inf),
+            "warmup_steps": (self.warmup_steps, 0, math.inf),
+            "accumulate": (self.accumulate, 1, math.inf),
+            "ema_decay": (self.ema_decay, 0, 0.999999),
+        }
+        for name, (value, low, high) in bounds.items():
+            if not low <= value <= high:
+                raise ValueError(f"optim.{name} = {value} must lie in {low:g} .. {high:g}")
+
+
+def lr_scale(step: int, steps: int, config: OptimConfig) -> float:
+    """The learning rate at a step, as a share of its peak: a function of the step alone, so nothing to save.
+
+    Args:
+        step: Which step, counted from 1.
+        steps: The run's last step.
+        config: The optimiser's settings.
+    """
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - 1) / max(1, steps - 1))))
+    scale = config.final + (1 - config.final) * cosine
+    if step <= config.warmup_steps:
+        scale *= config.warmup_start + (1 - config.warmup_start) * (step - 1) / config.warmup_steps
+    return scale
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over what learns in ``model``, in up to four groups: encoder or not, decayed or not.
+
+    Each group's ``peak`` is its learning rate at full scale.
+
+    Args:
+        model: Has its backbone under ``encoder``.
+        config: The optimiser's settings.
+    """
+    backbone_scale = 1.0 if config.backbone_scale is None else config.backbone_scale
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # Matrices and kernels; queries and position embeddings are parameters of their own, not called weight.
+            decayed = parameter.ndim > 1 and name.endswith(".weight")
+            groups.setdefault((name.startswith("encoder."), decayed), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "peak": config.lr * (backbone_scale if in_encoder else 1.0),
+                "weight_decay": config.weight_decay if decayed else 0.0,
+            }
+            for (in_encoder, decayed), parameters in groups.items()
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        fused=True,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    """Give every group its share of its peak learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * scale

@@ -1,0 +1,58 @@
+"""What several processes, and the signals that stop them, need from a trainer."""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ..errors import UserError
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Do something on the main process while the others wait; if it fails there, every process stops.
+
+    Raises:
+        UserError: On the main process, the action's own.
+        SystemExit: With code 2 on the others, which have nothing to add.
+    """
+    failure: UserError | None = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except UserError as error:
+            failure = error
+    (failed,) = broadcast_object_list([failure is not None])
+    if failure is not None:
+        raise failure
+    if failed:
+        raise SystemExit(2)
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a request to stop after the step; the second has its usual effect."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        """The signal's number; 0 before there is one."""
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers there alone
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us
+        self._before = {}

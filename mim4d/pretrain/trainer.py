@@ -1,0 +1,252 @@
+"""The run: data, model and optimiser put together, stepped, watched and saved.
+
+One process, several by ``torchrun`` or ``accelerate launch``, CPU or GPU, float32 or bfloat16 are the same code. Every
+step is a function of the weights, the step's number and the seed alone, so a resumed run goes on bit for bit, and W
+processes with batches of b learn what one with W * b does.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from ..clip import Clip
+from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
+from ..errors import UserError
+from ..version import __version__
+from .checkpoint import load_checkpoint, save_checkpoint
+from .config import SCRATCH, PretrainConfig, complete, flatten, plain
+from .datasets import open_data
+from .evaluate import evaluate
+from .export import export_encoder
+from .folder import RunFolder
+from .logs import RunLog
+from .meter import Meter
+from .model import MIM4D
+from .optim import lr_scale, make_optimizer, set_lr
+from .pictures import save_picture
+from .processes import StopSignal, on_main
+from .weights import license_of, load_encoder, read_weights
+
+
+def train(config: PretrainConfig, *, resume: bool = False) -> Path:
+    """Run a pretraining to its end.
+
+    Args:
+        config: The settings.
+        resume: Go on with the run in ``config.out`` from its newest checkpoint.
+
+    Returns:
+        The run folder; its ``encoder/`` is what the run was for.
+
+    Raises:
+        UserError: If something in the settings, the data or the machine is in the way; checkpoints stay.
+        SystemExit: After a checkpoint, on SIGINT or SIGTERM, with 128 + the signal's number.
+    """
+    trainer = Trainer(config, resume=resume)
+    trainer.run()
+    return trainer.folder.root
+
+
+class Trainer:
+    """One run, ready to go: everything that can be wrong with its settings and data has been found."""
+
+    def __init__(self, config: PretrainConfig, *, resume: bool = False) -> None:
+        """Put the parts together; see :func:`train` for the arguments and errors."""
+        self.config = config = complete(config)
+        self.folder = RunFolder(Path(config.out).expanduser())
+        self.folder.check(config, resume=resume)
+        self.accelerator = accelerator = Accelerator(
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            gradient_accumulation_steps=config.optim.accumulate,
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+        clips, held_out = open_data(config, accelerator)
+
+        # Weights: from a checkpoint if there is one to go on from, else the first ones.
+        newest = self.folder.newest() if resume else None
+        self.model, told = first_model(config, read_init=newest is None)
+        self.model.to(accelerator.device)
+        self.ema = ModelEmaV3(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
+        self.optimizer = make_optimizer(self.model, config.optim)
+        self.start = load_checkpoint(newest, **self._state()) if newest else 0
+        if self.start > config.steps:
+            raise UserError(f"the run in {config.out} is at step {self.start} already, beyond --steps {config.steps}")
+        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+
+        # The loaders deal clips out to the processes themselves, so accelerate must not do it again.
+        share: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            "workers": config.workers,
+            "pin_memory": accelerator.device.type == "cuda",
+            "num_processes": accelerator.num_processes,
+            "process_index": accelerator.process_index,
+        }
+        batches = config.steps * config.optim.accumulate
+        self.loader = make_loader(clips, steps=batches, start_step=self.start * config.optim.accumulate, **share)
+        self.held_out = make_evaluation_loader(held_out, count=config.eval_clips, **share) if held_out else None
+        shown = held_out or clips
+        self.shown = shown[evaluation_clips(shown, 1, config.seed)[0]] if config.picture_every else None
+
+        on_main(accelerator, lambda: self.folder.open(config))
+        main = accelerator.is_main_process
+        self.log = RunLog(self.folder.root, steps=config.steps, start=self.start, main=main)
+        self.meter = Meter(accelerator, seconds=self.log.last("seconds"), skipped=self.log.last("skipped"))
+        self._introduce(told, len(clips), len(held_out) if held_out else 0)
+
+    def run(self) -> None:
+        """All steps that are left, then the export."""
+        with self.log, StopSignal() as stop:
+            clips = iter(self.loader)
+            for step in range(self.start + 1, self.config.steps + 1):
+                self.train_step(step, clips)
+                self.after_step(step, stop)
+            on_main(self.accelerator, self._export)
+            where = f"local-dir:{self.folder.encoder}"
+            self.log.say(f"the encoder is ready in {self.folder.encoder}; with timm alone:")
+            self.log.say(f'  timm.create_model("{where}", pretrained=True, features_only=True)')
+        self.accelerator.end_training()
+
+    def train_step(self, step: int, clips: Iterator[Clip]) -> None:
+        """One step of the optimiser. Nothing here waits for the device.
+
+        Args:
+            step: Counted from 1.
+            clips: Batches; ``optim.accumulate`` of them are taken.
+        """
+        config, accelerator = self.config, self.accelerator
+        # Stochastic depth alone draws from torch's generator: all else follows from the clips' seeds.
+        torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
+        set_lr(self.optimizer, lr_scale(step, config.steps, config.optim))
+        sums: dict[str, Tensor] = {}
+        names: tuple[str, ...] = ()
+        skipped = 0
+        for _ in range(config.optim.accumulate):
+            clip = next(clips)
+            names, skipped = names + clip.names, skipped + count_substitutes(clip)
+            with accelerator.accumulate(self.wrapped):
+                values = self.wrapped(clip.to(accelerator.device, non_blocking=True))
+                accelerator.backward(values["loss"])
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), config.optim.clip_norm)
+                self.stepper.step()
+                self.stepper.zero_grad()
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0) + value.detach() / config.optim.accumulate
+        if self.ema:
+            self.ema.update(self.model)
+        self.meter.add(step, sums | {"grad_norm": grad_norm}, names, skipped)
+        self.log.step(step)
+
+    def after_step(self, step: int, stop: StopSignal) -> None:
+        """Log, evaluate, draw and save where it is due; nothing is written before the losses were seen to be finite."""
+        config, accelerator = self.config, self.accelerator
+        logs = step == 1 or self._due(step, config.log_every)
+        evaluates = self.held_out is not None and self._due(step, config.eval_every)
+        draws, saves = self._due(step, config.picture_every), self._due(step, config.save_every)
+        # Several processes are not at the same step when a signal comes: they agree on it where they meet anyway.
+        stops = bool(stop.received) and accelerator.num_processes == 1
+        if not (logs or evaluates or draws or saves or stops):
+            return
+        newest = self.folder.newest()
+        row = self.meter.read(f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet")
+        row["lr"] = config.optim.lr * lr_scale(step, config.steps, config.optim)
+        if self.held_out is not None and evaluates:
+            row |= evaluate(self._best(), self.held_out, accelerator)
+        if logs or evaluates:
+            self.log.row(row)
+        if draws:
+            on_main(accelerator, lambda: self._draw(step))
+        received = max(gather_object([stop.received]))
+        if saves or received:
+            on_main(accelerator, lambda: self._save(step))
+        if received:
+            self.log.say(f"stopped after step {step}; go on with --resume --out {config.out}")
+            raise SystemExit(128 + received)
+        self.meter.restart_clock()
+
+    def _due(self, step: int, every: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.config.steps)
+
+    def _best(self) -> MIM4D:
+        """The weights that count: the average if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds, and what it must be compared with."""
+        per_step = self.config.batch_size * self.config.optim.accumulate * self.accelerator.num_processes
+        identity = flatten(plain(dataclasses.asdict(self.model.config))) | {"clips_per_step": per_step}
+        ema = self.ema.module if self.ema else None
+        return {"model": self.model, "optimizer": self.optimizer, "ema": ema, "identity": identity}
+
+    def _save(self, step: int) -> None:
+        save_checkpoint(self.folder.checkpoints, step, keep=self.config.keep, **self._state())
+
+    def _draw(self, step: int) -> None:
+        path = self.folder.pictures / f"step_{step:08d}.png"
+        assert self.shown is not None
+        try:
+            with self.accelerator.autocast():
+                save_picture(self._best(), self.shown.to(self.accelerator.device), path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error}") from error
+        self.log.picture(step, path)
+
+    def _export(self) -> None:
+        config = self.config
+        export_encoder(
+            self._best().encoder,
+            self.folder.encoder,
+            image_size=config.image_size,
+            license=license_of(config.init),
+            provenance={"init": config.init, "steps": config.steps, "data": f"{config.version}, {config.split}"},
+        )
+
+    def _introduce(self, told: str, clips: int, held_out: int) -> None:
+        config, accelerator = self.config, self.accelerator
+        encoder, whole = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (self.model.encoder, self.model))
+        height, width = config.image_size
+        batch = self._state()["identity"]["clips_per_step"]
+        self.log.say(f"mim4d {__version__}: {config.model}, {encoder:.1f} M of the model's {whole:.1f} M parameters")
+        self.log.say(f"weights: {told}" if not self.start else f"weights: checkpoint of step {self.start}")
+        self.log.say(
+            f"data: {clips} clips of {config.frames} frames x {len(config.cameras)} cameras at {width}x{height} "
+            f"({config.data}, {config.version}, {config.split}), {held_out} held out"
+        )
+        self.log.say(
+            f"run: steps {self.start + 1} to {config.steps} of {batch} clips, {accelerator.num_processes} x "
+            f"{accelerator.device.type}, {config.precision}, in {self.folder.root}"
+        )
+
+
+def first_model(config: PretrainConfig, *, read_init: bool) -> tuple[MIM4D, str]:
+    """The model as a run starts with it, on the CPU, and one line on where its encoder's weights are from.
+
+    Args:
+        config: The settings.
+        read_init: Whether to read ``config.init``: a checkpoint makes it needless.
+
+    Raises:
+        UserError: If the settings do not make a model, or the weights do not fit it.
+    """
+    torch.manual_seed(config.seed)
+    try:
+        model = MIM4D(config.model_config())
+    except ValueError as error:
+        raise UserError(f"these settings make no model: {error}") from error
+    if config.init == SCRATCH or not read_init:
+        return model, SCRATCH
+    return model, load_encoder(model.encoder, read_weights(config.init), config.init)
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
