@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mim4d.clip import Clip
 from mim4d.geometry import VoxelGrid, make_pose
-from mim4d.pretrain.lift import Lift, LiftConfig
+from mim4d.pretrain.lift import Lift, LiftConfig, splat
 from mim4d.pretrain.render import RenderConfig, Renderer
 from mim4d.pretrain.temporal import TemporalConfig, TemporalDecoder
 from mim4d.pretrain.warp import warp
@@ -77,8 +77,6 @@ def volumes(count: int, device: str) -> Tensor:
 
 def lift_stage(device: str) -> Callable[[], Tensor]:
     """Splat alone: 6 x 14 x 25 pixels x 118 bins into 180 x 180 x 5 voxels, 32 channels."""
-    from mim4d.pretrain.lift import splat
-
     clip = rig(device)
     lift = Lift(LiftConfig(), 256, 32, GRID).to(device)
     depth = torch.rand(6, LiftConfig().num_bins, 14, 25, device=device).softmax(1).requires_grad_()
@@ -105,8 +103,7 @@ def temporal_stage(device: str) -> Callable[[], Tensor]:
 
 def render_stage(device: str) -> Callable[[], Tensor]:
     """3,072 rays x (72 + 24) samples through one volume."""
-    chunk = RenderConfig().chunk if device == "cpu" else 3072
-    renderer = Renderer(RenderConfig(chunk=chunk), CHANNELS, GRID).to(device)
+    renderer = Renderer(RenderConfig(), CHANNELS, GRID).to(device)
     volume = volumes(1, device)
     directions = torch.nn.functional.normalize(
         torch.randn(1, 3072, 3, device=device) * torch.tensor([1, 1, 0.1]), dim=-1
