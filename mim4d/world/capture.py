@@ -1,0 +1,225 @@
+"""One key frame of a scene on disk: its pictures and sweeps, and a record of them for the tables."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pyquaternion import Quaternion
+
+from . import annotate
+from .lidar import sweep
+from .models import car
+from .render import FINE, Painter, ShadowMap
+from .rig import Calibration, calibrate
+from .scene import Scene, make_scene
+from .shapes import Shapes, join, placed
+from .texture import Noise
+from .views import Pinhole, Sunlight
+
+Floats = NDArray[np.floating]
+PERIOD = 0.5
+"""Seconds between key frames, as in nuScenes."""
+AXLE = 1.4
+"""From the ego frame's origin, under the rear axle, to the middle of the ego car, metres."""
+
+
+@dataclass(frozen=True)
+class SceneJob:
+    """All that a scene follows from."""
+
+    name: str
+    """Of the scene, from nuScenes' lists."""
+    seed: int
+    """The world's."""
+    place: int
+    hand: int
+    offset: tuple[float, float]
+    """Where the place's frame lies on the map, metres."""
+    keyframes: int
+    scale: float
+    camera_rate: float
+    """Pictures a second of each camera."""
+    lidar_rate: float
+    """Sweeps a second."""
+    logfile: str
+    start: int
+    """Time of the first key frame, microseconds since the epoch."""
+
+    @property
+    def number(self) -> int:
+        """The scene's number in its name."""
+        return int(self.name.removeprefix("scene-"))
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first to the last key frame."""
+        return PERIOD * (self.keyframes - 1)
+
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """The sensors as mounted in this scene's log, LiDAR first."""
+        return calibrate(np.random.default_rng([self.seed, self.number, 3]), self.scale)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A scene made ready for its sensors; built once a process and scene."""
+
+    scene: Scene
+    painter_noise: Noise
+    static: ShadowMap
+    ego_car: Shapes
+
+
+@lru_cache(maxsize=2)
+def _stage(job: SceneJob) -> _Stage:
+    scene = make_scene(job.seed, job.number, job.place, job.hand, job.duration)
+    middle = np.array([*scene.ego.pose(job.duration / 2)[:2], 0.0])
+    reach = 110.0 + 6.0 * job.duration
+    sun = Sunlight(middle, scene.light.toward_sun, reach, 0.15)
+    ego_car = placed(car(np.random.default_rng(0)).shapes, AXLE, 0.0, 0.0)
+    return _Stage(scene, Noise(job.seed), ShadowMap.of(sun, scene.place.scenery), ego_car)
+
+
+def capture(root: Path, job: SceneJob, frame: int) -> Path:
+    """Make everything between the key frame before and key frame ``frame``, this one included.
+
+    Args:
+        root: Folder of the world.
+        job: The scene.
+        frame: Number of the key frame.
+
+    Returns:
+        The record's file. It is written last, so where it exists all files it names do; then nothing is made again.
+    """
+    record_file = root / ".parts" / job.name / f"{frame:04d}.json"
+    if record_file.exists():
+        return record_file
+    stage = _stage(job)
+    shots: list[dict[str, Any]] = []
+    areas = np.zeros((len(stage.scene.actors), 2), np.int64)
+    swept = np.zeros((0, 3))
+    for calibration in job.calibrations():
+        sensor = calibration.sensor
+        rate = job.camera_rate if sensor.is_camera else job.lidar_rate
+        steps = round(rate * PERIOD) if frame else 1
+        for back in range(steps - 1, -1, -1):
+            key = back == 0
+            stamp = job.start + round(1e6 * (frame * PERIOD - back / rate + sensor.delay))
+            t = (stamp - job.start) * 1e-6
+            moment = _Moment(stage, job, calibration, t)
+            folder = "samples" if key else "sweeps"
+            name = f"{folder}/{sensor.channel}/{job.logfile}__{sensor.channel}__{stamp}"
+            if sensor.is_camera:
+                filename, data, area = moment.photograph(name, key)
+                areas += area
+            else:
+                filename, data, points = moment.scan(name)
+                swept = points if key else swept
+            write_atomically(root / filename, data)
+            shots.append(
+                {
+                    "channel": sensor.channel,
+                    "timestamp": stamp,
+                    "is_key_frame": key,
+                    "filename": filename,
+                    **moment.ego_pose(),
+                }
+            )
+    record = {
+        "shots": shots,
+        "boxes": _annotations(stage.scene, job, frame * PERIOD, swept, areas),
+        "story": stage.scene.story,
+    }
+    write_atomically(record_file, json.dumps(record).encode())
+    return record_file
+
+
+class _Moment:
+    """The scene when one sensor fires."""
+
+    def __init__(self, stage: _Stage, job: SceneJob, calibration: Calibration, t: float) -> None:
+        self.stage, self.job, self.calibration, self.t = stage, job, calibration, t
+        self.ego = stage.scene.ego.pose(t)
+        self.world_from_sensor = pose_matrix(*self.ego) @ calibration.ego_from_sensor
+        moving = [placed(a.model.shapes, *a.motion.pose(t), owner=i) for i, a in enumerate(stage.scene.actors)]
+        actors = join(moving)
+        sun = Sunlight(np.array([*self.ego[:2], 0.0]), stage.scene.light.toward_sun, 60.0, 0.1)
+        shadow = ShadowMap.of(sun, join([actors, placed(stage.ego_car, *self.ego)]))
+        scene = stage.scene
+        self.shapes = join([scene.place.scenery, actors])
+        self.painter = Painter(scene.place, scene.light, stage.painter_noise, (stage.static, shadow))
+
+    def photograph(self, name: str, key: bool) -> tuple[str, bytes, NDArray[np.int64]]:
+        """A picture as a JPEG, and the area [N, 2] that each actor takes up in it (key frames only)."""
+        view = Pinhole(self.calibration.size, self.calibration.intrinsics, self.world_from_sensor)
+        picture, hits = self.painter.picture(view, self.shapes)
+        area = np.zeros((len(self.stage.scene.actors), 2), np.int64)
+        if key:
+            area = annotate.seen_area(view.refined(FINE), hits, annotate.boxes(self.stage.scene.actors, self.t))
+        buffer = BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=92)
+        return f"{name}.jpg", buffer.getvalue(), area
+
+    def scan(self, name: str) -> tuple[str, bytes, Floats]:
+        """A sweep as nuScenes stores it, and its points [N, 3] in the place's frame."""
+        rng = np.random.default_rng([self.job.seed, self.job.number, 4, round(self.t * 1e6) & 0xFFFFFFFF])
+        points = sweep(self.painter, self.shapes, self.world_from_sensor, rng)
+        pose = self.world_from_sensor
+        return f"{name}.pcd.bin", points.tobytes(), points[:, :3] @ pose[:3, :3].T + pose[:3, 3]
+
+    def ego_pose(self) -> dict[str, list[float]]:
+        """The ego car on the map."""
+        x, y, yaw = self.ego
+        offset = self.job.offset
+        return {"translation": [x + offset[0], y + offset[1], 0.0], "rotation": _about_z(yaw)}
+
+
+def _annotations(
+    scene: Scene, job: SceneJob, t: float, points: Floats, areas: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Every actor's box at a key frame, wherever it is."""
+    found = []
+    for number, (actor, box) in enumerate(zip(scene.actors, annotate.boxes(scene.actors, t), strict=True)):
+        x, y, z = (float(v) for v in box["center"])
+        length, width, height = actor.model.size
+        seen, whole = (int(v) for v in areas[number])
+        away = float(np.hypot(*(np.array([x, y]) - scene.ego.pose(t)[:2])))
+        found.append(
+            {
+                "actor": number,
+                "category": actor.model.category,
+                "attribute": actor.attribute(t),
+                "translation": [x + job.offset[0], y + job.offset[1], z],
+                "size": [float(width), float(length), float(height)],
+                "rotation": _about_z(float(box["yaw"])),
+                "num_lidar_pts": annotate.points_inside(box, points) if away < annotate.REACH else 0,
+                "visibility": annotate.visibility_level(seen / whole if whole else 0.0),
+            }
+        )
+    return found
+
+
+def pose_matrix(x: float, y: float, yaw: float) -> Floats:
+    """``world_from_ego`` [4, 4] of a car on level ground."""
+    pose = Quaternion(axis=(0, 0, 1), radians=yaw).transformation_matrix
+    pose[:2, 3] = x, y
+    return pose
+
+
+def _about_z(yaw: float) -> list[float]:
+    return [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(data)
+    os.replace(unfinished, path)

@@ -1,0 +1,112 @@
+"""Plane curves of straight and circular pieces: what roads and tracks of moving things are laid along."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A chain of pieces of constant curvature, walked by arc length ``s`` with offsets ``d`` to the left, in metres."""
+
+    start: tuple[float, float, float]
+    """x, y in metres and heading in radians where the chain begins."""
+    lengths: tuple[float, ...]
+    """Length of each piece, metres."""
+    curvatures: tuple[float, ...]
+    """Curvature of each piece, 1/m, positive to the left; 0 is straight."""
+
+    def __post_init__(self) -> None:
+        x, y, heading = self.start
+        knots = [(0.0, x, y, heading)]
+        for length, curvature in zip(self.lengths, self.curvatures, strict=True):
+            s, x, y, heading = knots[-1]
+            x, y = _advance(x, y, heading, curvature, length)
+            knots.append((s + length, float(x), float(y), heading + curvature * length))
+        object.__setattr__(self, "_knots", np.array(knots))
+
+    @property
+    def length(self) -> float:
+        """Length of the whole chain, metres."""
+        return float(sum(self.lengths))
+
+    def point(self, s: ArrayLike, d: ArrayLike = 0.0) -> tuple[Floats, Floats, Floats]:
+        """Where one stands ``s`` along the curve and ``d`` to its left.
+
+        Args:
+            s: Arc length, metres; before the start and past the end the curve goes on straight.
+            d: Offset to the left, metres; broadcasts against ``s``.
+
+        Returns:
+            x, y in metres and heading in radians, of the broadcast shape.
+        """
+        s, d = np.broadcast_arrays(np.asarray(s, float), np.asarray(d, float))
+        knots = self._knots
+        piece = np.clip(np.searchsorted(knots[:, 0], s, side="right") - 1, 0, len(self.lengths) - 1)
+        s0, x0, y0, heading0 = knots[piece].T if piece.ndim else knots[piece]
+        curvature = np.asarray(self.curvatures)[piece]
+        inside = np.clip(s, 0.0, self.length)
+        x, y = _advance(x0, y0, heading0, curvature, inside - s0)
+        heading = heading0 + curvature * (inside - s0)
+        beyond = s - inside
+        x, y = x + beyond * np.cos(heading), y + beyond * np.sin(heading)
+        return x - d * np.sin(heading), y + d * np.cos(heading), heading
+
+    def locate(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        """The inverse of :meth:`point`: the nearest place on the curve.
+
+        Args:
+            x: Metres, any shape.
+            y: Metres, the same shape.
+
+        Returns:
+            ``s`` (below 0 or above ``length`` where the point lies before or past the curve) and ``d``, in metres.
+        """
+        best = np.full_like(x, np.inf)
+        best_s, best_d = np.zeros_like(x), np.zeros_like(x)
+        last = len(self.lengths) - 1
+        for i, (length, curvature) in enumerate(zip(self.lengths, self.curvatures, strict=True)):
+            s0, x0, y0, heading = (float(v) for v in self._knots[i])
+            s, d = _locate_on_piece(x - x0, y - y0, heading, curvature, length)
+            low = -np.inf if i == 0 else 0.0
+            high = np.inf if i == last else length
+            distance = np.abs(d) + np.maximum(low - s, 0) + np.maximum(s - high, 0)
+            nearer = distance < best
+            best = np.where(nearer, distance, best)
+            best_s = np.where(nearer, s + s0, best_s)
+            best_d = np.where(nearer, d, best_d)
+        return best_s, best_d
+
+    def polyline(self, step: float = 2.0, d: float = 0.0, s_range: Sequence[float] | None = None) -> Floats:
+        """Points [N, 2] about ``step`` metres apart along the curve, ``d`` to its left."""
+        low, high = s_range if s_range is not None else (0.0, self.length)
+        s = np.linspace(low, high, max(2, int(np.ceil((high - low) / step)) + 1))
+        x, y, _ = self.point(s, d)
+        return np.stack([x, y], axis=-1)
+
+
+def _advance(x: ArrayLike, y: ArrayLike, heading: ArrayLike, curvature: ArrayLike, s: ArrayLike) -> tuple:
+    """Walk ``s`` metres along an arc from (x, y, heading)."""
+    half = 0.5 * np.asarray(curvature) * s
+    chord = np.asarray(s) * np.sinc(half / np.pi)
+    return x + chord * np.cos(heading + half), y + chord * np.sin(heading + half)
+
+
+def _locate_on_piece(dx: Floats, dy: Floats, heading: float, curvature: float, length: float) -> tuple[Floats, Floats]:
+    """Arc length and left offset relative to one piece that starts at the origin of (dx, dy)."""
+    cos, sin = np.cos(heading), np.sin(heading)
+    along, left = dx * cos + dy * sin, dy * cos - dx * sin
+    if abs(curvature) < 1e-9:
+        return along, left
+    # In a frame where the piece starts along +x, the circle's centre is at (0, radius).
+    radius = 1.0 / curvature
+    turn = np.arctan2(along, (radius - left) * np.sign(curvature))
+    # Angles are taken about the middle of the arc, so that both ends stay clear of the branch cut.
+    middle = 0.5 * abs(curvature) * length
+    turn = (turn - middle + np.pi) % (2 * np.pi) - np.pi + middle
+    distance = np.hypot(along, radius - left)
+    return turn * abs(radius), (abs(radius) - distance) * np.sign(curvature)

@@ -1,0 +1,61 @@
+"""Fronts of buildings: walls of brick, plaster or concrete with windows, shop fronts, and curtain walls of glass."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .building import BRICK, GLASS
+from .shapes import Shapes
+from .texture import Noise, band, covered, hashed
+
+Floats = NDArray[np.floating]
+
+
+def facade(
+    shapes: Shapes, local: Floats, face: NDArray[np.int8], footprint: Floats, noise: Noise
+) -> tuple[Floats, Floats, Floats | float]:
+    """Albedo [N, 3], gloss [N] and glow of points on buildings' boxes; see ``surface.reflectance``."""
+    storey, bay, style = (shapes["look"][:, i] for i in range(3))
+    seed = shapes["look"][:, 3].astype(np.int32) * 8 + face + 2 * (local[:, 0] > 0)
+    half = shapes["half"].astype(np.float32)
+    along = np.where(face == 0, local[:, 1], local[:, 0])
+    width = np.where(face == 0, half[:, 1], half[:, 0])
+    height = local[:, 2] + half[:, 2]
+    wall = _wall(shapes, along, height, style, footprint, noise)
+    # Windows sit in a grid of storeys and whole bays.
+    bays = np.maximum(np.round(2 * width / bay), 1)
+    size = 2 * width / bays
+    column = np.floor((along + width) / size)
+    row = np.floor(height / storey)
+    u, v = (along + width) - (column + 0.5) * size, height - row * storey  # metres from the bay's middle, the floor
+    column, row = column.astype(np.int32), row.astype(np.int32)
+    glassy = style == GLASS
+    ground = row == 0
+    reach = np.where(glassy | ground, 0.46 * size, (0.22 + 0.14 * hashed(seed, np.int32(7))) * size)
+    sill = np.where(glassy, 0.25, np.where(ground, 0.45, 0.9))
+    head = np.where(glassy, storey - 0.12, np.where(ground, storey - 0.75, storey - 0.55))
+    inside = np.minimum(np.minimum(reach - np.abs(u), v - sill), head - v)
+    pane = covered(0.06 - inside, footprint)
+    frame = covered(-inside, footprint) - pane
+    solid = (hashed(column, row, seed) < np.where(glassy, 0.0, 0.06)) | (face == 2)
+    pane, frame = np.where(solid, 0, pane), np.where(solid, 0, frame)
+    mullion = band(np.abs(u), 0.0, 0.03, footprint) * ~ground
+    pane = pane * (1 - 0.8 * mullion)
+    color = wall + (np.float32(0.55) * (0.4 + 0.6 * hashed(seed, np.int32(3)))[:, None] - wall) * frame[:, None] * 0.9
+    mood = hashed(column, row, seed + 1)
+    fade = np.clip(1.2 / footprint - 0.6, 0, 1)
+    curtain = np.where(mood > 0.72, 0.25, 0.03) * fade + 0.08 * (1 - fade)
+    tint = np.stack([curtain * 0.95, curtain, curtain * 0.95 + 0.015], axis=1).astype(np.float32)
+    tint = np.where(glassy[:, None], shapes["color"] * (0.5 + 0.8 * mood[:, None]), tint)
+    color = color + (tint - color) * pane[:, None]
+    gloss = pane * np.where(glassy, 0.42, 0.24)
+    return color, gloss.astype(np.float32), 0.0
+
+
+def _wall(shapes: Shapes, along: Floats, height: Floats, style: Floats, footprint: Floats, noise: Noise) -> Floats:
+    stains = noise(along, height * 0.4, 23.0, footprint)
+    grain = noise(along, height, 4.0, footprint)
+    tone = 1 + 0.07 * stains + 0.04 * grain - 0.15 * np.clip(1 - height / 0.8, 0, 1)
+    course = np.floor(height / 0.15)
+    brick = hashed(np.floor(along / 0.42 + 0.5 * (course % 2)).astype(np.int32), course.astype(np.int32)) - 0.5
+    tone = tone + np.where(style == BRICK, 0.45 * brick * np.clip(0.12 / footprint - 0.4, 0, 1), 0.0)
+    return shapes["color"] * tone[:, None].astype(np.float32)

@@ -1,0 +1,231 @@
+"""Roads of a place, as curves with a cross-section, and the same as polygons and lines in nuScenes' map layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from shapely.geometry import LineString, Polygon
+from shapely.ops import unary_union
+
+from .curve import Curve
+
+Floats = NDArray[np.floating]
+CORNER = 6.0
+"""Radius of the kerb at a junction's corners, metres."""
+SETBACK = 1.0
+"""From the kerb line of the other road to the crossing, beyond the corner's curve, metres."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Road:
+    """A road with the same cross-section all along. ``d`` counts to the left of ``curve``, metres."""
+
+    curve: Curve
+    lanes: int
+    """Lanes a direction."""
+    lane_width: float
+    """Metres."""
+    parking: float
+    """Width of the strip for parked cars on either side, metres; 0 for none."""
+    hand: int
+    """+1 where traffic keeps right, -1 where it keeps left."""
+    divider: str
+    """The line between the directions: "double" (yellow, solid) or "dashed" (white)."""
+    junctions: tuple[tuple[float, float], ...] = ()
+    """Ranges of s which other roads cross, metres."""
+    crossings: tuple[tuple[float, float], ...] = ()
+    """Ranges of s with a zebra crossing, metres."""
+    stops: tuple[tuple[float, int], ...] = ()
+    """s of each stop line and the direction of travel (+1 along the curve, -1 against it) that it stops."""
+
+    @property
+    def half_width(self) -> float:
+        """From the middle to the kerb, metres."""
+        return self.lanes * self.lane_width + self.parking
+
+    def lane(self, direction: int, number: int) -> float:
+        """Offset d of a lane's middle; lane 0 is next to the road's middle, ``direction`` is that of travel."""
+        return -self.hand * direction * (number + 0.5) * self.lane_width
+
+    def clear_of_junctions(self, s: Floats) -> Floats:
+        """Metres from s to the nearest place where lines are interrupted; negative inside."""
+        distance = np.full_like(s, np.inf)
+        for low, high in (*self.junctions, *self.crossings):
+            distance = np.minimum(distance, np.maximum(low - 2.0 - s, s - high - 2.0))
+        return distance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Street:
+    """All roads of a place and what lies beside them. The first road is the one the ego car drives along."""
+
+    roads: tuple[Road, ...]
+    verge: float
+    """Width of the strip of grass between kerb and pavement, metres; 0 for none."""
+    pavement: float
+    """Width of the pavement, metres."""
+
+    @property
+    def frontage(self) -> float:
+        """From the kerb to where plots begin, metres."""
+        return self.verge + self.pavement
+
+    def kerb_distance(self, x: Floats, y: Floats) -> tuple[Floats, list[tuple[Floats, Floats]]]:
+        """Distance to the edge of the carriageway.
+
+        Args:
+            x: Metres, any shape.
+            y: The same shape.
+
+        Returns:
+            distance in metres, negative on the carriageway, with corners rounded; and (s, d) along each road.
+        """
+        union: Floats | None = None
+        places = []
+        for road in self.roads:
+            s, d = road.curve.locate(x, y)
+            places.append((s, d))
+            ends = np.maximum(-s, s - road.curve.length)
+            distance = np.maximum(np.abs(d) - road.half_width, ends)
+            union = distance if union is None else _rounded_union(union, distance)
+        assert union is not None
+        return union, places
+
+
+def _rounded_union(a: Floats, b: Floats) -> Floats:
+    """Distance to the union of two regions whose inner corners are filled with an arc."""
+    radius = np.float32(CORNER)
+    gap = np.hypot(np.maximum(radius - a, 0), np.maximum(radius - b, 0))
+    return np.maximum(radius, np.minimum(a, b)) - gap
+
+
+def map_layers(street: Street) -> tuple[dict[str, list[Polygon]], dict[str, list[LineString]]]:
+    """The street as polygons and lines, named as nuScenes' map layers are; metres, in the place's own frame."""
+    strips = [LineString(r.curve.polyline()).buffer(r.half_width, cap_style="flat") for r in street.roads]
+    drivable = unary_union(strips).buffer(CORNER).buffer(-CORNER)
+    walk = drivable.buffer(street.frontage).difference(drivable.buffer(street.verge))
+    polygons: dict[str, list[Polygon]] = {
+        "drivable_area": _parts(drivable),
+        "walkway": _parts(walk),
+        "lane": [],
+        "ped_crossing": [],
+        "stop_line": [],
+        "carpark_area": [],
+    }
+    lines: dict[str, list[LineString]] = {"road_divider": [], "lane_divider": []}
+    for road in street.roads:
+        for low, high in _between_gaps(road):
+            _add_stretch(road, low, high, polygons, lines)
+        for low, high in road.crossings:
+            polygons["ped_crossing"].append(_strip(road, low, high, -road.half_width, road.half_width))
+        for s, direction in road.stops:
+            edge = -road.hand * direction * road.lanes * road.lane_width
+            polygons["stop_line"].append(_strip(road, s - 0.2, s + 0.2, min(0, edge), max(0, edge)))
+    return polygons, lines
+
+
+def _add_stretch(
+    road: Road, low: float, high: float, polygons: dict[str, list[Polygon]], lines: dict[str, list[LineString]]
+) -> None:
+    """Lanes, parking strips and dividers of a stretch without junctions."""
+    lines["road_divider"].append(LineString(road.curve.polyline(s_range=(low, high))))
+    for direction in (1, -1):
+        for number in range(road.lanes):
+            middle = road.lane(direction, number)
+            reach = 0.5 * road.lane_width
+            polygons["lane"].append(_strip(road, low, high, middle - reach, middle + reach))
+            if number:
+                line = road.curve.polyline(d=middle - np.sign(middle) * reach, s_range=(low, high))
+                lines["lane_divider"].append(LineString(line))
+        if road.parking:
+            edges = sorted((direction * road.lanes * road.lane_width, direction * road.half_width))
+            polygons["carpark_area"].append(_strip(road, low, high, *edges))
+
+
+def _between_gaps(road: Road) -> list[tuple[float, float]]:
+    stretches, start = [], 0.0
+    for low, high in sorted((*road.junctions, *road.crossings)):
+        if low > start:
+            stretches.append((start, low))
+        start = max(start, high)
+    if start < road.curve.length:
+        stretches.append((start, road.curve.length))
+    return stretches
+
+
+def _strip(road: Road, low: float, high: float, right: float, left: float) -> Polygon:
+    ahead = road.curve.polyline(d=right, s_range=(low, high))
+    back = road.curve.polyline(d=left, s_range=(low, high))[::-1]
+    return Polygon(np.concatenate([ahead, back]))
+
+
+def _parts(geometry: Polygon) -> list[Polygon]:
+    return list(getattr(geometry, "geoms", [geometry]))
+
+
+def make_street(rng: np.random.Generator, hand: int, travel: float) -> Street:
+    """Draw a street: a main road with curves, and side roads that cross or join it where it is straight.
+
+    Args:
+        rng: Source of all choices.
+        hand: +1 where traffic keeps right, -1 where it keeps left.
+        travel: How far the ego car may drive, metres.
+    """
+    curves = [rng.uniform(35, 80) for _ in range(2)]
+    straight = [rng.uniform(120, 150), rng.uniform(70, 110), 170 + travel]
+    bend = [rng.choice((-1, 1)) / rng.uniform(70, 220) for _ in range(2)]
+    main_curve = Curve(
+        (0.0, 0.0, float(rng.uniform(-np.pi, np.pi))),
+        (straight[0], curves[0], straight[1], curves[1], straight[2]),
+        (0.0, bend[0], 0.0, bend[1], 0.0),
+    )
+    second = straight[0] + curves[0] + straight[1] * 0.5
+    third = second + straight[1] * 0.5 + curves[1] + rng.uniform(60, 80)
+    places = [second] + [s for s, odds in ((straight[0] - 75.0, 0.4), (third, 0.5)) if rng.random() < odds]
+    lanes = int(rng.choice((1, 1, 2)))
+    main_width = lanes * (lane_width := float(rng.uniform(3.1, 3.6))) + (parking := float(rng.choice((0.0, 2.3))))
+    sides = []
+    for s in places:
+        x, y, heading = main_curve.point(s)
+        start, end = [(-130.0, 130.0), (0.0, 130.0), (-130.0, 0.0)][int(rng.choice(3, p=(0.6, 0.2, 0.2)))]
+        x0, y0 = x - start * np.sin(heading), y + start * np.cos(heading)
+        curve = Curve((float(x0), float(y0), float(heading + np.pi / 2)), (end - start,), (0.0,))
+        sides.append(_side_road(rng, curve, -start, main_width, hand))
+    junctions = tuple((s - side.half_width - CORNER, s + side.half_width + CORNER) for s, side in zip(places, sides))
+    crossings, stops = [], []
+    for low, high in junctions:
+        crossings += [(low - SETBACK - 3.0, low - SETBACK), (high + SETBACK, high + SETBACK + 3.0)]
+        stops += [(low - SETBACK - 4.2, 1), (high + SETBACK + 4.2, -1)]
+    main = Road(
+        curve=main_curve,
+        lanes=lanes,
+        lane_width=lane_width,
+        parking=parking,
+        hand=hand,
+        divider=str(rng.choice(("double", "dashed"))),
+        junctions=junctions,
+        crossings=tuple(crossings),
+        stops=tuple(stops),
+    )
+    return Street(roads=(main, *sides), verge=float(rng.choice((0.0, 1.6))), pavement=float(rng.uniform(2.0, 3.5)))
+
+
+def _side_road(rng: np.random.Generator, curve: Curve, middle: float, main_width: float, hand: int) -> Road:
+    """A one-lane road that meets the main road at ``middle`` metres along it."""
+    reach = main_width + CORNER
+    stops: Sequence[tuple[float, int]] = [
+        (s, direction)
+        for s, direction in ((middle - reach - SETBACK - 1.2, 1), (middle + reach + SETBACK + 1.2, -1))
+        if 5.0 < s < curve.length - 5.0
+    ]
+    return Road(
+        curve=curve,
+        lanes=1,
+        lane_width=float(rng.uniform(3.0, 3.5)),
+        parking=float(rng.choice((0.0, 2.3))),
+        hand=hand,
+        divider="dashed",
+        junctions=((middle - reach, middle + reach),),
+        stops=tuple(stops),
+    )
