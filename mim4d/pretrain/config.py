@@ -39,15 +39,19 @@ class MethodConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldConfig:
-    """The demo world that --data synthetic makes, once for each setting."""
+class SyntheticConfig:
+    """The world that --data synthetic makes once and keeps in a cache folder, see mim4d-world."""
 
     scenes: int = 10
-    """Scenes, named as those of v1.0-mini: the first eight are mini_train, the last two mini_val."""
-    keyframes: int = 20
-    """Keyframes a scene, 0.5 s apart."""
+    """Scenes, about a fifth of them held out; v1.0-mini has names for 10."""
+    keyframes: int = 12
+    """Key frames a scene, 0.5 s apart."""
     scale: float = 0.25
-    """Size of the images, as a share of 1600x900."""
+    """Size of the images, as a share of 1600x900 pixels."""
+    camera_rate: float = 2.0
+    """Pictures a second of each camera, Hz; 2 are key frames alone, 12 is nuScenes'."""
+    lidar_rate: float = 2.0
+    """LiDAR sweeps a second, Hz; 2 are key frames alone, 20 is nuScenes'."""
     seed: int = 0
     """Another seed, another world."""
 
@@ -67,11 +71,11 @@ class PretrainConfig:
     split: str = ""
     """Scenes to learn from: an official split or scene names with commas. Empty: the version's training split."""
     val_split: str = ""
-    """Scenes held out to evaluate on. Empty: the version's validation split, if the data has it; none: no evaluation."""
+    """Scenes held out to evaluate on. Empty: the version's validation split, where it is there; none: nothing."""
     model: str = "mim4d_convnext_small"
     """The encoder: mim4d_convnext_{atto,femto,pico,nano,tiny,small,base,large}."""
     init: str = SCRATCH
-    """First weights: scratch, a timm name (convnext_base.dinov3_lvd1689m), a Hub id, a file, a run's encoder/ folder."""
+    """First weights: scratch, a timm name (convnext_base.dinov3_lvd1689m), a Hub id, a file, or a run's encoder/."""
     frames: int = 3
     """Frames a clip; 1 leaves the temporal half of the method out."""
     frame_gap: float = 0.5
@@ -114,7 +118,7 @@ class PretrainConfig:
     """Held-out clips to evaluate on, evenly spaced over the split, the same each time."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
-    world: WorldConfig = field(default_factory=WorldConfig)
+    world: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
         at_least = {"steps": 1, "batch_size": 1, "frames": 1, "log_every": 1, "save_every": 1, "keep": 1, "workers": 0}

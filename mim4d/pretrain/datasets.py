@@ -8,10 +8,13 @@ import os
 from pathlib import Path
 
 from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import Progress
 
 from ..data import NuScenesClips
 from ..errors import UserError
 from ..version import __version__
+from ..world import make_world
 from .config import NO_SPLIT, PretrainConfig, held_out_split
 
 logger = logging.getLogger(__name__)
@@ -27,8 +30,8 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
     if config.data == "synthetic":
         root = world_root(config)
         with accelerator.local_main_process_first():
-            if not root.exists():
-                _make_world(config, root)
+            if not (root / config.version).is_dir():
+                _make(config, root)
         config = dataclasses.replace(config, dataroot=str(root))
     with accelerator.local_main_process_first():  # the first start on a root writes the index that the others read
         clips = NuScenesClips(config.data_config(config.split))
@@ -45,10 +48,6 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
         return clips, None
 
 
-def _make_world(config: PretrainConfig, root: Path) -> None:
-    raise UserError(f"no world in {root}")
-
-
 def cache_folder() -> Path:
     """Where made worlds stay: ``$MIM4D_CACHE`` or ``~/.cache/mim4d``."""
     return Path(os.environ.get("MIM4D_CACHE") or Path.home() / ".cache" / "mim4d")
@@ -60,3 +59,14 @@ def world_root(config: PretrainConfig) -> Path:
         return Path(config.dataroot).expanduser()
     what = {"mim4d": __version__, "version": config.version, **dataclasses.asdict(config.world)}
     return cache_folder() / f"world-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
+
+
+def _make(config: PretrainConfig, root: Path) -> None:
+    world = dataclasses.asdict(config.world)
+    console = Console(stderr=True)
+    console.print(f"making a world in {root}, this once", markup=False, highlight=False, soft_wrap=True)
+    with Progress(console=console) as bar:
+        task = bar.add_task("key frames")
+        make_world(
+            root, config.version, **world, progress=lambda done, whole: bar.update(task, completed=done, total=whole)
+        )

@@ -1,0 +1,206 @@
+"""Settings: presets, YAML, flags, and what is refused."""
+
+import ast
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mim4d.errors import UserError
+from mim4d.pretrain import config as config_module
+from mim4d.pretrain.cli import parse
+from mim4d.pretrain.config import (
+    MethodConfig,
+    PretrainConfig,
+    SyntheticConfig,
+    check_resumable,
+    complete,
+    held_out_split,
+    overlay,
+    read_yaml,
+    save_config,
+)
+from mim4d.pretrain.optim import OptimConfig, lr_scale
+from mim4d.pretrain.presets import PRESETS
+
+FIXED_FLAGS = ("data", "dataroot", "version", "split", "model", "init", "frames", "steps", "batch-size", "seed", "out")
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_saved_config_reads_back_as_itself(name, tmp_path):
+    config = complete(dataclasses.replace(PRESETS[name], dataroot="/data"))
+    save_config(config, tmp_path / "config.yaml")
+    assert overlay(PretrainConfig(), read_yaml(tmp_path / "config.yaml"), tmp_path / "config.yaml") == config
+    assert parse(["--config", str(tmp_path / "config.yaml")])[0] == config
+
+
+def test_the_paper_preset_is_the_published_setting():
+    paper = PRESETS["paper"]
+    model = paper.model_config()
+    assert (paper.frames, len(paper.cameras), paper.batch_size, paper.steps) == (4, 6, 1, 12 * 28130 // 8)
+    assert (paper.optim.lr, paper.optim.weight_decay, paper.optim.clip_norm) == (4e-4, 0.01, 35)
+    assert complete(dataclasses.replace(paper, dataroot="/data")).optim.backbone_scale == 0.1
+    assert (model.encoder, model.mask_ratio, model.drop_path, model.frozen) == ("mim4d_convnext_small", 0.3, 0.2, 2)
+    assert model.grid.shape == (5, 180, 180)
+    assert (model.lift.num_bins, model.lift.channels, model.neck.channels, model.neck.stages) == (118, 32, 256, (3,))
+    assert (model.render.rays_per_view, model.render.uniform_samples, model.render.importance_samples) == (512, 72, 24)
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
+    file = write(tmp_path / "my.yaml", "preset: paper\nsteps: 7\nseed: 5\noptim: {lr: 1e-3}\n")
+    config, resume = parse(["--config", file, "--seed", "6", "--optim.final", "0.5"])
+    assert not resume
+    assert config.preset == "paper"
+    assert config.frames == PRESETS["paper"].frames
+    assert (config.steps, config.seed, config.optim.lr, config.optim.final) == (7, 6, 1e-3, 0.5)
+    assert parse(["--config", file, "--preset", "demo"])[0].model == PRESETS["demo"].model
+
+
+def test_the_preset_follows_the_data_when_none_is_named():
+    assert parse(["--data", "synthetic"])[0] == PRESETS["demo"]
+    assert parse(["--data", "nuscenes", "--dataroot", "/data"])[0].preset == "gpu24"
+    assert parse(["--preset", "paper", "--data=synthetic"])[0].preset == "paper"
+
+
+def test_help_lists_the_fixed_flags(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in (*FIXED_FLAGS, "preset", "config", "resume", "optim.lr", "method.mask-ratio", "world.scenes"):
+        assert f"--{flag} " in shown or f"--{flag}," in shown, flag
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, OptimConfig, SyntheticConfig, MethodConfig])
+def test_every_field_says_what_it_is(kind):
+    body = ast.parse(inspect.getsource(kind)).body[0].body
+    for statement, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign) and "Suppress" not in ast.unparse(statement.annotation):
+            name = ast.unparse(statement.target)
+            told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            section = name in ("optim", "method", "world")
+            assert told or section, f"{kind.__name__}.{name} has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 4", "unknown key batchsize; did you mean batch_size?"),
+        ("optim: {learning_rate: 1}", "unknown key optim.learning_rate; see mim4d-pretrain --help"),
+        ("method: {grid: {voxels: [1, 1, 1]}}", "unknown key method.grid.voxels; did you mean method.grid.voxel?"),
+        ("method: {encoder: mim4d_convnext_tiny}", "unknown key method.encoder; set model at the top level instead"),
+        ("steps: many", "steps = 'many' is not of type int"),
+        ("optim: 3", "optim must hold settings of its own, not 3"),
+        ("optim: {lr: fast}", "could not convert string to float: 'fast'"),
+        ("data: kitti", "data = 'kitti' is not of type"),
+        ("steps: 0", "steps = 0 must be at least 1"),
+        ("optim: {clip_norm: 0}", "optim.clip_norm = 0"),
+        ("method: {mask_ratio: 1.5}", "mask_ratio is the hidden share"),
+        ("[1, 2]", "must hold settings"),
+        ("a: b: c", "is not YAML"),
+        ("preset: huge", "--preset huge: there are demo, paper, gpu24"),
+    ],
+)
+def test_a_wrong_config_file_is_refused_by_name(text, message, tmp_path):
+    file = write(tmp_path / "wrong.yaml", text)
+    with pytest.raises(UserError) as refusal:
+        parse(["--config", file])
+    assert message in str(refusal.value)
+    assert "wrong.yaml" in str(refusal.value) or "--preset" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing.yaml: No such file"):
+        parse(["--config", str(tmp_path / "nothing.yaml")])
+
+
+def test_numbers_may_be_written_as_people_write_them(tmp_path):
+    file = write(tmp_path / "numbers.yaml", "optim: {lr: 4e-4, final: 0}\nframe_gap: 1\nimage_size: [64, 96]")
+    config = parse(["--config", file])[0]
+    assert (config.optim.lr, config.optim.final, config.frame_gap, config.image_size) == (4e-4, 0.0, 1.0, (64, 96))
+
+
+@pytest.mark.parametrize(
+    ("version", "split", "held_out"),
+    [
+        ("v1.0-trainval", "train", "val"),
+        ("v1.0-mini", "mini_train", "mini_val"),
+        ("v1.0-test", "test", "none"),
+    ],
+)
+def test_splits_follow_from_the_version(version, split, held_out):
+    config = complete(PretrainConfig(dataroot="/data", version=version))
+    assert (config.split, held_out_split(config)) == (split, held_out)
+
+
+def test_a_version_of_ones_own_needs_a_split():
+    with pytest.raises(UserError, match="--split"):
+        complete(PretrainConfig(dataroot="/data", version="v2-fleet"))
+    config = complete(PretrainConfig(dataroot="/data", version="v2-fleet", split="a,b"))
+    assert held_out_split(config) == "none"
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(UserError, match="--dataroot"):
+        complete(PretrainConfig())
+    with pytest.raises(UserError, match=r"did you mean mim4d_convnext_small\?"):
+        complete(PretrainConfig(dataroot="/data", model="convnext_smal"))
+    with pytest.raises(UserError, match="--init scratch"):
+        complete(PretrainConfig(dataroot="/data", method=MethodConfig(frozen=2)))
+
+
+def test_the_backbone_learns_slower_only_where_it_knows_something():
+    assert complete(PretrainConfig(dataroot="/data")).optim.backbone_scale == 1
+    assert complete(PretrainConfig(dataroot="/data", init="convnext_small")).optim.backbone_scale == 0.1
+    given_scale = PretrainConfig(dataroot="/data", optim=OptimConfig(backbone_scale=0.5))
+    assert complete(given_scale).optim.backbone_scale == 0.5
+
+
+def test_the_run_says_what_the_model_is():
+    config = PretrainConfig(model="mim4d_convnext_tiny", frames=5, supervision="rgb")
+    model = config.model_config()
+    assert (model.encoder, model.frames, model.supervision) == ("mim4d_convnext_tiny", 5, "rgb")
+    assert not config.data_config("train").lidar
+
+
+def test_a_resumed_run_may_change_what_does_not_touch_its_model_or_data():
+    saved = complete(PretrainConfig(dataroot="/data"))
+    check_resumable(saved, dataclasses.replace(saved, steps=9, workers=0, dataroot="/moved", precision="fp32"))
+    for change in ({"model": "mim4d_convnext_tiny"}, {"seed": 1}, {"frames": 2}, {"method": MethodConfig(drop_path=0)}):
+        with pytest.raises(UserError, match="was started with --"):
+            check_resumable(saved, dataclasses.replace(saved, **change))
+
+
+def test_what_may_change_are_settings_that_exist():
+    names = set(config_module.flatten(config_module.to_dict(PretrainConfig())))
+    assert names > config_module.MAY_CHANGE
+
+
+@given(st.integers(1, 200), st.integers(0, 300))
+def test_the_learning_rate_stays_between_its_ends(steps, warmup):
+    config = OptimConfig(warmup_steps=warmup)
+    scales = [lr_scale(step, steps, config) for step in range(1, steps + 1)]
+    assert all(0 < scale <= 1 for scale in scales)
+
+
+def test_the_learning_rate_warms_up_and_cools_down():
+    config = OptimConfig(warmup_steps=10, warmup_start=1 / 3, final=1e-3)
+    assert lr_scale(1, 1000, config) == pytest.approx(1 / 3)
+    assert lr_scale(11, 1000, config) == pytest.approx(1, abs=1e-3)
+    assert lr_scale(1000, 1000, config) == pytest.approx(1e-3)
+
+
+def test_yaml_holds_plain_values_alone(tmp_path):
+    save_config(PRESETS["demo"], tmp_path / "config.yaml")
+    assert "!!" not in (tmp_path / "config.yaml").read_text()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["image_size"] == list(PRESETS["demo"].image_size)
