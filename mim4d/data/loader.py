@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..clip import Clip
@@ -103,6 +104,7 @@ class ClipLoader(DataLoader[Clip]):
             collate_fn=_collate,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # or starting the workers would draw from the process's own
         )
 
     def __iter__(self) -> Iterator[Clip]:  # type: ignore[override]  # the base promises more than an iterator

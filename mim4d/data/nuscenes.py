@@ -69,7 +69,7 @@ class DataConfig:
             raise UserError(f"--frames {self.frames}: a clip has one frame or more")
         if self.frames > 1 and not 0 <= self.tolerance < self.gap / 2:
             raise UserError(
-                f"--tolerance {self.tolerance} s must be less than half of --gap {self.gap} s, "
+                f"--tolerance {self.tolerance} s must be less than half of the {self.gap} s between frames, "
                 "so that no frame is taken twice"
             )
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
@@ -236,7 +236,7 @@ class NuScenesClips(Dataset[Clip]):
         return (
             f"no clip of {config.frames} frames {config.gap} s apart (a tolerance of {config.tolerance} s) in split "
             f"{config.split} of {self.root / config.version}: its longest scene lasts {length:.1f} s. "
-            "Ask for fewer --frames, another --gap or more --tolerance"
+            "Ask for fewer --frames, another gap or more --tolerance"
         )
 
     def _check_image_sizes(self) -> None:

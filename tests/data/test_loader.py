@@ -79,6 +79,14 @@ def test_loader_yields_the_sampled_clips(root, workers):
         assert torch.equal(clip.images[1], dataset[draws[1][0]].images[0])
 
 
+def test_loading_leaves_the_random_state_alone(root):
+    dataset = NuScenesClips(config_of(root))
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        list(make_loader(dataset, batch_size=1, steps=2, seed=0, workers=workers))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_nothing_is_read_before_the_first_step(root, monkeypatch):
     dataset = NuScenesClips(config_of(root))
     read = []
