@@ -49,7 +49,8 @@ def corners(index: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]
     sx, sy, sz = slope.unbind(1)
     weights = torch.stack([outer(wx, wy, wz), outer(sx, wy, wz), outer(wx, sy, wz), outer(wx, wy, sz)], dim=1)
     both = torch.arange(2, device=index.device)
-    cell = low.long()[:, :, None] + both  # [N, 3, 2]
+    # A point that is NaN, in a run that diverged, must end as a NaN loss and not as an index out of range.
+    cell = low.nan_to_num().long()[:, :, None] + both  # [N, 3, 2]
     x, y, z = cell.minimum(top.long()[:, None]).unbind(1)
     rows = (z[:, :, None, None] * shape[1] + y[:, None, :, None]) * shape[2] + x[:, None, None, :]
     return rows.flatten(1), weights
