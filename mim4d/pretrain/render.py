@@ -78,7 +78,8 @@ class Renderer(nn.Module):
             near, far = box_interval(origins, directions, self.grid.low(origins), self.grid.high(origins))
             near = near.clamp(min=NEAR)
             hit = far > near
-            far = torch.where(hit, far, near + 1)
+            # The slab test's ends of a miss may lie a million kilometres off: the void ray gets ordinary points.
+            near, far = near.where(hit, NEAR), far.where(hit, NEAR + 1)
             if jitter is None:
                 jitter = torch.full((g, r, self.config.uniform_samples), 0.5, device=volumes.device)
             parts = []

@@ -64,7 +64,7 @@ def importance(distances: Tensor, weights: Tensor, count: int) -> Tensor:
     weights = weights + 1e-5
     cdf = torch.cumsum(weights / weights.sum(1, keepdim=True), dim=1)
     cdf = torch.cat([torch.zeros_like(cdf[:, :1]), cdf], dim=1)  # [N, S]
-    quantiles = (torch.arange(count, device=cdf.device) + 0.5) / count
+    quantiles = (torch.arange(count, device=cdf.device, dtype=cdf.dtype) + 0.5) / count
     quantiles = quantiles.expand(len(cdf), -1).contiguous()
     piece = (torch.searchsorted(cdf, quantiles, right=True) - 1).clamp(0, cdf.shape[1] - 2)
     low, high = cdf.gather(1, piece), cdf.gather(1, piece + 1)
