@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import GlobalResponseNormMlp
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class MIM4DEncoder(ConvNeXt):
             The four stages' maps [N, C_i, H/s_i, W/s_i], s = 4, 8, 16, 32, with exact zeros at hidden sites.
 
         Raises:
-            ValueError: If the shapes do not fit, or if the model's stem or dilation make patches overlap.
+            ValueError: If the shapes do not fit, or if the model's stem, dilation or norms make patches mix.
         """
         n, _, height, width = images.shape
         if visible.shape != (n, height // PATCH, width // PATCH) or height % PATCH or width % PATCH:
@@ -42,13 +43,18 @@ class MIM4DEncoder(ConvNeXt):
                 f"visible: expected [{n}, {height / PATCH:g}, {width / PATCH:g}] (images are {height} x {width}, a "
                 f"patch is {PATCH} px), got {list(visible.shape)}"
             )
-        if self.feature_info[-1]["reduction"] != PATCH or self.stem[0].kernel_size != self.stem[0].stride:
-            raise ValueError("forward_masked needs a patch stem and output_stride 32: others mix neighbouring patches")
+        stages: Any = self.stages
+        strides = [stage["reduction"] for stage in self.feature_info]
+        if strides != [4, 8, 16, PATCH] or self.stem[0].kernel_size != self.stem[0].stride:
+            raise ValueError(
+                f"forward_masked needs a patch stem and strides 4, 8, 16, 32 (here {strides}): others mix patches"
+            )
+        if isinstance(stages[0].blocks[0].mlp, GlobalResponseNormMlp):
+            raise ValueError("forward_masked knows no global response norm (use_grn): it mixes all sites of an image")
 
         # 1. Stem and downsampling convolutions have kernel = stride: each site sees its own patch alone.
         x = self.stem(images.masked_fill(~_sites(visible, images)[:, None], 0))
         features = []
-        stages: Any = self.stages
         for stage in stages:
             x = stage.downsample(x)
             # 2. Norms and biases left something at hidden sites: clear it, once a stage; blocks keep it clear.
@@ -73,6 +79,8 @@ def _sites(visible: Tensor, x: Tensor) -> Tensor:
 
 def _masked_block(block: ConvNeXtBlock, x: Tensor, index: Tensor) -> Tensor:
     """One block on [N, C, H, W] whose norm and MLP run on the visible sites ``index`` (into N*H*W) alone."""
+    if not len(index):  # 1x1 convolutions refuse an empty image
+        return x
     n, c, h, w = x.shape
     y = block.conv_dw(x).permute(0, 2, 3, 1).reshape(-1, c)  # [N*H*W, C]
     packed = y.index_select(0, index)  # [M, C]

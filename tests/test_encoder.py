@@ -1,0 +1,362 @@
+"""MIM4DEncoder: timm's ConvNeXt to the letter, and a masked forward that is submanifold convolution."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.models.convnext import ConvNeXt
+
+import mim4d
+from mim4d import MIM4DEncoder
+from tests.reference.masked_convnext import masked_convnext
+
+SIZES = ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
+SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24))
+
+
+def shake(model, seed=0):
+    """Random values for every parameter: as created, layer scale makes blocks almost invisible, and biases are 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+    return model
+
+
+def small(base="atto", **changes) -> MIM4DEncoder:
+    """A narrow encoder; ``atto`` has its MLPs as 1x1 convolutions, ``tiny`` as linear layers."""
+    return shake(timm.create_model(f"mim4d_convnext_{base}", **SMALL, **changes)).eval()
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_mask(*shape, seed=0):
+    """About half of the patches."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+
+
+def pixels(visible):
+    """A patch mask [N, h, w] at the resolution of the image: [N, 1, H, W]."""
+    return torch.kron(visible, torch.ones(1, 32, 32)).bool()[:, None]
+
+
+def at_sites(visible, feature):
+    """A patch mask [N, h, w] as [N, 1, H, W] of a feature map."""
+    factor = feature.shape[-1] // visible.shape[-1]
+    return torch.kron(visible, torch.ones(1, factor, factor)).bool()[:, None].expand_as(feature)
+
+
+# --- dense use -------------------------------------------------------------------------------------------------------
+
+
+def test_timm_lists_and_creates_every_size():
+    assert set(timm.list_models("mim4d_convnext_*")) == {f"mim4d_convnext_{size}" for size in SIZES}
+    with torch.device("meta"):
+        for size in SIZES:
+            assert isinstance(timm.create_model(f"mim4d_convnext_{size}"), MIM4DEncoder)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_keys_and_shapes_are_timms(size):
+    with torch.device("meta"):
+        ours = timm.create_model(f"mim4d_convnext_{size}")
+        timms = timm.create_model(f"convnext_{size}", num_classes=0)
+    assert [(k, v.shape) for k, v in ours.state_dict().items()] == [(k, v.shape) for k, v in timms.state_dict().items()]
+    assert ours.feature_info == timms.feature_info
+
+
+@pytest.mark.parametrize(("size", "changes"), [("atto", {}), ("nano", SMALL), ("tiny", SMALL)])
+def test_dense_numbers_are_timms(size, changes):
+    ours = shake(timm.create_model(f"mim4d_convnext_{size}", **changes)).eval()
+    timms = timm.create_model(f"convnext_{size}", num_classes=0, **changes).eval()
+    timms.load_state_dict(ours.state_dict(), strict=True)
+    images = noise(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(ours(images), timms(images))
+        assert torch.equal(ours.forward_features(images), timms.forward_features(images))
+
+
+@pytest.mark.parametrize("size", ["atto", "tiny"])
+@pytest.mark.parametrize("shape", [(64, 96), (50, 70)])
+def test_features_only_is_timms(size, shape):
+    ours = shake(timm.create_model(f"mim4d_convnext_{size}", features_only=True, **SMALL)).eval()
+    timms = timm.create_model(f"convnext_{size}", features_only=True, **SMALL).eval()
+    timms.load_state_dict(ours.state_dict(), strict=True)
+    assert ours.feature_info.channels() == timms.feature_info.channels()
+    assert ours.feature_info.reduction() == [4, 8, 16, 32]
+    images = noise(2, 3, *shape)
+    with torch.no_grad():
+        for a, b in zip(ours(images), timms(images), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_classifier_can_be_asked_for():
+    model = timm.create_model("mim4d_convnext_atto", num_classes=7).eval()
+    with torch.no_grad():
+        assert model(noise(1, 3, 64, 64)).shape == (1, 7)
+
+
+def test_the_declared_config_is_what_the_model_takes():
+    model = timm.create_model("mim4d_convnext_atto").eval()
+    config = timm.data.resolve_model_data_config(model)
+    assert config["input_size"] == (3, 256, 704)
+    with torch.no_grad():
+        assert (
+            model.forward_features(torch.zeros(1, *config["input_size"])).shape[-2:]
+            == model.pretrained_cfg["pool_size"]
+        )
+
+
+def test_import_is_light():
+    code = "import sys, mim4d; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"accelerate", "nuscenes", "matplotlib", "tensorboard", "tyro", "dacite", "rich", "PIL.ImageDraw"}
+    assert not heavy & {name.partition(".")[0] for name in loaded}
+    assert not [name for name in loaded if name.startswith(("mim4d.pretrain", "mim4d.data", "mim4d.world"))]
+    assert "mim4d.encoder" in loaded
+    assert mim4d.__version__
+
+
+# --- the masked forward ----------------------------------------------------------------------------------------------
+
+
+def check_against_reference(model, images, visible, tolerance=1e-5):
+    """Values and gradients, by parameters and pixels, of a random weighting of all outputs."""
+    model = copy.deepcopy(model)
+    images = images.clone().requires_grad_()
+    maps = model.forward_masked(images, visible)
+    loss = sum((m * noise(*m.shape, seed=i)).sum() for i, m in enumerate(maps))
+    loss.backward()
+
+    twins = {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
+    images64 = images.detach().double().requires_grad_()
+    expected = masked_convnext(twins, images64, visible)
+    loss64 = sum((m * noise(*m.shape, seed=i).double()).sum() for i, m in enumerate(expected))
+    loss64.backward()
+
+    for stage, (got, want) in enumerate(zip(maps, expected, strict=True)):
+        close(got, want, tolerance, f"stage {stage}")
+    close(gradient(images), gradient(images64), 10 * tolerance, "pixels")
+    for name, parameter in model.named_parameters():
+        close(gradient(parameter), gradient(twins[name]), 10 * tolerance, name)
+
+
+def gradient(leaf):
+    """What backward left, zeros where it never came by."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def close(got, want, tolerance, what):
+    """Nearer than ``tolerance`` of the largest value."""
+    scale = max(1.0, float(want.detach().abs().max()))
+    error = float((got.detach().double() - want.detach()).abs().max())
+    assert error <= tolerance * scale, f"{what}: off by {error:.2g} at a scale of {scale:.2g}"
+
+
+def masks(n, h, w):
+    """Any pattern, image by image; all-visible, none-visible and one-visible images come up often."""
+    one = st.integers(0, h * w - 1).map(lambda i: [k == i for k in range(h * w)])
+    image = st.one_of(
+        st.just([True] * (h * w)),
+        st.just([False] * (h * w)),
+        one,
+        st.lists(st.booleans(), min_size=h * w, max_size=h * w),
+    )
+    return st.lists(image, min_size=n, max_size=n).map(lambda m: torch.tensor(m).view(n, h, w))
+
+
+@pytest.mark.parametrize("base", ["atto", "tiny"])
+def test_masked_is_the_slow_reference(base):
+    visible = torch.tensor([[[1, 0, 1], [1, 1, 0]], [[0, 0, 0], [0, 1, 0]]]).bool()
+    check_against_reference(small(base), noise(2, 3, 64, 96), visible)
+
+
+@pytest.mark.parametrize("base", ["atto", "tiny"])
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(visible=masks(2, 2, 2), seed=st.integers(0, 1000))
+def test_masked_is_the_slow_reference_whatever_the_mask(base, visible, seed):
+    check_against_reference(small(base), noise(2, 3, 64, 64, seed=seed), visible)
+
+
+@pytest.mark.parametrize("base", ["atto", "tiny"])
+def test_all_visible_is_dense(base):
+    model, images = small(base), noise(2, 3, 96, 64)
+    with torch.no_grad():
+        masked = model.forward_masked(images, torch.ones(2, 3, 2, dtype=torch.bool))
+        dense = model.forward_intermediates(images, intermediates_only=True)
+    for a, b in zip(masked, dense, strict=True):
+        close(a, b.double(), 1e-6, "dense")
+
+
+@pytest.mark.parametrize("base", ["atto", "tiny"])
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf, 1e30, 0.0])
+def test_hidden_pixels_change_nothing_at_all(base, junk):
+    model, images, visible = small(base), noise(3, 3, 96, 128), some_mask(3, 3, 4)
+    with torch.no_grad():
+        before = model.forward_masked(images, visible)
+        after = model.forward_masked(torch.where(pixels(visible), images, junk), visible)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a, b)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(visible=masks(2, 2, 3), seed=st.integers(0, 1000))
+def test_hidden_pixels_get_no_gradient_and_hidden_sites_are_exactly_zero(visible, seed):
+    model, images = small(), noise(2, 3, 64, 96, seed=seed).requires_grad_()
+    maps = model.forward_masked(images, visible)
+    sum(m.square().sum() for m in maps).backward()
+    assert images.grad[~pixels(visible).expand_as(images)].eq(0).all()
+    for m in maps:
+        sites = at_sites(visible, m)
+        assert m[~sites].eq(0).all()
+        assert m[sites].ne(0).any(dim=-1).all() if sites.any() else m.eq(0).all()
+
+
+def test_visible_patches_do_look_at_their_visible_neighbours():
+    model, images = small(), noise(1, 3, 64, 64)
+    both = torch.tensor([[[True, True], [False, False]]])
+    alone = torch.tensor([[[True, False], [False, False]]])
+    with torch.no_grad():
+        apart = [
+            a[..., 0, 0] - b[..., 0, 0]
+            for a, b in zip(*(model.forward_masked(images, v) for v in (both, alone)), strict=True)
+        ]
+    assert apart[-1].abs().max() > 1e-3
+
+
+def test_images_of_a_batch_do_not_mix():
+    model, images, visible = small(), noise(3, 3, 64, 96), some_mask(3, 2, 3, seed=3)
+    with torch.no_grad():
+        together = model.forward_masked(images, visible)
+        for n in range(3):
+            for a, b in zip(together, model.forward_masked(images[n : n + 1], visible[n : n + 1]), strict=True):
+                torch.testing.assert_close(a[n : n + 1], b, rtol=1e-5, atol=1e-6)
+
+
+def test_strides_and_widths():
+    maps = small().forward_masked(noise(1, 3, 128, 96), some_mask(1, 4, 3))
+    assert [tuple(m.shape) for m in maps] == [(1, 8, 32, 24), (1, 12, 16, 12), (1, 16, 8, 6), (1, 24, 4, 3)]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        ((2, 3, 64, 96), (2, 3, 3), r"expected \[2, 2, 3\] \(images are 64 x 96, a patch is 32 px\), got \[2, 3, 3\]"),
+        ((2, 3, 64, 96), (1, 2, 3), r"expected \[2, 2, 3\] .* got \[1, 2, 3\]"),
+        ((2, 3, 64, 96), (2, 1, 2, 3), r"expected \[2, 2, 3\] .* got \[2, 1, 2, 3\]"),
+        ((2, 3, 64, 96), (2, 16, 24), r"got \[2, 16, 24\]"),
+        ((2, 3, 64, 80), (2, 2, 2), r"64 x 80"),
+        ((2, 3, 33, 64), (2, 1, 2), r"33 x 64"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(image, mask, message):
+    with pytest.raises(ValueError, match=message):
+        small().forward_masked(torch.zeros(image), torch.ones(mask, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(stem_type="overlap"),
+        dict(stem_type="overlap_tiered"),
+        dict(output_stride=16),
+        dict(patch_size=8),
+        dict(patch_size=2, output_stride=8),
+    ],
+)
+def test_models_whose_patches_overlap_are_refused(arguments):
+    model = small(**arguments)
+    with pytest.raises(ValueError, match="forward_masked"):
+        model.forward_masked(noise(1, 3, 64, 64), torch.ones(1, 2, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("base", ["atto", "tiny"])
+def test_a_norm_over_the_whole_image_is_refused(base):
+    """ConvNeXt-V2's response norm averages over an image's sites: packed sites would average over the batch."""
+    model = small(base, use_grn=True)
+    with pytest.raises(ValueError, match="forward_masked"):
+        model.forward_masked(noise(1, 3, 64, 64), torch.ones(1, 2, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    "arguments", [dict(patch_size=2), dict(kernel_sizes=5), dict(ls_init_value=None), dict(conv_bias=True)]
+)
+def test_other_variants_work(arguments):
+    model, images = small(**arguments), noise(1, 3, 64, 64)
+    with torch.no_grad():
+        masked = model.forward_masked(images, torch.ones(1, 2, 2, dtype=torch.bool))
+        dense = model.forward_intermediates(images, intermediates_only=True)
+    for a, b in zip(masked, dense, strict=True):
+        close(a, b.double(), 1e-6, "dense")
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["atto", "tiny"])
+def test_drop_path_drops_whole_blocks_and_keeps_hidden_sites_zero(base):
+    model = small(base, drop_path_rate=0.9).train()
+    images, visible = noise(4, 3, 64, 64), some_mask(4, 2, 2, seed=1)
+    torch.manual_seed(0)
+    first = model.forward_masked(images, visible)
+    second = model.forward_masked(images, visible)
+    assert not torch.equal(first[-1], second[-1])
+    for m in first:
+        assert m.isfinite().all()
+        assert m[~at_sites(visible, m)].eq(0).all()
+    first[-1].sum().backward()
+    with torch.no_grad():
+        still = model.eval().forward_masked(images, visible)
+        assert torch.equal(still[-1], small(base).forward_masked(images, visible)[-1])
+
+
+@pytest.mark.parametrize("base", ["atto", "tiny"])
+def test_checkpointing_gives_the_same_gradients(base):
+    images, visible = noise(2, 3, 64, 64), some_mask(2, 2, 2)
+    gradients = []
+    for checkpointing in (False, True):
+        model = small(base, drop_path_rate=0.3).train()
+        model.set_grad_checkpointing(checkpointing)
+        torch.manual_seed(5)
+        sum(m.square().mean() for m in model.forward_masked(images, visible)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) > 40
+    for name in gradients[0]:
+        assert torch.equal(gradients[0][name], gradients[1][name]), name
+
+
+@pytest.mark.parametrize("base", ["atto", "tiny"])
+def test_bf16_autocast(base):
+    model, images, visible = small(base), noise(2, 3, 64, 96), some_mask(2, 2, 3)
+    exact = model.forward_masked(images, visible)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model.forward_masked(images, visible)
+        nothing = model.forward_masked(images, torch.zeros_like(visible))
+    sum(m.float().square().mean() for m in rough).backward()
+    assert all(p.grad.isfinite().all() for name, p in model.named_parameters() if not name.startswith("head."))
+    for a, b in zip(exact, rough, strict=True):
+        assert b[~at_sites(visible, b)].eq(0).all()
+        close(b.float(), a.double(), 0.05, "bf16")
+    assert all(m.eq(0).all() for m in nothing)
+
+
+def test_nothing_visible_at_all():
+    model = small()
+    maps = model.forward_masked(noise(1, 3, 64, 64), torch.zeros(1, 2, 2, dtype=torch.bool))
+    sum(m.sum() for m in maps).backward()
+    assert all(m.eq(0).all() for m in maps)
+    assert all(p.grad.eq(0).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_it_is_timms_class():
+    """So isinstance checks and weight filters written for timm's ConvNeXt hold."""
+    assert issubclass(MIM4DEncoder, ConvNeXt)
