@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .raycast import Hits, meet_box
 from .shapes import SHAPE, Kind, Shapes
 from .traffic import Actor
 from .views import Pinhole
 
-Floats = NDArray[np.floating]
 REACH = 80.0
 """Things farther than this from the ego car are not annotated, metres."""
 
@@ -26,7 +25,7 @@ def boxes(actors: Sequence[Actor], t: float) -> Shapes:
     return rows
 
 
-def points_inside(box: np.void, points: Floats) -> int:
+def points_inside(box: np.void, points: Array) -> int:
     """How many of ``points`` [N, 3] in the world lie in a box."""
     offset = points - box["center"]
     cos, sin = np.cos(box["yaw"]), np.sin(box["yaw"])
@@ -34,7 +33,7 @@ def points_inside(box: np.void, points: Floats) -> int:
     return int((np.abs(local) <= box["half"][:, None]).all(0).sum())
 
 
-def seen_area(view: Pinhole, hits: Hits, around: Shapes) -> NDArray[np.int64]:
+def seen_area(view: Pinhole, hits: Hits, around: Shapes) -> Array:
     """How much of each box a camera sees.
 
     Args:

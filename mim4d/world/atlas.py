@@ -6,9 +6,11 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageDraw
+from shapely.geometry import LinearRing
+from shapely.ops import unary_union
 
 from .place import place_street
-from .street import map_layers
+from .street import map_layers, parts
 
 LOCATIONS = ("singapore-onenorth", "boston-seaport", "singapore-hollandvillage", "singapore-queenstown")
 RESOLUTION = 0.1
@@ -48,27 +50,28 @@ def make_atlas(seed: int, places: Sequence[int], travel: float) -> Atlas:
     offsets, shapes, east, north = {}, [], 0.0, 0.0
     for place in places:
         polygons, _ = map_layers(place_street(seed, place, hand_of(place), travel))
-        areas = [*polygons["drivable_area"], *polygons["walkway"]]
-        low_x, low_y, high_x, high_y = np.array([a.bounds for a in areas]).T
-        offset = (round(east + MARGIN - low_x.min(), 1), round(MARGIN - low_y.min(), 1))
+        paved = unary_union([*polygons["drivable_area"], *polygons["walkway"]]).buffer(0.05)  # closes seams
+        low_x, low_y, high_x, high_y = paved.bounds
+        offset = (round(east + MARGIN - low_x, 1), round(MARGIN - low_y, 1))
         offsets[place] = offset
-        shapes.append((offset, areas))
-        east = offset[0] + float(high_x.max()) + MARGIN
-        north = max(north, offset[1] + float(high_y.max()) + MARGIN)
+        shapes.append((offset, parts(paved)))
+        east = offset[0] + high_x + MARGIN
+        north = max(north, offset[1] + high_y + MARGIN)
     size = (int(np.ceil(east / RESOLUTION)), int(np.ceil(north / RESOLUTION)))
     image = Image.new("L", size, 0)
     draw = ImageDraw.Draw(image)
     for offset, areas in shapes:
-        # Filled in order of outlines, then holes: what lies inside a ring road of pavement is not pavement.
-        for value in (255, 0):
-            for area in areas:
-                rings = [area.exterior] if value else area.interiors
-                for ring in rings:
-                    points = (np.array(ring.coords) + offset) / RESOLUTION
-                    draw.polygon([(float(x), float(size[1] - y)) for x, y in points], fill=value)
-        for area in areas[: len(polygons["drivable_area"])]:
-            points = (np.array(area.exterior.coords) + offset) / RESOLUTION
-            draw.polygon([(float(x), float(size[1] - y)) for x, y in points], fill=255)
+        for area in areas:
+            _fill(draw, area.exterior, offset, 255)
+            for hole in area.interiors:
+                _fill(draw, hole, offset, 0)
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=3)
     return Atlas(offsets, buffer.getvalue())
+
+
+def _fill(draw: ImageDraw.ImageDraw, ring: LinearRing, offset: tuple[float, float], value: int) -> None:
+    """Fill a ring given in a place's frame."""
+    points = (np.array(ring.coords) + offset) / RESOLUTION
+    height = draw.im.size[1]
+    draw.polygon([(float(x), float(height - y)) for x, y in points], fill=value)

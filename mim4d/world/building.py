@@ -1,4 +1,4 @@
-"""Buildings: houses, shops, blocks and towers. Frame: x along the street, y away from it, origin at the front's middle."""
+"""Buildings: houses, shops, blocks and towers. Frame: x along the street, y away from it, origin at mid-front."""
 
 from dataclasses import dataclass
 

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pyquaternion import Quaternion
 
 from . import annotate
+from .arrays import Array
 from .lidar import sweep
 from .models import car
-from .render import FINE, Painter, ShadowMap
+from .render import FINE, Contact, Painter, ShadowMap
 from .rig import Calibration, calibrate
 from .scene import Scene, make_scene
 from .shapes import Shapes, join, placed
 from .texture import Noise
 from .views import Pinhole, Sunlight
 
-Floats = NDArray[np.floating]
 PERIOD = 0.5
 """Seconds between key frames, as in nuScenes."""
 AXLE = 1.4
@@ -72,8 +71,10 @@ class _Stage:
     """A scene made ready for its sensors; built once a process and scene."""
 
     scene: Scene
-    painter_noise: Noise
-    static: ShadowMap
+    scenery: Shapes
+    noise: Noise
+    shadow: ShadowMap
+    contact: Contact
     ego_car: Shapes
 
 
@@ -84,7 +85,9 @@ def _stage(job: SceneJob) -> _Stage:
     reach = 110.0 + 6.0 * job.duration
     sun = Sunlight(middle, scene.light.toward_sun, reach, 0.15)
     ego_car = placed(car(np.random.default_rng(0)).shapes, AXLE, 0.0, 0.0)
-    return _Stage(scene, Noise(job.seed), ShadowMap.of(sun, scene.place.scenery), ego_car)
+    scenery = join([scene.place.scenery, scene.signals])
+    contact = Contact.of(middle, reach, 0.15, 1.5, scenery)
+    return _Stage(scene, scenery, Noise(job.seed), ShadowMap.of(sun, scenery), contact, ego_car)
 
 
 def capture(root: Path, job: SceneJob, frame: int) -> Path:
@@ -150,13 +153,14 @@ class _Moment:
         self.world_from_sensor = pose_matrix(*self.ego) @ calibration.ego_from_sensor
         moving = [placed(a.model.shapes, *a.motion.pose(t), owner=i) for i, a in enumerate(stage.scene.actors)]
         actors = join(moving)
-        sun = Sunlight(np.array([*self.ego[:2], 0.0]), stage.scene.light.toward_sun, 60.0, 0.1)
+        sun = Sunlight(np.array([*self.ego[:2], 0.0]), stage.scene.light.toward_sun, 50.0, 0.15)
         shadow = ShadowMap.of(sun, join([actors, placed(stage.ego_car, *self.ego)]))
         scene = stage.scene
-        self.shapes = join([scene.place.scenery, actors])
-        self.painter = Painter(scene.place, scene.light, stage.painter_noise, (stage.static, shadow))
+        contact = Contact.of(sun.center, 50.0, 0.15, 0.9, annotate.boxes(scene.actors, t))
+        self.shapes = join([stage.scenery, actors])
+        self.painter = Painter(scene.place, scene.light, stage.noise, (stage.shadow, shadow), (stage.contact, contact))
 
-    def photograph(self, name: str, key: bool) -> tuple[str, bytes, NDArray[np.int64]]:
+    def photograph(self, name: str, key: bool) -> tuple[str, bytes, Array]:
         """A picture as a JPEG, and the area [N, 2] that each actor takes up in it (key frames only)."""
         view = Pinhole(self.calibration.size, self.calibration.intrinsics, self.world_from_sensor)
         picture, hits = self.painter.picture(view, self.shapes)
@@ -167,7 +171,7 @@ class _Moment:
         Image.fromarray(picture).save(buffer, "JPEG", quality=92)
         return f"{name}.jpg", buffer.getvalue(), area
 
-    def scan(self, name: str) -> tuple[str, bytes, Floats]:
+    def scan(self, name: str) -> tuple[str, bytes, Array]:
         """A sweep as nuScenes stores it, and its points [N, 3] in the place's frame."""
         rng = np.random.default_rng([self.job.seed, self.job.number, 4, round(self.t * 1e6) & 0xFFFFFFFF])
         points = sweep(self.painter, self.shapes, self.world_from_sensor, rng)
@@ -181,9 +185,7 @@ class _Moment:
         return {"translation": [x + offset[0], y + offset[1], 0.0], "rotation": _about_z(yaw)}
 
 
-def _annotations(
-    scene: Scene, job: SceneJob, t: float, points: Floats, areas: NDArray[np.int64]
-) -> list[dict[str, Any]]:
+def _annotations(scene: Scene, job: SceneJob, t: float, points: Array, areas: Array) -> list[dict[str, Any]]:
     """Every actor's box at a key frame, wherever it is."""
     found = []
     for number, (actor, box) in enumerate(zip(scene.actors, annotate.boxes(scene.actors, t), strict=True)):
@@ -206,7 +208,7 @@ def _annotations(
     return found
 
 
-def pose_matrix(x: float, y: float, yaw: float) -> Floats:
+def pose_matrix(x: float, y: float, yaw: float) -> Array:
     """``world_from_ego`` [4, 4] of a car on level ground."""
     pose = Quaternion(axis=(0, 0, 1), radians=yaw).transformation_matrix
     pose[:2, 3] = x, y

@@ -1,12 +1,12 @@
 """Plane curves of straight and circular pieces: what roads and tracks of moving things are laid along."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.floating]
+from .arrays import Array
 
 
 @dataclass(frozen=True)
@@ -19,22 +19,24 @@ class Curve:
     """Length of each piece, metres."""
     curvatures: tuple[float, ...]
     """Curvature of each piece, 1/m, positive to the left; 0 is straight."""
+    knots: Array = field(init=False, repr=False, compare=False)
+    """[pieces + 1, 4]: arc length, x, y and heading where the pieces begin and the last one ends."""
 
     def __post_init__(self) -> None:
         x, y, heading = self.start
         knots = [(0.0, x, y, heading)]
         for length, curvature in zip(self.lengths, self.curvatures, strict=True):
             s, x, y, heading = knots[-1]
-            x, y = _advance(x, y, heading, curvature, length)
-            knots.append((s + length, float(x), float(y), heading + curvature * length))
-        object.__setattr__(self, "_knots", np.array(knots))
+            end_x, end_y = _advance(x, y, heading, curvature, length)
+            knots.append((s + length, float(end_x), float(end_y), heading + curvature * length))
+        object.__setattr__(self, "knots", np.array(knots))
 
     @property
     def length(self) -> float:
         """Length of the whole chain, metres."""
         return float(sum(self.lengths))
 
-    def point(self, s: ArrayLike, d: ArrayLike = 0.0) -> tuple[Floats, Floats, Floats]:
+    def point(self, s: ArrayLike, d: ArrayLike = 0.0) -> tuple[Array, Array, Array]:
         """Where one stands ``s`` along the curve and ``d`` to its left.
 
         Args:
@@ -45,7 +47,7 @@ class Curve:
             x, y in metres and heading in radians, of the broadcast shape.
         """
         s, d = np.broadcast_arrays(np.asarray(s, float), np.asarray(d, float))
-        knots = self._knots
+        knots = self.knots
         piece = np.clip(np.searchsorted(knots[:, 0], s, side="right") - 1, 0, len(self.lengths) - 1)
         s0, x0, y0, heading0 = knots[piece].T if piece.ndim else knots[piece]
         curvature = np.asarray(self.curvatures)[piece]
@@ -56,7 +58,7 @@ class Curve:
         x, y = x + beyond * np.cos(heading), y + beyond * np.sin(heading)
         return x - d * np.sin(heading), y + d * np.cos(heading), heading
 
-    def locate(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    def locate(self, x: Array, y: Array) -> tuple[Array, Array]:
         """The inverse of :meth:`point`: the nearest place on the curve.
 
         Args:
@@ -70,7 +72,7 @@ class Curve:
         best_s, best_d = np.zeros_like(x), np.zeros_like(x)
         last = len(self.lengths) - 1
         for i, (length, curvature) in enumerate(zip(self.lengths, self.curvatures, strict=True)):
-            s0, x0, y0, heading = (float(v) for v in self._knots[i])
+            s0, x0, y0, heading = (float(v) for v in self.knots[i])
             s, d = _locate_on_piece(x - x0, y - y0, heading, curvature, length)
             low = -np.inf if i == 0 else 0.0
             high = np.inf if i == last else length
@@ -81,7 +83,7 @@ class Curve:
             best_d = np.where(nearer, d, best_d)
         return best_s, best_d
 
-    def polyline(self, step: float = 2.0, d: float = 0.0, s_range: Sequence[float] | None = None) -> Floats:
+    def polyline(self, step: float = 2.0, d: float = 0.0, s_range: Sequence[float] | None = None) -> Array:
         """Points [N, 2] about ``step`` metres apart along the curve, ``d`` to its left."""
         low, high = s_range if s_range is not None else (0.0, self.length)
         s = np.linspace(low, high, max(2, int(np.ceil((high - low) / step)) + 1))
@@ -89,14 +91,16 @@ class Curve:
         return np.stack([x, y], axis=-1)
 
 
-def _advance(x: ArrayLike, y: ArrayLike, heading: ArrayLike, curvature: ArrayLike, s: ArrayLike) -> tuple:
+def _advance(
+    x: Array | float, y: Array | float, heading: Array | float, curvature: Array | float, s: Array | float
+) -> tuple[Array, Array]:
     """Walk ``s`` metres along an arc from (x, y, heading)."""
-    half = 0.5 * np.asarray(curvature) * s
-    chord = np.asarray(s) * np.sinc(half / np.pi)
+    half = np.asarray(0.5 * curvature * s)
+    chord = s * np.sinc(half / np.pi)
     return x + chord * np.cos(heading + half), y + chord * np.sin(heading + half)
 
 
-def _locate_on_piece(dx: Floats, dy: Floats, heading: float, curvature: float, length: float) -> tuple[Floats, Floats]:
+def _locate_on_piece(dx: Array, dy: Array, heading: float, curvature: float, length: float) -> tuple[Array, Array]:
     """Arc length and left offset relative to one piece that starts at the origin of (dx, dy)."""
     cos, sin = np.cos(heading), np.sin(heading)
     along, left = dx * cos + dy * sin, dy * cos - dx * sin

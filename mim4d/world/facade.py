@@ -1,18 +1,16 @@
 """Fronts of buildings: walls of brick, plaster or concrete with windows, shop fronts, and curtain walls of glass."""
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .building import BRICK, GLASS
 from .shapes import Shapes
 from .texture import Noise, band, covered, hashed
 
-Floats = NDArray[np.floating]
-
 
 def facade(
-    shapes: Shapes, local: Floats, face: NDArray[np.int8], footprint: Floats, noise: Noise
-) -> tuple[Floats, Floats, Floats | float]:
+    shapes: Shapes, local: Array, face: Array, footprint: Array, noise: Noise
+) -> tuple[Array, Array, Array | float]:
     """Albedo [N, 3], gloss [N] and glow of points on buildings' boxes; see ``surface.reflectance``."""
     storey, bay, style = (shapes["look"][:, i] for i in range(3))
     seed = shapes["look"][:, 3].astype(np.int32) * 8 + face + 2 * (local[:, 0] > 0)
@@ -47,11 +45,11 @@ def facade(
     tint = np.stack([curtain * 0.95, curtain, curtain * 0.95 + 0.015], axis=1).astype(np.float32)
     tint = np.where(glassy[:, None], shapes["color"] * (0.5 + 0.8 * mood[:, None]), tint)
     color = color + (tint - color) * pane[:, None]
-    gloss = pane * np.where(glassy, 0.42, 0.24)
+    gloss = pane * np.where(glassy, 0.14 + 0.26 * mood, 0.05 + 0.15 * mood)
     return color, gloss.astype(np.float32), 0.0
 
 
-def _wall(shapes: Shapes, along: Floats, height: Floats, style: Floats, footprint: Floats, noise: Noise) -> Floats:
+def _wall(shapes: Shapes, along: Array, height: Array, style: Array, footprint: Array, noise: Noise) -> Array:
     stains = noise(along, height * 0.4, 23.0, footprint)
     grain = noise(along, height, 4.0, footprint)
     tone = 1 + 0.07 * stains + 0.04 * grain - 0.15 * np.clip(1 - height / 0.8, 0, 1)

@@ -1,28 +1,27 @@
 """What the ground looks like: asphalt with markings, kerbs, pavements, grass and paving, each with its wear."""
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .place import Place
 from .street import Road
 from .texture import Noise, band, covered, hashed
 
-Floats = NDArray[np.floating]
 ASPHALT, KERB, SLABS = (0.115, 0.115, 0.118), (0.40, 0.39, 0.37), (0.33, 0.31, 0.285)
 GRASS, DRY, PAVING = (0.085, 0.13, 0.035), (0.20, 0.17, 0.09), (0.26, 0.245, 0.225)
 PAINT_WHITE, PAINT_YELLOW = (0.70, 0.70, 0.68), (0.62, 0.42, 0.06)
 
 
-def _tone(color: tuple[float, ...], share: Floats) -> Floats:
+def _tone(color: tuple[float, ...], share: Array) -> Array:
     return np.asarray(color, np.float32) * share[:, None]
 
 
-def _over(below: Floats, color: Floats | tuple[float, ...], share: Floats) -> Floats:
+def _over(below: Array, color: Array | tuple[float, ...], share: Array) -> Array:
     """``color`` laid over ``below`` where ``share`` [N] is 1."""
     return below + (np.asarray(color, np.float32) - below) * share[:, None]
 
 
-def ground_albedo(place: Place, noise: Noise, x: Floats, y: Floats, footprint: Floats) -> Floats:
+def ground_albedo(place: Place, noise: Noise, x: Array, y: Array, footprint: Array) -> Array:
     """Linear reflectance [N, 3] of the ground at (x, y) [N] metres, seen with pixels ``footprint`` [N] metres wide."""
     street = place.street
     edge, places = street.kerb_distance(x, y)
@@ -45,9 +44,7 @@ def ground_albedo(place: Place, noise: Noise, x: Floats, y: Floats, footprint: F
     return color
 
 
-def _open_ground(
-    place: Place, noise: Noise, x: Floats, y: Floats, footprint: Floats, fine: Floats, broad: Floats
-) -> Floats:
+def _open_ground(place: Place, noise: Noise, x: Array, y: Array, footprint: Array, fine: Array, broad: Array) -> Array:
     """Grass with dry patches, and paved yards."""
     patches = noise(x + 31.0, y - 17.0, 330.0, footprint)
     dry = np.clip(0.35 + 0.35 * broad + 0.15 * fine, 0, 1)
@@ -60,8 +57,8 @@ def _open_ground(
 
 
 def _pavement(
-    places: list[tuple[Floats, Floats]], x: Floats, y: Floats, footprint: Floats, fine: Floats, broad: Floats
-) -> Floats:
+    places: list[tuple[Array, Array]], x: Array, y: Array, footprint: Array, fine: Array, broad: Array
+) -> Array:
     """Slabs in rows along the main road, no two quite alike."""
     s, d = places[0]
     size = np.float32(0.6)
@@ -74,15 +71,15 @@ def _pavement(
 
 
 def _asphalt(
-    places: list[tuple[Floats, Floats]],
+    places: list[tuple[Array, Array]],
     noise: Noise,
-    x: Floats,
-    y: Floats,
-    footprint: Floats,
-    fine: Floats,
-    broad: Floats,
-    edge: Floats,
-) -> Floats:
+    x: Array,
+    y: Array,
+    footprint: Array,
+    fine: Array,
+    broad: Array,
+    edge: Array,
+) -> Array:
     """Tar with patches, cracks and dust by the kerb."""
     tone = 1 + 0.10 * fine + 0.13 * broad
     s, d = places[0]
@@ -94,7 +91,7 @@ def _asphalt(
     return _tone(ASPHALT, np.clip(tone, 0.3, 2.0))
 
 
-def _markings(road: Road, color: Floats, s: Floats, d: Floats, footprint: Floats, wear: Floats) -> Floats:
+def _markings(road: Road, color: Array, s: Array, d: Array, footprint: Array, wear: Array) -> Array:
     """Painted lines of one road over its asphalt."""
     clear = road.clear_of_junctions(s)
     between = covered(-clear, footprint) * wear

@@ -1,22 +1,21 @@
 """A LiDAR sweep of a scene."""
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .raycast import cast
 from .render import Painter
 from .rig import BEAMS, COLUMNS, ELEVATIONS
 from .shapes import Shapes
 from .views import Spinning
 
-Floats = NDArray[np.floating]
 RANGE = (1.0, 100.0)
 """Nearest and farthest return, metres."""
 SPREAD = 0.015
 """Standard deviation of the measured range, metres."""
 
 
-def sweep(painter: Painter, shapes: Shapes, world_from_lidar: Floats, rng: np.random.Generator) -> Floats:
+def sweep(painter: Painter, shapes: Shapes, world_from_lidar: Array, rng: np.random.Generator) -> Array:
     """Scan once round, in an instant: the points are those of a sweep whose motion has been taken out.
 
     Args:

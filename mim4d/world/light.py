@@ -3,24 +3,22 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .texture import Noise
-
-Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
     """The light of one scene; colours are linear RGB."""
 
-    toward_sun: Floats
+    toward_sun: Array
     """Unit vector [3] in the world."""
-    sun: Floats
+    sun: Array
     """Colour and strength [3] of direct sunlight."""
-    zenith: Floats
+    zenith: Array
     """Colour [3] of the sky overhead."""
-    horizon: Floats
+    horizon: Array
     """Colour [3] of the sky near the horizon, and of haze."""
     clouds: float
     """0 for a clear sky, 1 for a closed one."""
@@ -34,7 +32,7 @@ _MOODS = {
     # name: odds, sun height in degrees, sun, zenith, horizon, clouds, visibility
     "clear": (0.35, (35, 70), (3.4, 3.2, 2.9), (0.25, 0.45, 0.85), (0.75, 0.85, 0.95), (0.0, 0.35), (900, 2500)),
     "cloudy": (0.3, (30, 65), (2.4, 2.3, 2.2), (0.40, 0.55, 0.80), (0.85, 0.90, 0.95), (0.4, 0.7), (500, 1200)),
-    "overcast": (0.2, (40, 70), (0.5, 0.5, 0.5), (0.75, 0.80, 0.86), (0.95, 0.96, 0.98), (0.9, 1.0), (250, 700)),
+    "overcast": (0.2, (40, 70), (0.7, 0.7, 0.7), (0.85, 0.90, 0.97), (1.0, 1.01, 1.03), (0.9, 1.0), (450, 1000)),
     "evening": (0.15, (14, 26), (2.8, 1.9, 1.1), (0.25, 0.35, 0.62), (1.00, 0.78, 0.58), (0.1, 0.5), (400, 1200)),
 }
 
@@ -57,7 +55,7 @@ def make_light(rng: np.random.Generator) -> Light:
     )
 
 
-def sky(light: Light, noise: Noise, direction: Floats) -> Floats:
+def sky(light: Light, noise: Noise, direction: Array) -> Array:
     """Colour [N, 3] of the sky, with clouds, the sun and far hills, along unit directions [N, 3]."""
     up = np.maximum(direction[:, 2], 0.0)
     share = (1 - np.exp(-4.0 * up))[:, None].astype(np.float32)
@@ -85,7 +83,7 @@ def sky(light: Light, noise: Noise, direction: Floats) -> Floats:
     return color * (1 - hill) + hill * (tone * haze + light.horizon.astype(np.float32) * (1 - haze))
 
 
-def lit(light: Light, albedo: Floats, normal: Floats, shade: Floats) -> Floats:
+def lit(light: Light, albedo: Array, normal: Array, shade: Array, open_sky: Array) -> Array:
     """Light leaving a matt surface.
 
     Args:
@@ -93,6 +91,7 @@ def lit(light: Light, albedo: Floats, normal: Floats, shade: Floats) -> Floats:
         albedo: [N, 3] linear reflectance.
         normal: [N, 3] unit.
         shade: [N] share of direct sun that arrives, 0..1.
+        open_sky: [N] share of the sky's light that arrives, 0..1.
 
     Returns:
         [N, 3] linear RGB.
@@ -102,16 +101,17 @@ def lit(light: Light, albedo: Floats, normal: Floats, shade: Floats) -> Floats:
     skylight = 0.5 * (light.zenith + light.horizon).astype(np.float32)
     bounce = (0.10 * light.horizon + 0.06 * light.sun).astype(np.float32)
     ambient = above * skylight + (1 - above) * bounce
-    return albedo * (ambient * np.float32(0.75) + toward[:, None] * light.sun.astype(np.float32) * np.float32(0.55))
+    ambient = ambient * np.float32(0.75) * open_sky[:, None]
+    return albedo * (ambient + toward[:, None] * light.sun.astype(np.float32) * np.float32(0.55))
 
 
-def hazed(light: Light, color: Floats, distance: Floats) -> Floats:
+def hazed(light: Light, color: Array, distance: Array) -> Array:
     """Colour [N, 3] after ``distance`` [N] metres of air."""
     clear = np.exp(-distance / np.float32(light.visibility))[:, None]
     return color * clear + light.horizon.astype(np.float32) * (1 - clear)
 
 
-def developed(light: Light, radiance: Floats) -> Floats:
+def developed(light: Light, radiance: Array) -> Array:
     """The camera's response: linear light [..., 3] to values in 0..1 as a JPEG holds them."""
     exposed = np.maximum(radiance, 0) * np.float32(light.exposure)
     return (1 - np.exp(-1.25 * exposed)) ** np.float32(1 / 2.2)

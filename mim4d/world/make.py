@@ -18,7 +18,8 @@ from .tables import TableBuilder
 
 PLACES = (64, 16)
 """How many different places the scenes of the training and the validation split happen in, at most."""
-VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test")
+VERSIONS = {"v1.0-mini": ("mini_train", "mini_val"), "v1.0-trainval": ("train", "val"), "v1.0-test": ("test", "")}
+"""The official splits of each version: for training and for validation."""
 RECORD = "world.json"
 
 
@@ -62,10 +63,7 @@ def scene_names(version: str, count: int) -> list[tuple[str, int]]:
     from nuscenes.utils.splits import create_splits_scenes  # slow to import, so only here
 
     splits = create_splits_scenes()
-    names = {"v1.0-mini": ("mini_train", "mini_val"), "v1.0-trainval": ("train", "val"), "v1.0-test": ("test", "")}[
-        version
-    ]
-    train, val = splits[names[0]], splits.get(names[1], [])
+    train, val = (splits.get(name, []) for name in VERSIONS[version])
     if count > len(train) + len(val):
         raise UserError(f"{version} has {len(train) + len(val)} scenes, asked for {count}: lower --scenes")
     held_out = max(int(count >= 2), round(count / 5)) if val else 0

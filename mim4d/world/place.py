@@ -131,10 +131,6 @@ class _Builder:
             elif pick < 0.6:
                 for step in range(4):
                     self._stand(road, side, s + 1.5 * step, edge, plants.bollard())
-        for s, direction in road.stops:
-            if direction == -side * road.hand:
-                color = "red" if rng.random() < 0.5 else "green"
-                self._stand(road, side, s, road.half_width + 0.6, plants.traffic_light(color), along=-direction)
 
     def _stand(
         self, road: Road, side: int, s: float, out: float, thing: Shapes, facing: bool = False, along: int = 1

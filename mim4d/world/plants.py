@@ -5,6 +5,9 @@ import numpy as np
 from .models import CONCRETE, DARK, STEEL, WHITE, WOOD
 from .shapes import Kind, Material, Shapes, join, shape
 
+GAPS = (0.0, 0.9)
+"""``form`` of foliage: how dense it is."""
+
 
 def _green(rng: np.random.Generator) -> np.ndarray:
     base = np.array([(0.055, 0.12, 0.025), (0.09, 0.14, 0.03), (0.04, 0.09, 0.035), (0.13, 0.13, 0.03)])
@@ -38,7 +41,7 @@ def tree(rng: np.random.Generator, height: float) -> Shapes:
                 center,
                 (size, size, size * rng.uniform(0.7, 0.95)),
                 green * rng.uniform(0.75, 1.2),
-                form=(1.0,),
+                form=GAPS,
                 material=Material.LEAVES,
             )
         )
@@ -59,7 +62,7 @@ def conifer(rng: np.random.Generator, height: float) -> Shapes:
                 (0, 0, (low + high) / 2 * height),
                 (radius, radius, (high - low) / 2 * height),
                 green,
-                form=(0.03,),
+                form=(0.03, 1.2),
                 material=Material.LEAVES,
             )
         )
@@ -83,7 +86,13 @@ def palm(rng: np.random.Generator, height: float) -> Shapes:
         center = (1.1 * np.cos(angle), 1.1 * np.sin(angle), height - 0.15)
         parts.append(
             shape(
-                Kind.ELLIPSOID, center, (1.3, 0.4, 0.35), green, yaw=float(angle), form=(1.0,), material=Material.LEAVES
+                Kind.ELLIPSOID,
+                center,
+                (1.3, 0.4, 0.35),
+                green,
+                yaw=float(angle),
+                form=GAPS,
+                material=Material.LEAVES,
             )
         )
     return join(parts)
@@ -106,7 +115,12 @@ def bush(rng: np.random.Generator) -> Shapes:
     """A round bush."""
     size = rng.uniform(0.5, 1.0)
     return shape(
-        Kind.ELLIPSOID, (0, 0, size * 0.7), (size, size, size * 0.9), _green(rng), form=(1.0,), material=Material.LEAVES
+        Kind.ELLIPSOID,
+        (0, 0, size * 0.7),
+        (size, size, size * 0.9),
+        _green(rng),
+        form=GAPS,
+        material=Material.LEAVES,
     )
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .ground import ground_albedo
 from .light import Light, developed, hazed, lit, sky
 from .place import Place
@@ -14,11 +14,12 @@ from .surface import local_points, reflectance, world_normals
 from .texture import Noise
 from .views import Pinhole, Sunlight
 
-Floats = NDArray[np.floating]
 FINE = 2
 """Rays a pixel along each axis, where it shows an edge."""
 BIAS = 0.12
 """How far behind the first lit surface a point still counts as lit, metres."""
+OFFSET = 0.3
+"""How far off its surface a point is looked up among the sun's rays, metres: two of their steps, against moire."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ShadowMap:
     """What the sun sees: a point further along its ray than the first surface lies in shadow."""
 
     view: Sunlight
-    t: Floats
+    t: Array
     """[H, W] metres along each ray."""
 
     @classmethod
@@ -34,7 +35,7 @@ class ShadowMap:
         """Cast the sun's rays at ``shapes``."""
         return cls(view, cast(view, shapes, ground=False).t)
 
-    def share(self, points: Floats) -> Floats:
+    def share(self, points: Array) -> Array:
         """How much of the sun reaches each of ``points`` [N, 3]: the mean of five rays about it, 0..1."""
         row, column, t = self.view.locate(points)
         rows, columns = self.t.shape
@@ -47,16 +48,52 @@ class ShadowMap:
 
 
 @dataclass(frozen=True)
+class Contact:
+    """Where things stand on the ground: next to them, and under them, less light arrives from the sky."""
+
+    view: Sunlight
+    cover: Array
+    """[H, W] share of the ground nearby that is taken, 0..1."""
+
+    @classmethod
+    def of(cls, center: Array, reach: float, step: float, blur: float, shapes: Shapes) -> "Contact":
+        """Look down on those of ``shapes`` that touch the ground, ``reach`` metres about ``center``."""
+        # A hair off the vertical, which would leave the axes across it undefined.
+        view = Sunlight(center, np.array([1e-3, 0.0, 1.0]), reach, step)
+        standing = shapes["center"][:, 2] - shapes["half"][:, 2] < 0.5
+        taken = np.isfinite(cast(view, shapes[standing], ground=False).t).astype(np.float32)
+        size = 2 * round(blur / step / 2) + 1
+        for axis in (0, 1):
+            taken = _running_mean(taken, size, axis)
+        return cls(view, taken)
+
+    def share(self, points: Array) -> Array:
+        """How much of the sky's light reaches ``points`` [N, 3], 0..1."""
+        row, column, _ = self.view.locate(points)
+        rows, columns = self.cover.shape
+        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        cover = np.where(inside, self.cover[np.clip(row, 0, rows - 1), np.clip(column, 0, columns - 1)], 0)
+        return 1 - np.float32(0.7) * cover * np.exp(-np.maximum(points[:, 2], 0) / np.float32(0.7))
+
+
+def _running_mean(field: Array, size: int, axis: int) -> Array:
+    """Mean over ``size`` (odd) neighbours along an axis, zero beyond the rim."""
+    field = np.moveaxis(field, axis, 0)
+    total = np.cumsum(np.pad(field, ((size // 2 + 1, size // 2), (0, 0))), axis=0, dtype=np.float64)
+    return np.moveaxis((total[size:] - total[:-size]) / size, 0, axis).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Seen:
     """Surfaces that rays meet, N of them."""
 
-    albedo: Floats
+    albedo: Array
     """[N, 3] linear reflectance."""
-    normal: Floats
+    normal: Array
     """[N, 3] unit, in the world."""
-    gloss: Floats
+    gloss: Array
     """[N] share of what they mirror."""
-    glow: Floats
+    glow: Array
     """[N, 3] light of their own."""
 
 
@@ -68,8 +105,9 @@ class Painter:
     light: Light
     noise: Noise
     shadows: tuple[ShadowMap, ...]
+    contacts: tuple[Contact, ...]
 
-    def picture(self, view: Pinhole, shapes: Shapes) -> tuple[NDArray[np.uint8], Hits]:
+    def picture(self, view: Pinhole, shapes: Shapes) -> tuple[Array, Hits]:
         """Render.
 
         Args:
@@ -103,11 +141,11 @@ class Painter:
         self,
         view: Pinhole,
         shapes: Shapes,
-        pixels: tuple[NDArray[np.int64], ...],
-        t: Floats,
-        shape: NDArray[np.int32],
-        face: NDArray[np.int8],
-    ) -> Floats:
+        pixels: tuple[Array, ...],
+        t: Array,
+        shape: Array,
+        face: Array,
+    ) -> Array:
         """Light [N, 3] along the rays through ``pixels``, which meet ``shape`` at depth ``t`` [N]."""
         direction = np.stack([c[pixels] for c in view.rays().direction], axis=1)
         length = np.linalg.norm(direction, axis=1)
@@ -121,8 +159,11 @@ class Painter:
         seen = self.surface(shapes, where, unit[hit], shape[hit], face[hit], footprint)
         shade = np.ones(len(hit), np.float32)
         for shadow in self.shadows:
-            shade = np.minimum(shade, shadow.share(where + 0.08 * seen.normal))
-        radiance = lit(self.light, seen.albedo, seen.normal, shade) + seen.glow
+            shade = np.minimum(shade, shadow.share(where + np.float32(OFFSET) * seen.normal))
+        open_sky = np.ones(len(hit), np.float32)
+        for contact in self.contacts:
+            open_sky *= contact.share(where)
+        radiance = lit(self.light, seen.albedo, seen.normal, shade, open_sky) + seen.glow
         radiance = self._mirrored(radiance, unit[hit], seen, shade)
         color[hit] = hazed(self.light, radiance, t[hit] * length[hit])
         return color
@@ -130,11 +171,11 @@ class Painter:
     def surface(
         self,
         shapes: Shapes,
-        where: Floats,
-        unit: Floats,
-        shape: NDArray[np.int32],
-        face: NDArray[np.int8],
-        footprint: Floats,
+        where: Array,
+        unit: Array,
+        shape: Array,
+        face: Array,
+        footprint: Array,
     ) -> Seen:
         """What rays along ``unit`` [N, 3] meet at ``where`` [N, 3], metres: the ground or a side of ``shapes[shape]``.
 
@@ -153,17 +194,17 @@ class Painter:
         albedo[solid], gloss[solid], glow[solid] = reflectance(points, self.noise)
         return Seen(albedo, normal, gloss, glow)
 
-    def _mirrored(self, radiance: Floats, unit: Floats, seen: Seen, shade: Floats) -> Floats:
+    def _mirrored(self, radiance: Array, unit: Array, seen: Seen, shade: Array) -> Array:
         """Add the sky, or what stands at the horizon, as mirrored in glossy surfaces."""
         rows = np.flatnonzero(seen.gloss > 0)
         normal = seen.normal[rows]
         facing = -(unit[rows] * normal).sum(1)
         away = unit[rows] + 2 * facing[:, None] * normal
         up = np.clip(away[:, 2] * 3, 0, 1)[:, None]
-        street = 0.25 * self.light.horizon.astype(np.float32)
+        street = 0.12 * self.light.horizon.astype(np.float32)
         image = street + (0.6 * self.light.horizon + 0.4 * self.light.zenith - street).astype(np.float32) * up
         sun = np.clip(away @ self.light.toward_sun.astype(np.float32), 0, 1) ** 150 * shade[rows]
         image = image + sun[:, None] * 4 * self.light.sun.astype(np.float32)
-        share = seen.gloss[rows] + (1 - seen.gloss[rows]) * 0.4 * np.clip(1 - facing, 0, 1) ** 5
+        share = seen.gloss[rows] + (1 - seen.gloss[rows]) * 0.3 * np.clip(1 - facing, 0, 1) ** 5
         radiance[rows] += (image - 0.5 * radiance[rows]) * share[:, None]
         return radiance

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from pyquaternion import Quaternion
 
-Floats = NDArray[np.floating]
+from .arrays import Array
+
 FULL_SIZE = (900, 1600)
 """Rows and columns of a full-size image; nuScenes'."""
 
@@ -56,17 +56,17 @@ class Calibration:
     """One sensor as mounted on the car of one log."""
 
     sensor: Sensor
-    position: Floats
+    position: Array
     """In the ego frame [3], metres."""
     rotation: Quaternion
     """``ego_from_sensor``; cameras are x right, y down, z forward, the LiDAR is x right, y forward, z up."""
-    intrinsics: Floats
+    intrinsics: Array
     """[3, 3] in pixels of the written image, pixel centres at halves; all zero for the LiDAR."""
     size: tuple[int, int]
     """Rows and columns of the written image; (0, 0) for the LiDAR."""
 
     @property
-    def ego_from_sensor(self) -> Floats:
+    def ego_from_sensor(self) -> Array:
         """[4, 4] metres."""
         pose = self.rotation.transformation_matrix
         pose[:3, 3] = self.position

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from shapely.geometry import Point, Polygon
 
-from . import models
+from . import models, plants
 from .curve import Curve
 from .light import Light, make_light
 from .place import Place, make_place
+from .shapes import Shapes, join, placed
 from .street import Road
 from .traffic import STILL, Actor, Motion, Pace
+
+STOPS = "stops at traffic lights"
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Scene:
     light: Light
     ego: Motion
     actors: tuple[Actor, ...]
+    signals: Shapes
+    """Traffic lights."""
     story: str
     """What the ego car does, in a few words."""
 
@@ -54,7 +59,7 @@ def make_scene(seed: int, number: int, place: int, hand: int, duration: float) -
     cast.fill_pavements()
     cast.cyclists()
     cast.roadworks()
-    return Scene(cast.place, make_light(rng), cast.ego, tuple(cast.actors), cast.story)
+    return Scene(cast.place, make_light(rng), cast.ego, tuple(cast.actors), cast.signals(), cast.story)
 
 
 class _Cast:
@@ -100,7 +105,7 @@ class _Cast:
         front = 4.6  # the ego car's nose is this far ahead of its rear axle
         first = line - front - rng.uniform(0.5, 1.5) - pace.way(begin + brake)
         self.ego, self.near = Motion(road.curve, road.lane(1, lane), first, 1, pace), first
-        self.story = "stops at traffic lights"
+        self.story = STOPS
         self._flow(pace, lane, leaders=False)
         self._crossing_traffic(line)
         self._crossing_people(line)
@@ -126,14 +131,27 @@ class _Cast:
         speed = rng.uniform(3.5, 6.0)
         pace = Pace((0.0, 0.5 * self.duration, 0.5 * self.duration + 2.0), (speed * 1.3, speed, speed * 1.2))
         before = 60.0
-        x, y, heading = (float(v) for v in road.curve.point(corner - radius - before, offset))
-        curve = Curve((x, y, heading), (before, radius * np.pi / 2, 120.0), (0.0, way / radius, 0.0))
+        x, y, heading = (float(v) for v in road.curve.point(corner - radius, offset))
+        begin = (x - before * np.cos(heading), y - before * np.sin(heading), heading)
+        curve = Curve(begin, (before, radius * np.pi / 2, 120.0), (0.0, way / radius, 0.0))
         approach = rng.uniform(0.25, 0.5) * max(pace.way(self.duration), 8.0)
         self.ego, self.near = Motion(curve, 0.0, before - approach, 1, pace), corner - radius - approach
         self.story = f"turns {'left' if way > 0 else 'right'} at a junction"
         self._waiting_on_side_roads(but=number)
         if way != road.hand:
             self._oncoming(Pace((0.0,), (rng.uniform(6.0, 11.0),)))
+
+    def signals(self) -> Shapes:
+        """Traffic lights at all stop lines: red for the ego car's road if it stops, else for the side roads."""
+        parts = []
+        for i, road in enumerate(self.place.street.roads):
+            color = "red" if (i == 0) == (self.story == STOPS) else "green"
+            for s, direction in road.stops:
+                side = -direction * road.hand
+                x, y, heading = (float(v) for v in road.curve.point(s, side * (road.half_width + 0.6)))
+                facing = heading + (np.pi if direction > 0 else 0.0)
+                parts.append(placed(plants.traffic_light(color), x, y, facing))
+        return join(parts)
 
     # --- traffic ---------------------------------------------------------------------------------------------------
 

@@ -5,9 +5,12 @@ A shape stands upright: it has a centre, half sizes and one yaw. Bigger things (
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
+
+from .arrays import Array
 
 
 class Kind(IntEnum):
@@ -18,9 +21,9 @@ class Kind(IntEnum):
     PRISM = 1
     """A box whose top is drawn in by ``form`` = (front, rear, sides) metres: cabins, bonnets, gabled roofs."""
     ELLIPSOID = 2
-    """Half axes along x, y, z; ``form`` = (raggedness,): the share of the rim that is left out, as in a tree's crown."""
+    """Half axes along x, y, z; ``form`` = (0, density): above 0 it has gaps as foliage has, the smaller the more."""
     CONE = 3
-    """An upright cylinder of radius ``half[0]`` below and ``form`` = (radius above,)."""
+    """An upright cylinder of radius ``half[0]`` below and ``form`` = (radius above, density of foliage)."""
     WHEEL = 4
     """A cylinder about the y axis: radius ``half[0]``, half width ``half[1]``."""
     RING = 5
@@ -71,8 +74,8 @@ SHAPE = np.dtype(
 ``owner`` is the number of the annotated thing it belongs to, -1 for scenery.
 """
 
-Shapes = NDArray[np.void]
-Triple = Sequence[float]
+Shapes: TypeAlias = Array
+Triple: TypeAlias = ArrayLike
 
 
 def shape(
@@ -82,7 +85,7 @@ def shape(
     color: Triple,
     *,
     yaw: float = 0.0,
-    form: Triple = (0.0, 0.0, 0.0),
+    form: Sequence[float] = (),
     material: Material = Material.PLAIN,
     look: Sequence[float] = (),
 ) -> Shapes:
@@ -112,7 +115,7 @@ def placed(shapes: Shapes, x: float, y: float, yaw: float, owner: int = -1) -> S
     return moved
 
 
-def bounds(shapes: Shapes) -> NDArray[np.float64]:
+def bounds(shapes: Shapes) -> Array:
     """Half sizes [N, 3] of the upright box, turned as the shape is, that holds each shape."""
     half = shapes["half"].copy()
     cone = shapes["kind"] == Kind.CONE
@@ -127,7 +130,7 @@ CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)
 EDGES = np.array([[a, b] for a in range(8) for b in range(a + 1, 8) if np.abs(CORNERS[a] - CORNERS[b]).sum() == 2])
 
 
-def corners(shapes: Shapes) -> NDArray[np.float64]:
+def corners(shapes: Shapes) -> Array:
     """The eight corners [N, 8, 3] of each shape's box, metres."""
     offset = bounds(shapes)[:, None] * CORNERS
     cos, sin = np.cos(shapes["yaw"])[:, None], np.sin(shapes["yaw"])[:, None]

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from shapely.geometry import LineString, Polygon
 from shapely.ops import unary_union
 
+from .arrays import Array
 from .curve import Curve
 
-Floats = NDArray[np.floating]
 CORNER = 6.0
 """Radius of the kerb at a junction's corners, metres."""
 SETBACK = 1.0
@@ -48,7 +47,7 @@ class Road:
         """Offset d of a lane's middle; lane 0 is next to the road's middle, ``direction`` is that of travel."""
         return -self.hand * direction * (number + 0.5) * self.lane_width
 
-    def clear_of_junctions(self, s: Floats) -> Floats:
+    def clear_of_junctions(self, s: Array) -> Array:
         """Metres from s to the nearest place where lines are interrupted; negative inside."""
         distance = np.full_like(s, np.inf)
         for low, high in (*self.junctions, *self.crossings):
@@ -71,7 +70,7 @@ class Street:
         """From the kerb to where plots begin, metres."""
         return self.verge + self.pavement
 
-    def kerb_distance(self, x: Floats, y: Floats) -> tuple[Floats, list[tuple[Floats, Floats]]]:
+    def kerb_distance(self, x: Array, y: Array) -> tuple[Array, list[tuple[Array, Array]]]:
         """Distance to the edge of the carriageway.
 
         Args:
@@ -81,7 +80,7 @@ class Street:
         Returns:
             distance in metres, negative on the carriageway, with corners rounded; and (s, d) along each road.
         """
-        union: Floats | None = None
+        union: Array | None = None
         places = []
         for road in self.roads:
             s, d = road.curve.locate(x, y)
@@ -93,7 +92,7 @@ class Street:
         return union, places
 
 
-def _rounded_union(a: Floats, b: Floats) -> Floats:
+def _rounded_union(a: Array, b: Array) -> Array:
     """Distance to the union of two regions whose inner corners are filled with an arc."""
     radius = np.float32(CORNER)
     gap = np.hypot(np.maximum(radius - a, 0), np.maximum(radius - b, 0))
@@ -106,8 +105,8 @@ def map_layers(street: Street) -> tuple[dict[str, list[Polygon]], dict[str, list
     drivable = unary_union(strips).buffer(CORNER).buffer(-CORNER)
     walk = drivable.buffer(street.frontage).difference(drivable.buffer(street.verge))
     polygons: dict[str, list[Polygon]] = {
-        "drivable_area": _parts(drivable),
-        "walkway": _parts(walk),
+        "drivable_area": parts(drivable),
+        "walkway": parts(walk),
         "lane": [],
         "ped_crossing": [],
         "stop_line": [],
@@ -160,7 +159,8 @@ def _strip(road: Road, low: float, high: float, right: float, left: float) -> Po
     return Polygon(np.concatenate([ahead, back]))
 
 
-def _parts(geometry: Polygon) -> list[Polygon]:
+def parts(geometry: Polygon) -> list[Polygon]:
+    """The polygons of a polygon or multipolygon."""
     return list(getattr(geometry, "geoms", [geometry]))
 
 
@@ -192,7 +192,9 @@ def make_street(rng: np.random.Generator, hand: int, travel: float) -> Street:
         x0, y0 = x - start * np.sin(heading), y + start * np.cos(heading)
         curve = Curve((float(x0), float(y0), float(heading + np.pi / 2)), (end - start,), (0.0,))
         sides.append(_side_road(rng, curve, -start, main_width, hand))
-    junctions = tuple((s - side.half_width - CORNER, s + side.half_width + CORNER) for s, side in zip(places, sides))
+    junctions = tuple(
+        (s - side.half_width - CORNER, s + side.half_width + CORNER) for s, side in zip(places, sides, strict=True)
+    )
     crossings, stops = [], []
     for low, high in junctions:
         crossings += [(low - SETBACK - 3.0, low - SETBACK), (high + SETBACK, high + SETBACK + 3.0)]

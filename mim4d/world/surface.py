@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .facade import facade
 from .raycast import prism_planes
 from .shapes import Kind, Material, Shapes
 from .texture import Noise, band, covered, hashed
-
-Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -19,39 +17,39 @@ class Points:
 
     shapes: Shapes
     """[N] the shape of each point."""
-    local: Floats
+    local: Array
     """[N, 3] float32, metres."""
-    normal: Floats
+    normal: Array
     """[N, 3] float32, unit, in the shape's frame."""
-    face: NDArray[np.int8]
+    face: Array
     """[N] which side, as the ray caster counts."""
-    footprint: Floats
+    footprint: Array
     """[N] what a pixel covers there, metres."""
 
-    def subset(self, rows: NDArray[np.int64]) -> "Points":
+    def subset(self, rows: Array) -> "Points":
         """Some of the points."""
         return Points(self.shapes[rows], self.local[rows], self.normal[rows], self.face[rows], self.footprint[rows])
 
 
-def local_points(shapes: Shapes, world: Floats, face: NDArray[np.int8], footprint: Floats) -> Points:
+def local_points(shapes: Shapes, world: Array, face: Array, footprint: Array) -> Points:
     """Points [N, 3] of the world on ``shapes`` [N], with their normals, in the shapes' frames."""
-    offset = world - shapes["center"].astype(np.float32)
+    offset: Array = world - shapes["center"].astype(np.float32)
     local = _turned(offset, -shapes["yaw"])
     return Points(shapes, local, _normals(shapes, local, face), face, footprint)
 
 
-def world_normals(points: Points) -> Floats:
+def world_normals(points: Points) -> Array:
     """Unit normals [N, 3] in the world."""
     return _turned(points.normal, points.shapes["yaw"])
 
 
-def _turned(vectors: Floats, yaw: Floats) -> Floats:
+def _turned(vectors: Array, yaw: Array) -> Array:
     cos, sin = np.cos(yaw).astype(np.float32), np.sin(yaw).astype(np.float32)
     x, y = vectors[:, 0], vectors[:, 1]
     return np.stack([cos * x - sin * y, sin * x + cos * y, vectors[:, 2]], axis=1)
 
 
-def _normals(shapes: Shapes, local: Floats, face: NDArray[np.int8]) -> Floats:
+def _normals(shapes: Shapes, local: Array, face: Array) -> Array:
     normal = np.zeros_like(local)
     kind = shapes["kind"]
     box = np.flatnonzero(kind == Kind.BOX)
@@ -78,7 +76,7 @@ def _normals(shapes: Shapes, local: Floats, face: NDArray[np.int8]) -> Floats:
     return normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
 
 
-def reflectance(points: Points, noise: Noise) -> tuple[Floats, Floats, Floats]:
+def reflectance(points: Points, noise: Noise) -> tuple[Array, Array, Array]:
     """How surfaces treat light.
 
     Args:
@@ -99,7 +97,7 @@ def reflectance(points: Points, noise: Noise) -> tuple[Floats, Floats, Floats]:
     return albedo, gloss, glow
 
 
-Look = tuple[Floats, Floats | float, Floats | float]
+Look = tuple[Array, Array | float, Array | float]
 
 
 def _plain(points: Points, noise: Noise) -> Look:
@@ -118,12 +116,14 @@ def _roof(points: Points, noise: Noise) -> Look:
 
 def _leaves(points: Points, noise: Noise) -> Look:
     x, y, z = points.local.T
+    around = np.arctan2(y, x) * np.float32(1.5)
     clumps = noise(x + 0.6 * z, y + 0.8 * z, 5.0, points.footprint)
-    leaves = noise(x - y + z, 0.9 * x + y - 0.5 * z, 1.6, points.footprint)
+    leaves = noise(around + 0.3 * x, z + 0.4 * y, 3.1, points.footprint)
     height = z / points.shapes["half"][:, 2]
-    tone = np.clip(0.85 + 0.30 * height + 0.42 * clumps + 0.35 * leaves, 0.12, 2.2)
-    warm = np.stack([1 + 0.10 * clumps, np.ones_like(x), 1 - 0.1 * clumps], axis=1)
-    return points.shapes["color"] * tone[:, None] * warm, 0.0, 0.0
+    tone = np.clip(0.85 + 0.30 * height + 0.35 * clumps + 0.40 * leaves, 0.15, 2.2)
+    within = (points.shapes["kind"] == Kind.ELLIPSOID) & (points.face == 1)
+    warm = np.stack([1 + 0.12 * leaves, np.ones_like(x), 1 - 0.1 * leaves], axis=1)
+    return points.shapes["color"] * (tone * np.where(within, 0.45, 1))[:, None] * warm, 0.0, 0.0
 
 
 def _bark(points: Points, noise: Noise) -> Look:
@@ -194,8 +194,27 @@ def _paint(points: Points, noise: Noise) -> Look:
     color = color + (np.float32(0.85) - color) * head[:, None]
     color = color + (np.array([0.45, 0.01, 0.01], np.float32) - color) * tail[:, None]
     color = color + (np.float32(0.7) - color) * (plate * behind)[:, None]
+    color = np.where((shapes["look"][:, 0] == 2)[:, None], _cargo(points, color), color)
     glow += (tail * (0.15 + 1.3 * braking))[:, None] * np.array([1.0, 0.06, 0.04], np.float32)
     return color, 0.10 * (shapes["look"][:, 0] > 0), glow
+
+
+def _cargo(points: Points, color: Array) -> Array:
+    """A box body: ribs, a stripe and a block of lettering on its sides."""
+    x, _, z = points.local.T
+    look, half = points.shapes["look"], points.shapes["half"].astype(np.float32)
+    seed = look[:, 2].astype(np.int32)
+    beside = np.abs(points.normal[:, 1]) > 0.5
+    rib = band(x % 0.6, 0.0, 0.04, np.maximum(points.footprint, 0.02)) * beside
+    color = color * (1 - 0.25 * rib)[:, None]
+    draw = [hashed(seed, np.full(1, i)) for i in range(5)]
+    ink = np.stack([0.05 + 0.6 * draw[0], 0.05 + 0.4 * draw[1], 0.05 + 0.6 * draw[2]], axis=1)
+    level = (draw[3] - 0.5) * half[:, 2]
+    stripe = covered(np.abs(z - level) - (0.08 + 0.25 * draw[4]), points.footprint) * beside
+    glyph = hashed(np.floor(x / 0.16).astype(np.int32), np.floor(z / 0.16).astype(np.int32), seed) > 0.45
+    letters = glyph & (np.abs(x) < 0.5 * half[:, 0]) & (np.abs(z - level - 0.75) < 0.32)
+    share = np.maximum(stripe, 0.85 * letters * beside)
+    return color + (ink - color) * share[:, None]
 
 
 def _cabin(points: Points, noise: Noise) -> Look:
@@ -203,31 +222,20 @@ def _cabin(points: Points, noise: Noise) -> Look:
     shapes, fp = points.shapes, points.footprint
     x, y, z = points.local.T
     hx, hy, hz = shapes["half"].astype(np.float32).T
+    front, rear, inset = shapes["form"].astype(np.float32).T
     rise = (z / hz + 1) / 2
-    beside = points.face // 2 == 1
-    level = points.face >= 4
-    length = np.where(
-        beside,
-        hx - shapes["form"][:, 0] * rise * (x > 0) - shapes["form"][:, 1] * rise * (x < 0),
-        hy - shapes["form"][:, 2] * rise,
-    )
-    along = np.where(beside, x, y).astype(np.float32)
-    edge = length.astype(np.float32) - np.abs(along)
-    count = np.where(beside, np.maximum(shapes["look"][:, 0], 1), 1)
-    width = 2 * hx / count
-    pillar = np.where(
-        beside & (count > 1),
-        np.abs((along + hx) % width - np.where(along + hx < width / 2, 0, width) * 0 - width),
-        np.inf,
-    )
-    pillar = np.minimum(pillar, np.where(beside & (count > 1), (along + hx) % width, np.inf))
-    inside = np.minimum(
-        np.minimum(edge - 0.07, pillar - 0.04), np.minimum((rise - 0.06) * 2 * hz, (0.93 - rise) * 2 * hz)
-    )
+    beside, level = points.face // 2 == 1, points.face >= 4
+    # Metres to the side's edge, which the insets draw in with height, and to the nearest pillar.
+    edge = np.where(beside, np.where(x > 0, hx - front * rise - x, hx - rear * rise + x), hy - inset * rise - np.abs(y))
+    window = 2 * hx / np.maximum(shapes["look"][:, 0], 1)
+    place = (x + hx) % window
+    pillar = np.where(beside, np.minimum(place, window - place), np.inf)
+    sill, head = (rise - 0.06) * 2 * hz, (0.93 - rise) * 2 * hz
+    inside = np.minimum(np.minimum(edge - 0.07, pillar - 0.04), np.minimum(sill, head))
     glass = covered(-inside, fp) * ~level
     tint = np.float32(0.03) + 0.02 * noise(x, z, 4.0, fp)
     color = shapes["color"] + (tint[:, None] - shapes["color"]) * glass[:, None]
-    return color, 0.10 + 0.35 * glass, 0.0
+    return color, 0.07 + 0.03 * glass, 0.0
 
 
 _PAINTERS = {

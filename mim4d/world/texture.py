@@ -1,9 +1,10 @@
-"""Procedural texture: seamless noise with mip levels, and a hash for one value per tile. All of it follows from seeds."""
+"""Procedural texture, all of it from seeds: seamless noise with mip levels, and a hash for one value per tile."""
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.floating]
+from .arrays import Array
+
 _SIZE = 512
 
 
@@ -26,7 +27,7 @@ class Noise:
         self._texels = np.concatenate([level.ravel() for level in levels])
         self._first = np.cumsum([0] + [level.size for level in levels[:-1]]).astype(np.int32)
 
-    def __call__(self, u: Floats, v: Floats, span: float, footprint: Floats | float) -> Floats:
+    def __call__(self, u: Array, v: Array, span: float, footprint: Array | float) -> Array:
         """Look the noise up.
 
         Args:
@@ -47,7 +48,7 @@ class Noise:
         return self._texels[self._first[level] + row * count + column]
 
 
-def _enlarged(coarse: Floats, factor: int) -> Floats:
+def _enlarged(coarse: Array, factor: int) -> Array:
     """Periodic bilinear enlargement of a square field."""
     out = coarse
     for axis in (0, 1):
@@ -60,7 +61,7 @@ def _enlarged(coarse: Floats, factor: int) -> Floats:
     return out
 
 
-def hashed(i: NDArray[np.integer], j: NDArray[np.integer], seed: NDArray[np.integer] | int = 0) -> Floats:
+def hashed(i: ArrayLike, j: ArrayLike, seed: ArrayLike = 0) -> Array:
     """A number in [0, 1) for each cell (i, j), as if drawn at random; float32 of the broadcast shape."""
     h = np.asarray(i).astype(np.uint32) * np.uint32(0x9E3779B1)
     h = h ^ (np.asarray(j).astype(np.uint32) * np.uint32(0x85EBCA77) + np.asarray(seed).astype(np.uint32))
@@ -70,11 +71,11 @@ def hashed(i: NDArray[np.integer], j: NDArray[np.integer], seed: NDArray[np.inte
     return (h >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def covered(distance: Floats, footprint: Floats | float) -> Floats:
+def covered(distance: Array, footprint: Array | float) -> Array:
     """Share of a pixel that lies where ``distance`` < 0, for an edge seen at ``footprint`` metres a pixel."""
     return np.clip(0.5 - distance / footprint, 0, 1)
 
 
-def band(x: Floats, low: Floats | float, high: Floats | float, footprint: Floats | float) -> Floats:
+def band(x: Array, low: Array | float, high: Array | float, footprint: Array | float) -> Array:
     """Share of a pixel about ``x`` that lies in [low, high]."""
     return np.clip((np.minimum(x + footprint * 0.5, high) - np.maximum(x - footprint * 0.5, low)) / footprint, 0, 1)

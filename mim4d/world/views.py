@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .shapes import EDGES, Shapes, bounds, corners
 
-Floats = NDArray[np.floating]
 NEAR = 0.2
 """Metres before the camera plane where shapes are cut off."""
 
@@ -21,10 +20,10 @@ NEAR = 0.2
 class Rays:
     """A grid of rays relative to the view's eye; each component is [H, W] float32, or a scalar shared by all."""
 
-    origin: tuple[Floats, Floats, Floats]
-    direction: tuple[Floats, Floats, Floats]
+    origin: tuple[Array, Array, Array]
+    direction: tuple[Array, Array, Array]
 
-    def window(self, rect: NDArray[np.int64]) -> "Rays":
+    def window(self, rect: Array) -> "Rays":
         """The rays of rows ``rect[0]:rect[1]`` and columns ``rect[2]:rect[3]``."""
         r0, r1, c0, c1 = rect
         origin = tuple(c[r0:r1, c0:c1] if c.ndim else c for c in self.origin)
@@ -35,15 +34,18 @@ class Rays:
 class View(Protocol):
     """What the ray caster asks of a view."""
 
-    size: tuple[int, int]
-    """Rows and columns of rays."""
-    eye: Floats
-    """The point [3] in the world, metres, which rays and shapes are taken relative to."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of rays."""
+
+    @property
+    def eye(self) -> Array:
+        """The point [3] in the world, metres, which rays and shapes are taken relative to."""
 
     def rays(self) -> Rays:
         """All rays of the view."""
 
-    def windows(self, shapes: Shapes) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
         """Which rays can meet each shape.
 
         Returns:
@@ -52,12 +54,12 @@ class View(Protocol):
         """
 
 
-def _rotation_z(yaw: float) -> Floats:
+def _rotation_z(yaw: float) -> Array:
     cos, sin = np.cos(yaw), np.sin(yaw)
     return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
-def _clipped(low: Floats, high: Floats, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _clipped(low: Array, high: Array, count: int) -> tuple[Array, Array]:
     """Rays, at integer + 1/2, that lie in [low, high]: first and last (exclusive), cut to 0..count."""
     first = np.clip(np.ceil(low - 0.5), 0, count).astype(np.int64)
     last = np.clip(np.floor(high - 0.5) + 1, 0, count).astype(np.int64)
@@ -69,13 +71,13 @@ class Pinhole:
     """A camera. Pixels are continuous and the centre of the top-left one is (0.5, 0.5)."""
 
     size: tuple[int, int]
-    intrinsics: Floats
+    intrinsics: Array
     """[3, 3] pixels."""
-    world_from_camera: Floats
+    world_from_camera: Array
     """[4, 4] metres."""
 
     @property
-    def eye(self) -> Floats:
+    def eye(self) -> Array:
         """The camera's centre in the world [3]."""
         return self.world_from_camera[:3, 3]
 
@@ -92,9 +94,9 @@ class Pinhole:
         rotation = self.world_from_camera[:3, :3]
         zero = np.zeros((), np.float32)
         direction = tuple((r[0] * x + r[1] * y + r[2]).astype(np.float32) for r in rotation)
-        return Rays((zero, zero, zero), direction)  # type: ignore[arg-type]
+        return Rays((zero, zero, zero), direction)
 
-    def windows(self, shapes: Shapes) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
         """Screen rectangles about the projected boxes, cut at the near plane."""
         points = (corners(shapes) - self.eye) @ self.world_from_camera[:3, :3]  # [N, 8, 3] in the camera frame
         depth = points[..., 2]
@@ -124,7 +126,7 @@ class Spinning:
     """A LiDAR with beams at equal steps of elevation that turns clockwise, seen as an image of beams by azimuths."""
 
     size: tuple[int, int]
-    eye: Floats
+    eye: Array
     elevations: tuple[float, float]
     """Of the lowest and the highest beam, radians."""
     yaw: float
@@ -148,7 +150,7 @@ class Spinning:
         )
         return Rays((zero, zero, zero), direction)
 
-    def windows(self, shapes: Shapes) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
         """Ranges of azimuth and elevation about an upright cylinder round each shape; two where azimuth wraps."""
         beams, columns = self.size
         half = bounds(shapes)
@@ -179,9 +181,9 @@ class Spinning:
 class Sunlight:
     """Parallel rays from the sun down to a square of ground: what it sees is lit."""
 
-    center: Floats
+    center: Array
     """Middle of the square [3], metres."""
-    toward_sun: Floats
+    toward_sun: Array
     """Unit vector [3]."""
     reach: float
     """Half side of the square across the rays, metres."""
@@ -197,12 +199,12 @@ class Sunlight:
         return count, count
 
     @property
-    def eye(self) -> Floats:
+    def eye(self) -> Array:
         """Where the middle ray starts."""
         return self.center + self.height * self.toward_sun
 
     @property
-    def axes(self) -> tuple[Floats, Floats]:
+    def axes(self) -> tuple[Array, Array]:
         """Unit vectors along columns and rows, across the rays."""
         across = np.array([-self.toward_sun[1], self.toward_sun[0], 0.0])
         across /= np.linalg.norm(across)
@@ -217,15 +219,15 @@ class Sunlight:
         direction = tuple(np.asarray(-c, np.float32) for c in self.toward_sun)
         return Rays(origin, direction)  # type: ignore[arg-type]
 
-    def locate(self, points: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    def locate(self, points: Array) -> tuple[Array, Array, Array]:
         """Row, column (either may lie outside the grid) and ``t`` of the ray through each point [..., 3]."""
         across, up = (a.astype(np.float32) for a in self.axes)
-        offset = points - self.eye.astype(np.float32)
+        offset: Array = points - self.eye.astype(np.float32)
         column = np.floor((offset @ across + np.float32(self.reach)) / np.float32(self.step)).astype(np.int64)
         row = np.floor((offset @ up + np.float32(self.reach)) / np.float32(self.step)).astype(np.int64)
         return row, column, -(offset @ self.toward_sun.astype(np.float32))
 
-    def windows(self, shapes: Shapes) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
         """Rectangles about each box as the sun sees it."""
         offset = corners(shapes) - self.eye
         across, up = self.axes
