@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .geometry import invert
+from .geometry import exact, invert
 
 Moved = TypeVar("Moved", bound="Clip")
 
@@ -77,6 +77,7 @@ class Clip:
         slots = torch.arange(self.points.shape[2], device=self.points.device)
         return slots < self.num_points[..., None]
 
+    @exact
     def source_from_target(self, target: Tensor, source: Tensor) -> Tensor:
         """Relative ego poses between frames.
 

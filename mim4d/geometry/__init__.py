@@ -17,6 +17,7 @@ Volumes
 """
 
 from .pinhole import crop_intrinsics, project, resize_intrinsics, unproject
+from .precision import exact
 from .rays import box_interval, pixel_rays
 from .rigid import invert, make_pose, rotation_from_quaternion, transform
 from .voxelgrid import VoxelGrid
@@ -25,6 +26,7 @@ __all__ = [
     "VoxelGrid",
     "box_interval",
     "crop_intrinsics",
+    "exact",
     "invert",
     "make_pose",
     "pixel_rays",

@@ -7,7 +7,10 @@ needs no half-pixel correction.
 import torch
 from torch import Tensor
 
+from .precision import exact
 
+
+@exact
 def project(intrinsics: Tensor, points_camera: Tensor) -> tuple[Tensor, Tensor]:
     """Project points in the camera frame to the image.
 

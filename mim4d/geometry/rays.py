@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from .pinhole import unproject
+from .precision import exact
 from .rigid import transform
 
 
+@exact
 def pixel_rays(pixels: Tensor, intrinsics: Tensor, ego_from_camera: Tensor) -> tuple[Tensor, Tensor]:
     """Rays from the camera's centre through pixels, in the ego frame.
 

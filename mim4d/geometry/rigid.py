@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .precision import exact
+
 
 def make_pose(rotation: Tensor, translation: Tensor) -> Tensor:
     """Put a rotation and a translation into one transform.
@@ -21,6 +23,7 @@ def make_pose(rotation: Tensor, translation: Tensor) -> Tensor:
     return pose
 
 
+@exact
 def invert(a_from_b: Tensor) -> Tensor:
     """``b_from_a`` of a rigid ``a_from_b`` [..., 4, 4]: the rotation transposed, so exact where ``inverse`` is not."""
     b_rotation_a = a_from_b[..., :3, :3].mT
@@ -28,6 +31,7 @@ def invert(a_from_b: Tensor) -> Tensor:
     return make_pose(b_rotation_a, translation)
 
 
+@exact
 def transform(a_from_b: Tensor, points_b: Tensor) -> Tensor:
     """Take points from frame b to frame a.
 

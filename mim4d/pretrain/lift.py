@@ -127,10 +127,12 @@ class Lift(nn.Module):
         d, y, x = torch.meshgrid(depths, ys, xs, indexing="ij")
         pixels = torch.stack([x, y], dim=-1).flatten(0, 2)  # [D*h*w, 2]
         points = transform(clip.ego_from_camera, unproject(like, pixels, d.flatten()))  # [B, T, V, D*h*w, 3]
-        index = self.grid.index_of(points).round().long()
+        # Voxel i reaches from its low face to the next one's; what is inside is decided by the very same numbers.
+        index = (self.grid.index_of(points) + 0.5).floor().long()
+        inside = ((index >= 0) & (index < index.new_tensor(self.grid.shape[::-1]))).all(-1)
         _, y_count, x_count = self.grid.shape
         flat = (index[..., 2] * y_count + index[..., 1]) * x_count + index[..., 0]
-        flat = torch.where(self.grid.contains(points), flat, -1)
+        flat = torch.where(inside, flat, -1)
         return flat.flatten(0, 1).unflatten(-1, (bins, -1))
 
 
