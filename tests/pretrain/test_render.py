@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mim4d.geometry import VoxelGrid
 from mim4d.pretrain.field import FieldConfig
-from mim4d.pretrain.render import Rendered, RenderConfig, Renderer
+from mim4d.pretrain.render import RenderConfig, Rendered, Renderer
 from tests.reference import field as reference_field
 from tests.reference import render as reference
 
