@@ -121,7 +121,7 @@ def load_encoder(encoder: ConvNeXt, weights: Weights, source: str) -> str:
         encoder.load_state_dict({name: tensor for name, tensor in tensors.items() if name in own}, strict=False)
     told = f"{len(own) - len(missing)} of {len(own)} tensors from {source}, {len(missing)} missing"
     if left_out:
-        told += f", left out: {', '.join(left_out)}"
+        told += f", left out: {', '.join(sorted(left_out))}"
     about: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]  # timm sets it from outside
     for what in ("mean", "std"):
         theirs, ours = tuple(weights.about.get(what, ())), tuple(about[what])

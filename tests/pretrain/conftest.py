@@ -7,8 +7,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from tests.data.roots import write_root
-
 
 @pytest.fixture(scope="session")
 def run_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -20,9 +18,9 @@ def run_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def root(run_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training and a held-out scene of six samples."""
-    return write_root(tmp_path_factory.mktemp("data") / "root", scenes=("scene-0061", "scene-0103"))
+def root(tiny_world: Path, run_cache: Path) -> Path:
+    """Two scenes to learn from and one held out; its index is cached with the runs' other things."""
+    return tiny_world
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -64,29 +63,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
 
 
-def run(
-    *args: str, launcher: tuple[str, ...] = (), largest_file: int | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run mim4d-pretrain to its end.
-
-    Args:
-        args: Its arguments.
-        launcher: What Python runs in its stead, such as ``("-m", "torch.distributed.run")``.
-        largest_file: Bytes that a file may have, as on a disk that is nearly full.
-    """
-
-    def limit() -> None:
-        if largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
+def run(*args: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run mim4d-pretrain to its end, by a launcher such as ``("-m", "torch.distributed.run")`` or without."""
     return subprocess.run(
-        command(*args, launcher=launcher),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        preexec_fn=limit,
+        command(*args, launcher=launcher), env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
 
 

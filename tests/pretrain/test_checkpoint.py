@@ -1,0 +1,202 @@
+"""Checkpoints: exact, strict, whole or not at all."""
+
+import copy
+import json
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mim4d.errors import UserError
+from mim4d.pretrain.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from mim4d.pretrain.cli import main
+from mim4d.pretrain.optim import OptimConfig, make_optimizer, set_lr
+from tests.pretrain.runs import arguments, losses
+
+IDENTITY = {"encoder": "small", "grid.x": [-1.0, 1.0]}
+
+
+class Toy(nn.Module):
+    """An encoder, the rest, a query, and something frozen."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(3, width), nn.LayerNorm(width))
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.queries = nn.Parameter(torch.randn(5, width))
+        self.rest = nn.Conv2d(1, 2, 3)
+
+    def forward(self) -> torch.Tensor:
+        return (self.encoder(torch.ones(1, 3)) @ self.queries.T).sum() + self.rest(
+            torch.ones(1, 1, 3, 3)
+        ).square().sum()
+
+
+def trained(steps: int = 3, seed: int = 0) -> tuple[Toy, torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    model = Toy()
+    optimizer = make_optimizer(model, OptimConfig())
+    step(model, optimizer, steps)
+    return model, optimizer
+
+
+def step(model: Toy, optimizer: torch.optim.AdamW, times: int) -> None:
+    for _ in range(times):
+        model().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def save(folder: Path, number: int, model: Toy, optimizer: torch.optim.AdamW, **more: object) -> Path:
+    settings = {"ema": None, "identity": IDENTITY, "keep": 2} | more
+    return save_checkpoint(folder, number, model=model, optimizer=optimizer, **settings)
+
+
+def load(path: Path, model: Toy, optimizer: torch.optim.AdamW, **more: object) -> int:
+    return load_checkpoint(path, model=model, optimizer=optimizer, **({"ema": None, "identity": IDENTITY} | more))
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 3, model, optimizer)
+    other, other_optimizer = trained(steps=1, seed=1)
+    assert load(path, other, other_optimizer) == 3
+    step(model, optimizer, 2)
+    step(other, other_optimizer, 2)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_it_holds_tensors_and_json_and_no_pickle(tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 3, model, optimizer, ema=copy.deepcopy(model))
+    assert path.name == "step_00000003"
+    files = {"model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"}
+    assert {file.name for file in path.iterdir()} == files
+    state = json.loads((path / "state.json").read_text())
+    assert state["step"] == 3
+    assert state["identity"] == IDENTITY
+    assert "queries.exp_avg_sq" in load_file(path / "optimizer.safetensors")
+    assert not any(name.startswith("frozen") for name in load_file(path / "optimizer.safetensors"))
+
+
+def test_the_average_is_restored(tmp_path):
+    model, optimizer = trained()
+    average = trained(seed=5)[0]
+    path = save(tmp_path, 3, model, optimizer, ema=average)
+    other, other_optimizer = trained(seed=1)
+    restored = Toy()
+    load(path, other, other_optimizer, ema=restored)
+    assert torch.equal(restored.queries, average.queries)
+
+
+def test_the_newest_stay(tmp_path):
+    model, optimizer = trained()
+    for number in (5, 10, 15):
+        save(tmp_path, number, model, optimizer, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000010", "step_00000015"]
+
+
+def test_what_was_cut_off_in_writing_is_no_checkpoint(tmp_path):
+    model, optimizer = trained()
+    save(tmp_path, 5, model, optimizer)
+    shutil.copytree(tmp_path / "step_00000005", tmp_path / ".step_00000010.partial")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000005"]
+
+
+def test_another_model_is_refused_by_what_differs(tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 3, model, optimizer)
+    with pytest.raises(UserError, match="encoder was small and is base now"):
+        load(path, model, optimizer, identity=IDENTITY | {"encoder": "base"})
+
+
+def edit(file: Path, change) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("model", lambda t: t.pop("queries"), "queries is missing"),
+        ("model", lambda t: t.update(more=torch.ones(1)), "more is unknown"),
+        ("model", lambda t: t.update(queries=torch.ones(1)), r"queries is \[1\] in place of \[5, 4\]"),
+        ("optimizer", lambda t: t.pop("queries.exp_avg"), "queries.exp_avg is missing"),
+        ("optimizer", lambda t: t.update({"queries.exp_avg": torch.ones(2)}), "queries.exp_avg is missing or of"),
+        ("optimizer", lambda t: t.update({"gone.step": torch.ones(1)}), "gone.step is unknown"),
+    ],
+)
+def test_every_tensor_must_be_there_and_fit(file, change, message, tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 3, model, optimizer)
+    edit(path / f"{file}.safetensors", change)
+    with pytest.raises(UserError, match=message):
+        load(path, model, optimizer)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_broken_file_is_named(name, tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 3, model, optimizer)
+    (path / name).write_bytes((path / name).read_bytes()[:20])
+    with pytest.raises(UserError, match="step_00000003"):
+        load(path, model, optimizer)
+
+
+def test_norms_biases_and_queries_do_not_decay_and_the_encoder_learns_slower():
+    model = Toy()
+    optimizer = make_optimizer(model, OptimConfig(lr=1.0, backbone_scale=0.1, weight_decay=0.5))
+    set_lr(optimizer, 0.5)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    seen = {
+        names[parameter]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert seen == {
+        "encoder.0.weight": (0.05, 0.5),
+        "encoder.0.bias": (0.05, 0),
+        "encoder.1.weight": (0.05, 0),
+        "encoder.1.bias": (0.05, 0),
+        "queries": (0.5, 0),
+        "rest.weight": (0.5, 0.5),
+        "rest.bias": (0.5, 0),
+    }
+
+
+@contextmanager
+def nearly_full_disk(largest_file: int) -> Iterator[None]:
+    """Writing fails beyond so many bytes a file, as it does where no space is left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_costs_the_new_checkpoint_alone(root, tmp_path, capsys, fresh_accelerate):
+    out = tmp_path / "run"
+    main(arguments(root, out, "--steps", "2"))
+    before = {path: path.read_bytes() for path in (out / "checkpoints").rglob("*") if path.is_file()}
+    go_on = ["--resume", "--out", str(out), "--steps", "4"]
+    capsys.readouterr()
+    with nearly_full_disk(5_000_000), pytest.raises(SystemExit) as stop:  # the model needs 14 MB
+        main(go_on)
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "cannot write a checkpoint" in line
+    assert "File too large" in line
+    assert "step_00000002 is kept" in line
+    after = {path: path.read_bytes() for path in (out / "checkpoints").rglob("*") if path.is_file()}
+    assert after == before
+    main(go_on)
+    assert [row["step"] for row in losses(out)] == [1, 2, 3, 4]

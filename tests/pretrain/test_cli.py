@@ -1,0 +1,185 @@
+"""The command: what a run leaves, and bad input, each in one line with exit code 2."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mim4d.pretrain.cli import main
+from mim4d.world import make_world
+from tests.data.roots import edit_table, file_of, write_root
+from tests.pretrain.runs import TINY, arguments, losses, metrics, run
+
+CAMERAS = tuple(TINY["cameras"])
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must be refused; its one error line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert lines[-1] == error
+    return error
+
+
+def test_a_run_leaves_all_it_should(root, tmp_path, fresh_accelerate):
+    out = tmp_path / "run"
+    main(arguments(root, out, "--picture-every", "4", "--eval-every", "2", "--keep", "1"))
+    assert yaml.safe_load((out / "config.yaml").read_text())["split"] == "mini_train"
+    rows = metrics(out)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    named = {"loss", "direct_rgb", "direct_depth", "temporal_rgb", "temporal_depth", "frames", "rays"}
+    assert all(named | {"lr", "grad_norm", "clips_per_s", "seconds", "skipped"} <= row.keys() for row in rows)
+    held_out = {f"val_{kind}_{what}" for kind in ("direct", "temporal", "zero", "mean") for what in ("rgb", "depth")}
+    assert [held_out <= row.keys() for row in rows] == [False, True, False, True]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_00000004"]
+    assert [path.name for path in (out / "pictures").iterdir()] == ["step_00000004.png"]
+    assert {path.name for path in (out / "encoder").iterdir()} == {"config.json", "model.safetensors"}
+    assert any((out / "tensorboard").iterdir())
+    assert not list(out.rglob("*.partial"))
+
+
+def test_rows_can_be_rarer_than_steps(root, tmp_path, fresh_accelerate):
+    main(arguments(root, tmp_path / "every", "--steps", "5"))
+    main(arguments(root, tmp_path / "second", "--steps", "5", "--log-every", "2"))
+    rare = losses(tmp_path / "second")
+    assert [row["step"] for row in rare] == [1, 2, 4, 5]
+    assert rare == [row for row in losses(tmp_path / "every") if row["step"] in (1, 2, 4, 5)]
+
+
+def test_data_is_read_by_workers_as_without_them(root, tmp_path, fresh_accelerate):
+    main(arguments(root, tmp_path / "none", "--eval-every", "2"))
+    main(arguments(root, tmp_path / "one", "--eval-every", "2", "--workers", "1"))
+    assert losses(tmp_path / "none") == losses(tmp_path / "one")
+
+
+def test_colour_alone_and_single_frames_work_too(root, tmp_path, fresh_accelerate):
+    main(arguments(root, tmp_path / "run", "--supervision", "rgb", "--frames", "1", "--eval-every", "4"))
+    rows = metrics(tmp_path / "run")
+    assert all(row["frames"] == 1 and row["loss"] > 0 for row in rows)
+    assert not any(name.startswith("temporal") for name in rows[-1])
+
+
+def test_a_synthetic_world_is_made_once(run_cache, tmp_path, capsys, monkeypatch, fresh_accelerate):
+    monkeypatch.setattr("mim4d.pretrain.datasets.make_world", partial(make_world, workers=1))  # so small, it is faster
+    world = ["--world.scenes", "2", "--world.keyframes", "2", "--world.scale", "0.1", "--data", "synthetic"]
+    flags = ["--dataroot", "", "--steps", "1", *world]
+    main([*arguments(Path(), tmp_path / "first"), *flags])
+    assert "making a world in" in capsys.readouterr().err
+    (made,) = run_cache.glob("world-*")
+    assert (made / "v1.0-mini" / "sample_data.json").exists()
+    main([*arguments(Path(), tmp_path / "second"), *flags])
+    assert "making a world in" not in capsys.readouterr().err
+    assert losses(tmp_path / "first") == losses(tmp_path / "second")
+
+
+def test_nothing_is_overwritten(root, tmp_path, capsys, fresh_accelerate):
+    out = tmp_path / "run"
+    main(arguments(root, out, "--steps", "1"))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    error = refused(arguments(root, out, "--steps", "2", "--seed", "1"), capsys)
+    assert "holds a run already: go on with it by --resume, or give another --out" in error
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--dataroot", "/no/such/folder"), "/no/such/folder"),
+        (("--version", "v1.0-trainval"), "v1.0-trainval"),
+        (("--split", "test"), "--split test: none of its scenes"),
+        (("--split", "scene-9999"), "scene-9999"),
+        (("--val-split", "test"), "--split test: none of its scenes"),
+        (("--cameras", "CAM_ROOF"), "CAM_ROOF"),
+        (("--image-size", "100", "128"), "multiples of 32"),
+        (("--image-size", "256", "128"), "lower than --image-size"),
+        (("--frames", "40"), "no clip of 40 frames"),
+        (("--frame-gap", "0.1", "--tolerance", "0.2"), "--tolerance 0.2 s must be less than half"),
+        (("--model", "mim4d_convnext_huge"), "--model mim4d_convnext_huge"),
+        (("--init", "convnext_femto.nothing"), "--init convnext_femto.nothing"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(flags, message, root, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert message in refused(arguments(root, out, *flags), capsys)
+    assert not out.exists()
+
+
+def test_an_unknown_key_is_refused(tmp_path, capsys):
+    (tmp_path / "my.yaml").write_text("stepps: 3\n")
+    error = refused(["--config", str(tmp_path / "my.yaml"), "--out", str(tmp_path / "run")], capsys)
+    assert error == f"error: {tmp_path / 'my.yaml'}: unknown key stepps; did you mean steps?"
+
+
+def test_an_unknown_flag_ends_with_code_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--stepps", "3"])
+    assert stop.value.code == 2
+
+
+def truncated_jpg(broken: Path) -> Path:
+    file = file_of(broken, "CAM_FRONT", 3)
+    file.write_bytes(file.read_bytes()[:-200])
+    return file
+
+
+def empty_lidar(broken: Path) -> Path:
+    file = file_of(broken, "LIDAR_TOP", 3)
+    file.write_bytes(b"")
+    return file
+
+
+def missing_image(broken: Path) -> Path:
+    file = file_of(broken, "CAM_BACK", 3)
+    file.unlink()
+    return file
+
+
+def camera_missing_in_one_sample(broken: Path) -> str:
+    edit_table(broken, "sample_data", lambda rows: [row for row in rows if row["token"] != "scene-0061-CAM_BACK-3"])
+    return "CAM_BACK in scene-0061"
+
+
+BROKEN = (truncated_jpg, empty_lidar, missing_image, camera_missing_in_one_sample)
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_broken_data_is_named_and_what_was_saved_stays(
+    damage: Callable[[Path], object], run_cache, tmp_path, capsys, fresh_accelerate
+):
+    broken = write_root(tmp_path / "root", scenes=("scene-0061", "scene-0103"), cameras=CAMERAS)
+    out = tmp_path / "run"
+    main(arguments(broken, out, "--steps", "1", "--save-every", "1"))
+    what = damage(broken)
+    error = refused(["--resume", "--out", str(out), "--steps", "20"], capsys)
+    assert str(what) in error
+    assert "--on-error skip" in error
+    kept = sorted((out / "checkpoints").iterdir())
+    assert len(kept) >= 1
+    assert not list(out.rglob("*.partial"))
+    assert [row["step"] for row in metrics(out)] == list(range(1, len(metrics(out)) + 1))
+
+    main(["--resume", "--out", str(out), "--steps", "6", "--on-error", "skip"])
+    assert metrics(out)[-1]["step"] == 6
+    assert metrics(out)[-1]["skipped"] > 0
+
+
+def test_without_held_out_scenes_there_is_no_evaluation(run_cache, tmp_path, caplog, fresh_accelerate):
+    alone = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS)
+    main(arguments(alone, tmp_path / "run", "--eval-every", "1", "--picture-every", "4"))
+    assert not any(name.startswith("val_") for row in metrics(tmp_path / "run") for name in row)
+    assert (tmp_path / "run" / "pictures" / "step_00000004.png").exists()
+    assert "no evaluation: --split mini_val: none of its scenes" in caplog.text
+
+
+def test_the_command_itself_ends_in_one_line_and_code_2(tmp_path):
+    ended = run("--data", "nuscenes", "--dataroot", str(tmp_path / "nothing"), "--out", str(tmp_path / "run"))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,53 @@
+"""Several processes learn what one learns with their batches joined."""
+
+import pytest
+
+from mim4d.pretrain.trainer import train
+from tests.pretrain.runs import arguments, losses, run, tiny
+
+# Stochastic depth draws for the batch it sees, so it alone depends on how clips are dealt out.
+# Adam's first steps magnify rounding, the more the longer they are.
+SAME = ("--steps", "5", "--method.drop-path", "0", "--eval-every", "5", "--optim.lr", "1e-4")
+TWO = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+
+
+@pytest.fixture(scope="module")
+def alone(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "run"
+    assert run(*arguments(root, out, *SAME, "--batch-size", "2")).returncode == 0
+    return losses(out)
+
+
+def close(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:
+    assert len(one) == len(other)
+    assert without_psnr(one[0]) == pytest.approx(without_psnr(other[0]), rel=1e-5)
+    for here, there in zip(one, other, strict=True):
+        # A mean over clips of a logarithm is not the logarithm of their mean.
+        assert without_psnr(here) == pytest.approx(without_psnr(there), rel=2e-4)
+
+
+def without_psnr(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if not name.endswith("_psnr")}
+
+
+def test_two_processes_learn_what_one_learns_with_twice_the_batch(root, tmp_path, alone):
+    out = tmp_path / "run"
+    two = run(*arguments(root, out, *SAME, "--batch-size", "1"), launcher=TWO)
+    assert two.returncode == 0, two.stderr
+    assert "2 x cpu" in two.stderr
+    close(losses(out), alone)
+    assert two.stderr.count("the encoder is ready") == 1
+
+
+def test_so_does_one_that_accumulates(root, tmp_path, alone, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out, *SAME, "--optim.accumulate", "2"))
+    close(losses(out), alone)
+
+
+def test_an_error_of_the_main_process_ends_all(root, tmp_path):
+    out = tmp_path / "run"
+    out.write_text("a file where the folder should be")
+    failed = run(*arguments(root, out), launcher=TWO)
+    assert failed.returncode != 0
+    assert failed.stderr.count("error: cannot write to the run folder") == 1

@@ -1,0 +1,93 @@
+"""What a run is for: an encoder that timm loads without this package."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import mim4d  # noqa: F401  # registers the encoders
+from mim4d.errors import UserError
+from mim4d.pretrain.checkpoint import list_checkpoints, read_tensors
+from mim4d.pretrain.export import export_encoder
+from mim4d.pretrain.trainer import train
+from tests.pretrain.runs import environment, tiny
+
+PLAIN_TIMM = """
+import sys
+sys.modules["mim4d"] = None  # importing it is an error
+import timm, torch
+from safetensors.torch import save_file
+model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True, features_only=True)
+torch.manual_seed(0)
+features = model.eval()(torch.randn(1, 3, 64, 96))
+save_file({str(i): x.detach().contiguous() for i, x in enumerate(features)}, sys.argv[2])
+"""
+
+
+def features(encoder) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return encoder.eval().forward_intermediates(torch.randn(1, 3, 64, 96), intermediates_only=True)
+
+
+@pytest.mark.parametrize("ema", ["0", "0.5"])
+def test_plain_timm_gives_the_trained_features_bit_for_bit(ema, root, tmp_path, fresh_accelerate):
+    out = train(tiny(root, tmp_path / "run", "--optim.ema-decay", ema))
+    env = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    script = [sys.executable, "-c", PLAIN_TIMM, str(out / "encoder"), str(tmp_path / "features.safetensors")]
+    subprocess.run(script, env=env, cwd=tmp_path, check=True, timeout=120)
+
+    newest = list_checkpoints(out / "checkpoints")[-1]
+    weights = read_tensors(newest / ("model.safetensors" if ema == "0" else "ema.safetensors"))
+    trained = timm.create_model("mim4d_convnext_atto", num_classes=0)
+    trained.load_state_dict({k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")})
+    threads = torch.get_num_threads()
+    expected = features(trained)
+    assert threads == 1
+    found = load_file(tmp_path / "features.safetensors")
+    assert [list(x.shape) for x in expected] == [[1, 40, 16, 24], [1, 80, 8, 12], [1, 160, 4, 6], [1, 320, 2, 3]]
+    for i, x in enumerate(expected):
+        assert torch.equal(x, found[str(i)]), f"stage {i}"
+
+
+def test_the_config_is_timms_own(root, tmp_path, fresh_accelerate):
+    out = train(tiny(root, tmp_path / "run", "--steps", "1"))
+    config = json.loads((out / "encoder" / "config.json").read_text())
+    assert config["architecture"] == "convnext_atto"
+    assert config["num_classes"] == 0
+    assert config["pretrained_cfg"]["input_size"] == [3, 64, 128]
+    assert config["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
+    assert "license" not in config["pretrained_cfg"]
+    assert config["mim4d"]["init"] == "scratch"
+    model = timm.create_model(f"local-dir:{out / 'encoder'}", pretrained=True, num_classes=5)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("size", ["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"])
+def test_every_size_has_timms_architecture_and_keys(size):
+    with torch.device("meta"):
+        ours = timm.create_model(f"mim4d_convnext_{size}", num_classes=0)
+        theirs = timm.create_model(f"convnext_{size}", num_classes=0)
+    assert ours.num_features == theirs.num_features
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+
+
+def test_a_failed_export_leaves_the_one_before(tmp_path, monkeypatch):
+    encoder = timm.create_model("mim4d_convnext_atto", num_classes=0)
+    about = {"image_size": (64, 64), "license": "mit", "provenance": {}}
+    export_encoder(encoder, tmp_path / "encoder", **about)
+    before = (tmp_path / "encoder" / "model.safetensors").read_bytes()
+
+    def full(tensors, file, metadata):
+        save_file({"half": torch.zeros(3)}, file)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mim4d.pretrain.export.save_file", full)
+    with pytest.raises(UserError, match=r"cannot write the encoder to .*No space left"):
+        export_encoder(encoder, tmp_path / "encoder", **about)
+    assert (tmp_path / "encoder" / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder"]

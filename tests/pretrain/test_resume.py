@@ -1,0 +1,179 @@
+"""Stopped and gone on with is never stopped."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mim4d.errors import UserError
+from mim4d.pretrain.checkpoint import list_checkpoints, read_tensors
+from mim4d.pretrain.cli import main, parse
+from mim4d.pretrain.trainer import train
+from tests.pretrain.runs import arguments, command, environment, losses, metrics, run, tiny
+
+# Everything that could break the sequence: stochastic depth, accumulation, a moving average, rows that fall between
+# checkpoints, evaluations.
+HARD = (
+    "--steps",
+    "24",
+    "--save-every",
+    "5",
+    "--optim.accumulate",
+    "2",
+    "--optim.ema-decay",
+    "0.9",
+    "--eval-every",
+    "5",
+)
+
+LATE = ("--log-every", "50", "--save-every", "50")
+
+
+def start_and_signal(args: list[str], out: Path, at_step: int, number: signal.Signals) -> subprocess.Popen[str]:
+    """Start a run and send it a signal once it has logged a step."""
+    process = subprocess.Popen(command(*args), env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < at_step:
+        assert process.poll() is None, f"ended before step {at_step}: {process.communicate()[1]}"
+        assert time.monotonic() < deadline, "too slow"
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait(timeout=60)
+    return process
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert run(*arguments(root, out, *HARD)).returncode == 0
+    return out
+
+
+def test_after_kill_9_the_losses_go_on_bit_for_bit(root, uninterrupted, tmp_path):
+    out = tmp_path / "run"
+    killed = start_and_signal(arguments(root, out, *HARD), out, at_step=12, number=signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (out / "encoder").exists(), "it was over before it was killed"
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "los')  # as a kill in mid-write leaves it
+    resumed = run("--resume", "--out", str(out))
+    assert resumed.returncode == 0, resumed.stderr
+    assert any(f"checkpoint of step {step}" in resumed.stderr for step in (10, 15, 20))
+    assert losses(out) == losses(uninterrupted)
+    assert [row["step"] for row in losses(out)] == list(range(1, 25))
+    for file in ("encoder/model.safetensors", "encoder/config.json"):
+        assert (out / file).read_bytes() == (uninterrupted / file).read_bytes()
+
+
+def test_sigterm_saves_first_and_loses_nothing(root, uninterrupted, tmp_path):
+    out = tmp_path / "run"
+    stopped = start_and_signal(arguments(root, out, *HARD), out, at_step=3, number=signal.SIGTERM)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    newest = list_checkpoints(out / "checkpoints")[-1]
+    assert metrics(out)[-1]["step"] == json.loads((newest / "state.json").read_text())["step"]
+    resumed = run("--resume", "--out", str(out))
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(out) == losses(uninterrupted)
+
+
+def test_time_goes_on_too(root, tmp_path, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out, "--steps", "2"))
+    before = metrics(out)[-1]["seconds"]
+    train(parse(["--resume", "--out", str(out), "--steps", "4"])[0], resume=True)
+    assert [row["seconds"] > before for row in metrics(out)] == [False, False, True, True]
+
+
+def test_killed_before_its_first_checkpoint_it_starts_anew(root, tmp_path, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out))
+    for checkpoint in list_checkpoints(out / "checkpoints"):
+        for file in checkpoint.iterdir():
+            file.unlink()
+        checkpoint.rmdir()
+    first = losses(out)
+    main(["--resume", "--out", str(out)])
+    assert losses(out) == first
+
+
+def test_a_finished_run_has_nothing_left_but_its_export(root, tmp_path, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out))
+    before = losses(out)
+    (out / "encoder" / "config.json").unlink()
+    main(["--resume", "--out", str(out)])
+    assert losses(out) == before
+    assert (out / "encoder" / "config.json").exists()
+    with pytest.raises(UserError, match="at step 4 already, beyond --steps 3"):
+        train(parse(["--resume", "--out", str(out), "--steps", "3"])[0], resume=True)
+
+
+def test_the_saved_config_is_the_runs_own(root, tmp_path, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out, "--steps", "2", "--seed", "3"))
+    config, resume = parse(["--resume", "--out", str(out), "--steps", "3"])
+    assert resume
+    assert (config.seed, config.steps, config.split) == (3, 3, "mini_train")
+    train(config, resume=True)
+    assert yaml.safe_load((out / "config.yaml").read_text())["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "mim4d_convnext_femto"], "--model mim4d_convnext_atto, not mim4d_convnext_femto"),
+        (["--frames", "3"], "--frames 2, not 3"),
+        (["--method.neck.channels", "32"], "--method.neck.channels 16, not 32"),
+        (["--preset", "demo"], "--preset gpu24, not demo"),
+        (["--batch-size", "2"], "clips_per_step was 1 and is 2 now"),
+    ],
+)
+def test_a_run_is_not_gone_on_with_as_another(flags, message, root, tmp_path, capsys, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out, "--steps", "1"))
+    saved = (out / "config.yaml").read_bytes()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["--resume", "--out", str(out), "--steps", "2", *flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert (out / "config.yaml").read_bytes() == saved
+
+
+def test_a_file_may_name_what_differs_too(root, tmp_path, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out, "--steps", "1"))
+    (tmp_path / "other.yaml").write_text("model: mim4d_convnext_femto\n")
+    config, _ = parse(["--resume", "--out", str(out), "--config", str(tmp_path / "other.yaml")])
+    with pytest.raises(UserError, match="--model mim4d_convnext_atto, not mim4d_convnext_femto"):
+        train(config, resume=True)
+
+
+def test_there_must_be_a_run_to_go_on_with(tmp_path):
+    with pytest.raises(UserError, match="nothing to resume in"):
+        parse(["--resume", "--out", str(tmp_path)])
+    with pytest.raises(UserError, match="--resume needs --out"):
+        parse(["--resume"])
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(root, tmp_path, capsys, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out, "--steps", "2"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["--resume", "--out", str(out), "--steps", "60", *LATE, "--optim.lr", "1e30"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(("error: loss is nan at step ", "error: grad_norm is "))
+    assert "clips scene-0061@" in error
+    assert "the last good checkpoint is" in error
+    for checkpoint in list_checkpoints(out / "checkpoints"):
+        for file in checkpoint.glob("*.safetensors"):
+            assert all(tensor.isfinite().all() for tensor in read_tensors(file).values()), file
+    assert all(row["loss"] == row["loss"] for row in metrics(out))
