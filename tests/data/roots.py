@@ -32,7 +32,7 @@ def write_root(
         cameras: Channels; each fires a little after the one before.
         lidar: Whether there is a LIDAR_TOP.
         samples: Samples a scene.
-        between: Sweeps of every sensor between two samples.
+        between: Sweeps of every sensor between two samples, and after the last.
         period: Seconds between samples.
         size: Height and width of the images.
         seed: Of everything random.
@@ -97,10 +97,10 @@ def _write_sensor(root, tables, rng, scene, channel, place, tokens, between, per
     )
     samples = {sample["token"]: sample["timestamp"] for sample in tables["sample"]}
     step = period / (between + 1)
-    for i in range((len(tokens) - 1) * (between + 1) + 1):
+    for i in range(len(tokens) * (between + 1)):
         sample, after = divmod(i, between + 1)
-        # A sweep belongs to the sample that follows it.
-        token = tokens[sample + (after > 0)]
+        # A sweep belongs to the sample that follows it; those at the end belong to the last.
+        token = tokens[min(sample + (after > 0), len(tokens) - 1)]
         time = samples[tokens[0]] + round((i * step + 0.011 * place) * 1e6)
         kind = "samples" if after == 0 else "sweeps"
         name = f"{kind}/{channel}/{scene}__{time}." + ("pcd.bin" if channel == LIDAR else "jpg")

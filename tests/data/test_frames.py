@@ -80,7 +80,7 @@ def test_sweeps_are_the_images_nearest_to_the_lidar(tmp_path):
     frames = find_frames(index, [0], CAMERAS, sweeps=True, lidar=True)
     raw = reference.Tables(root, VERSION)
     sweeps = raw.records("scene-0061", LIDAR, key_frames=False)
-    assert len(frames.times) == len(sweeps) == 19
+    assert len(frames.times) == len(sweeps) == 24
     for frame, sweep in enumerate(sweeps):
         assert index.records["file"][frames.lidar[frame]].decode() == sweep["filename"]
         for v, camera in enumerate(CAMERAS):
@@ -93,7 +93,7 @@ def test_without_lidar_the_first_camera_gives_the_time(tmp_path):
     index = open_index(root, VERSION)
     for sweeps in (False, True):
         frames = find_frames(index, [0], ("CAM_BACK", "CAM_FRONT"), sweeps=sweeps, lidar=True)
-        assert len(frames.times) == (16 if sweeps else 6)
+        assert len(frames.times) == (18 if sweeps else 6)
         np.testing.assert_array_equal(frames.times, index.records["time"][frames.cameras[:, 0]])
         assert (frames.lidar == NONE).all()
 

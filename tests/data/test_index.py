@@ -66,14 +66,15 @@ def test_a_changed_table_makes_a_new_index(root, built, cache):
 
 
 @pytest.mark.parametrize("name", ["index.json", *(f"{array}.npy" for array in ARRAYS)])
-@pytest.mark.parametrize("damage", ["cut", "zeros", "empty", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "zeros", "zeros at the end", "empty", "gone"])
 def test_a_damaged_cache_is_made_anew(root, built, cache, caplog, name, damage):
     good = open_index(root, VERSION)
     (file,) = (cache / "index").rglob(name)
     data = file.read_bytes()
     file.unlink()
     if damage != "gone":
-        file.write_bytes({"cut": data[:-7], "zeros": bytes(len(data)), "empty": b""}[damage])
+        end = data[:-300] + bytes(300)
+        file.write_bytes({"cut": data[:-7], "zeros": bytes(len(data)), "zeros at the end": end, "empty": b""}[damage])
     with caplog.at_level(logging.INFO):
         same(open_index(root, VERSION), good)
     assert len(built) == 2
