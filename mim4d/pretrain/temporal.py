@@ -65,8 +65,9 @@ class DeformableAttention(nn.Module):
         self.output = nn.Linear(channels, channels)
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.scores.weight)
-        nn.init.zeros_(self.scores.bias)
-        # Deformable DETR's start: head h looks in direction h, point k at k cells; here the first point looks straight.
+        # Deformable DETR's start: head h looks in direction h, point k at k cells. Here the first point looks straight,
+        # and near ones weigh more: what is left after the ego-motion warp stands still, most of it.
+        self.scores.bias.data.copy_(-torch.arange(points).repeat(heads))
         angles = torch.arange(heads) * (2 * math.pi / heads)
         rays = torch.stack([angles.cos(), angles.sin()], dim=-1)
         start = rays[:, None] * torch.arange(points)[:, None]
@@ -188,9 +189,12 @@ class TemporalDecoder(nn.Module):
             The volume and the flow of the short branch.
         """
         bev = rearrange(warped, "b s c z y x -> b s y x (z c)")
-        order = gaps.abs().argsort(dim=1, stable=True)
+        # Of two frames as near, the past one: a millisecond decides, so neither their order nor rounding does.
+        order = (gaps.abs() + 1e-3 * (gaps > 0)).argsort(dim=1)
         rows = torch.arange(len(gaps), device=gaps.device)[:, None]
-        near, far = order[:, : self.config.short_frames], order[:, self.config.short_frames :]
+        # Without a long branch the short one takes all frames: none is dropped unsaid.
+        short = self.config.short_frames if self.long is not None else gaps.shape[1]
+        near, far = order[:, :short], order[:, short:]
         found, flow = self.short(bev[rows, near], gaps[rows, near])
         if self.long is not None:
             if far.shape[1]:

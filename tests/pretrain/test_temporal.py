@@ -1,0 +1,342 @@
+"""The temporal decoder: deformable attention against loops, continuous time, and a flow that means metres a second."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mim4d.geometry import VoxelGrid
+from mim4d.pretrain.temporal import (
+    Branch,
+    DeformableAttention,
+    TemporalConfig,
+    TemporalDecoder,
+    time_embedding,
+)
+from tests.reference import temporal as reference
+
+GRID = VoxelGrid(x=(-6, 8), y=(-4, 6), z=(-1, 3), voxel=(2, 1, 2))  # (Z, Y, X) = (2, 10, 7), no two axes alike
+CHANNELS = 3
+SMALL = TemporalConfig(short_channels=16, long_channels=8, short_heads=4, long_heads=2, points=3)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def shake(module: nn.Module, size: float = 0.2, seed: int = 0) -> None:
+    """Random weights everywhere, also where training starts from zero."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=g))
+
+
+def make_decoder(frames: int = 4, config: TemporalConfig = SMALL, seed: int = 0) -> TemporalDecoder:
+    torch.manual_seed(seed)
+    decoder = TemporalDecoder(config, CHANNELS, GRID, frames).eval()
+    shake(decoder, seed=seed)
+    return decoder
+
+
+def warped(clips: int, sources: int, seed: int = 1) -> Tensor:
+    return random(clips, sources, CHANNELS, *GRID.shape, seed=seed)
+
+
+# Time
+
+
+@pytest.mark.parametrize("channels", [4, 16, 64, 128])
+@pytest.mark.parametrize("gap", [-2.0, -0.5, 0.0, 0.05, 1.37])
+def test_time_embedding_against_loops(gap, channels):
+    got = time_embedding(torch.tensor([[gap]]), channels)
+    assert got.shape == (1, 1, channels)
+    # Angles reach 2 pi 20 rounds at the shortest period: float32 keeps about 1e-5 of them.
+    np.testing.assert_allclose(got[0, 0], reference.time_embedding(gap, channels), atol=3e-5)
+
+
+def test_time_embedding_tells_past_from_future_and_any_two_gaps_apart():
+    gaps = torch.arange(-200, 201) / 100  # 2 s each way, in steps of 10 ms
+    embedded = time_embedding(gaps, 64)
+    apart = torch.cdist(embedded, embedded) + 10 * torch.eye(len(gaps))
+    assert apart.min() > 0.1
+
+
+# Deformable attention
+
+
+@pytest.mark.parametrize(("frames", "heads", "points"), [(1, 1, 1), (1, 4, 3), (3, 2, 4)])
+def test_attention_against_loops(frames, heads, points):
+    attention = DeformableAttention(8, heads, points)
+    shake(attention, 0.5)
+    queries, keys = random(2, 5, 6, 8), random(2, frames, 5, 6, 8, seed=1)
+    with torch.no_grad():
+        got, offsets, shares = attention(queries, keys)
+    weights = {name: value.detach().double().numpy() for name, value in attention.named_parameters()}
+    for b in range(2):
+        expected = reference.attend(weights, queries[b].double().numpy(), keys[b].double().numpy(), heads, points)
+        np.testing.assert_allclose(got[b], expected[0], atol=1e-4)
+        np.testing.assert_allclose(offsets[b], expected[1], atol=1e-5)
+        np.testing.assert_allclose(shares[b], expected[2], atol=1e-5)
+    assert offsets.abs().max() > 6  # some look out of the grid
+    torch.testing.assert_close(shares.sum((1, 5)), torch.ones(2, 5, 6, heads))
+
+
+def test_attention_gradients_against_loops():
+    attention = DeformableAttention(4, 2, 2)
+    shake(attention, 0.5)
+    queries, keys = random(1, 3, 4, 4).requires_grad_(), random(1, 2, 3, 4, 4, seed=1).requires_grad_()
+    pull = random(3, 4, 4, seed=2)
+    (attention(queries, keys)[0][0] * pull).sum().backward()
+    tensors = {"queries": queries, "keys": keys, **dict(attention.named_parameters())}
+    numbers = {name: value.detach().double().numpy() for name, value in tensors.items()}
+
+    def loss(changed):
+        features, _, _ = reference.attend(changed, changed["queries"][0], changed["keys"][0], 2, 2)
+        return (features * pull.double().numpy()).sum()
+
+    generator = np.random.default_rng(0)
+    for name, tensor in tensors.items():
+        direction = generator.normal(size=tensor.shape)
+        step = 1e-5 / np.linalg.norm(direction)
+        ahead, behind = (loss(numbers | {name: numbers[name] + sign * step * direction}) for sign in (1, -1))
+        expected = (ahead - behind) / (2 * step)
+        size = tensor.grad.norm().item() * np.linalg.norm(direction)
+        assert (tensor.grad.double().numpy() * direction).sum() == pytest.approx(expected, abs=1e-4 * size), name
+
+
+def test_first_point_of_a_new_attention_looks_straight():
+    """Deformable DETR's start: head h in direction h, point k at k cells; and every point counts the same."""
+    _, offsets, shares = DeformableAttention(8, 4, 3)(random(1, 5, 6, 8), random(1, 2, 5, 6, 8))
+    for h, (x, y) in enumerate([(1, 0), (0, 1), (-1, 0), (0, -1)]):
+        for p in range(3):
+            expected = torch.tensor([x * p, y * p]).float().expand(1, 2, 5, 6, 2)
+            torch.testing.assert_close(offsets[..., h, p, :], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(shares, torch.full_like(shares, 1 / 6))
+
+
+# Which frames, when
+
+
+def test_order_of_the_frames_does_not_matter():
+    decoder, volumes = make_decoder(5), warped(2, 4)
+    gaps = torch.tensor([[-1.5, -1.0, -0.5, 0.7], [0.2, 0.5, 1.0, 2.0]])
+    order = [2, 0, 3, 1]
+    with torch.no_grad():
+        a, b = decoder(volumes, gaps), decoder(volumes[:, order], gaps[:, order])
+    torch.testing.assert_close(a.volume, b.volume)
+    torch.testing.assert_close(a.flow, b.flow)
+
+
+def test_order_does_not_matter_when_two_frames_are_as_near():
+    decoder, volumes = make_decoder(4), warped(1, 3)
+    gaps = torch.tensor([[-0.5, 0.5, 1.0]])
+    order = [1, 0, 2]
+    with torch.no_grad():
+        a, b = decoder(volumes, gaps), decoder(volumes[:, order], gaps[:, order])
+    torch.testing.assert_close(a.volume, b.volume)
+
+
+def test_the_gap_matters():
+    decoder, volumes = make_decoder(3), warped(1, 2)
+    with torch.no_grad():
+        results = [decoder(volumes, torch.tensor([gaps])) for gaps in ([-1.0, -0.5], [-1.0, -0.4], [1.0, 0.5])]
+    for other in results[1:]:
+        assert (results[0].volume - other.volume).abs().max() > 1e-3
+
+
+def test_short_branch_takes_the_nearest_in_time():
+    """With the long branch's share of the join cut, only the nearest frame can change the result."""
+    decoder, volumes = make_decoder(4), warped(1, 3)
+    gaps = torch.tensor([[-1.5, -1.0, 0.4]])
+    with torch.no_grad():
+        decoder.join.weight[:, SMALL.short_channels :] = 0
+        start = decoder(volumes, gaps)
+        for frame, matters in enumerate([False, False, True]):
+            changed = volumes.clone()
+            changed[:, frame] += 1
+            difference = (decoder(changed, gaps).volume - start.volume).abs().max()
+            assert (difference > 1e-3) == matters, frame
+
+
+def test_long_branch_takes_all_the_others():
+    decoder, volumes = make_decoder(4), warped(1, 3)
+    gaps = torch.tensor([[-1.5, -1.0, 0.4]])
+    with torch.no_grad():
+        decoder.join.weight[:, : SMALL.short_channels] = 0
+        start = decoder(volumes, gaps)
+        for frame, matters in enumerate([True, True, False]):
+            changed = volumes.clone()
+            changed[:, frame] += 1
+            difference = (decoder(changed, gaps).volume - start.volume).abs().max()
+            assert (difference > 1e-3) == matters, frame
+
+
+def test_batch_is_its_clips_one_by_one():
+    decoder, volumes = make_decoder(4), warped(3, 3)
+    gaps = torch.tensor([[-1.5, -1.0, -0.5], [-0.5, 0.6, 1.0], [0.5, 1.0, 1.5]])  # another frame nearest in each
+    with torch.no_grad():
+        together = decoder(volumes, gaps)
+        for b in range(3):
+            alone = decoder(volumes[b : b + 1], gaps[b : b + 1])
+            torch.testing.assert_close(together.volume[b], alone.volume[0])
+            torch.testing.assert_close(together.flow[b], alone.flow[0])
+
+
+def test_two_frames_need_no_long_branch():
+    decoder = make_decoder(2)
+    assert decoder.long is None
+    volume, flow = decoder(warped(2, 1), torch.tensor([[-0.5], [0.5]]))
+    assert volume.shape == (2, CHANNELS, *GRID.shape)
+    assert flow.shape == (2, 2, *GRID.shape[1:])
+
+
+@pytest.mark.parametrize("trained", [2, 3, 4])
+@pytest.mark.parametrize("sources", [1, 2, 5])
+def test_other_numbers_of_frames_than_trained(trained, sources):
+    decoder, volumes = make_decoder(trained), warped(1, sources)
+    gaps = -0.5 * torch.arange(1, sources + 1)[None].float()
+    with torch.no_grad():
+        start = decoder(volumes, gaps)
+        assert start.volume.isfinite().all()
+        for frame in range(sources):  # no frame is dropped unsaid
+            changed = volumes.clone()
+            changed[:, frame] += 1
+            assert (decoder(changed, gaps).volume - start.volume).abs().max() > 1e-4, frame
+
+
+def test_gradients_reach_every_parameter_and_frame():
+    decoder, volumes = make_decoder(4), warped(2, 3).requires_grad_()
+    decoder(volumes, torch.tensor([[-1.5, -1.0, -0.5]] * 2)).volume.square().sum().backward()
+    for name, parameter in decoder.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+    assert (volumes.grad.abs().amax((2, 3, 4, 5)) > 0).all()
+
+
+def test_volumes_are_laid_out_by_height_and_channel():
+    """Channel-to-height undoes height-to-channel: a join that passes a cell's channels on gives the volume back."""
+
+    class Pass(nn.Module):
+        def forward(self, bev: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
+            return bev[:, 0], bev.new_zeros(*bev.shape[:1], *bev.shape[2:4], 2)
+
+    decoder, volumes = make_decoder(2), warped(1, 1)
+    bev = CHANNELS * GRID.shape[0]
+    decoder.short = Pass()
+    decoder.join = nn.Conv2d(bev, bev, 1, bias=False)
+    with torch.no_grad():
+        decoder.join.weight.copy_(torch.eye(bev)[..., None, None])
+        torch.testing.assert_close(decoder(volumes, torch.tensor([[-0.5]])).volume, volumes[:, 0])
+
+
+def test_bfloat16_autocast_stays_close():
+    decoder, volumes, gaps = make_decoder(3), warped(1, 2), torch.tensor([[-1.0, -0.5]])
+    with torch.no_grad():
+        exact = decoder(volumes, gaps)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = decoder(volumes, gaps)
+    assert rough.volume.isfinite().all()
+    assert (rough.volume.float() - exact.volume).abs().mean() < 0.05 * exact.volume.abs().mean() + 0.02
+
+
+def test_bfloat16_autocast_trains():
+    decoder, volumes = make_decoder(3), warped(1, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        volume = decoder(volumes, torch.tensor([[-1.0, -0.5]])).volume
+    volume.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in decoder.parameters())
+
+
+# Flow
+
+
+def test_flow_against_loops():
+    torch.manual_seed(0)
+    branch = Branch(CHANNELS * 2, 16, 4, SMALL, GRID)
+    shake(branch, 0.3)
+    gaps = torch.tensor([[-0.5, 0.8, 1.0]])
+    caught = []
+    branch.layers[-1].attention.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+    with torch.no_grad():
+        _, flow = branch(random(1, 3, 10, 7, CHANNELS * 2), gaps)
+    _, offsets, attention = caught[0]
+    cell = np.array([2.0, 1.0])
+    expected = reference.flow(offsets[0].numpy(), attention[0].numpy(), gaps[0].tolist(), cell)
+    np.testing.assert_allclose(flow[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gap", [-0.5, 0.5, 1.0])
+@pytest.mark.parametrize("shift", [(3, 0), (0, -2), (-1.5, 2.5)], ids=["forward", "right", "back and left"])
+def test_known_shift_over_known_gap_is_read_in_metres_a_second(shift, gap):
+    """Every head looks ``shift`` cells away in the source frame: what stood there moved that far over the gap."""
+    decoder = make_decoder(2)
+    for layer in decoder.short.layers:
+        with torch.no_grad():
+            layer.attention.offsets.weight.zero_()
+            layer.attention.offsets.bias.copy_(torch.tensor(shift).float().repeat(4 * 3))
+    flow = decoder(warped(1, 1), torch.tensor([[gap]])).flow
+    metres = shift[0] * 2.0, shift[1] * 1.0  # cells of 2 m along x, 1 m along y
+    torch.testing.assert_close(flow[0, 0], torch.full((10, 7), metres[0] / gap))  # x: forward
+    torch.testing.assert_close(flow[0, 1], torch.full((10, 7), metres[1] / gap))  # y: left
+
+
+def test_flow_and_features_agree_about_a_moving_thing():
+    """Offsets point to where a thing is in the other frame: a blob 2 cells farther forward there is found by +2."""
+    attention = DeformableAttention(4, 1, 1)
+    shift = (2.0, 0.0)
+    with torch.no_grad():
+        attention.offsets.bias.copy_(torch.tensor(shift))
+        attention.output.weight.copy_(torch.eye(4))
+        attention.output.bias.zero_()
+    now = (4, 2)  # row (y), column (x) of the blob at the target's time
+    keys = torch.zeros(1, 1, 10, 7, 4)
+    keys[0, 0, now[0], now[1] + 2, 1] = 1.0  # in the later frame
+    found, _, _ = attention(torch.zeros(1, 10, 7, 4), keys)
+    assert found[0, ..., 1].argmax().item() == now[0] * 7 + now[1]
+    assert found.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_attention_decides_between_shifts():
+    """Two points look 2 cells forward and straight; shares 3 : 1 give three quarters of the speed."""
+    config = TemporalConfig(short_channels=16, long_channels=8, points=2, layers=1)
+    decoder = make_decoder(2, config)
+    attention = decoder.short.layers[0].attention
+    with torch.no_grad():
+        attention.offsets.weight.zero_()
+        attention.offsets.bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]).repeat(4))
+        attention.scores.weight.zero_()
+        attention.scores.bias.copy_(torch.tensor([np.log(3.0), 0.0]).float().repeat(4))
+    flow = decoder(warped(1, 1), torch.tensor([[-0.5]])).flow
+    torch.testing.assert_close(flow[0, 0], torch.full((10, 7), 0.75 * 4.0 / -0.5))
+    torch.testing.assert_close(flow[0, 1], torch.zeros(10, 7), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [2, 4, 8])
+def test_nothing_moves_at_the_start_of_training(heads):
+    config = TemporalConfig(short_channels=16, long_channels=8, short_heads=heads)
+    torch.manual_seed(0)
+    decoder = TemporalDecoder(config, CHANNELS, GRID, 4)
+    flow = decoder(warped(1, 3), torch.tensor([[-1.5, -1.0, -0.5]])).flow
+    assert flow.abs().max() < 1e-4
+
+
+def test_motion_is_learned_from_rebuilding_alone():
+    """Patterns that drift 4 m/s to the left: asked to rebuild them from 0.5 s before, the offsets find the drift.
+
+    The join must look at single cells here: a 3 x 3 one can carry a pattern one cell farther itself.
+    """
+    grid = VoxelGrid(x=(-8, 8), y=(-8, 8), z=(-1, 1), voxel=(1, 1, 2))
+    config = TemporalConfig(short_channels=32, long_channels=8, short_heads=2, points=2, layers=1)
+    torch.manual_seed(0)
+    decoder = TemporalDecoder(config, 4, grid, 2)
+    decoder.join = nn.Conv2d(32, 4, 1)
+    optimiser = torch.optim.Adam(decoder.parameters(), lr=1e-2)
+    smooth = nn.AvgPool2d(5, stride=1, padding=2)
+    for step in range(100):
+        now = 5 * smooth(random(4, 4, 16, 16, seed=step))[:, :, None]  # [B, C, 1, Y, X]
+        before = torch.roll(now, -2, dims=3)  # 2 m farther right, at lower y
+        optimiser.zero_grad()
+        volume, flow = decoder(before[:, None], torch.full((4, 1), -0.5))
+        (volume - now)[..., 3:-3, 3:-3].square().mean().backward()
+        optimiser.step()
+    torch.testing.assert_close(flow[..., 4:-4, 4:-4].mean((0, 2, 3)), torch.tensor([0.0, 4.0]), atol=0.4, rtol=0)
