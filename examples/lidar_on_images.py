@@ -1,31 +1,47 @@
 """Look at a data set before training on it: draw the LiDAR of one clip into its images.
 
-    python examples/lidar_on_images.py --dataroot /data/nuscenes --version v1.0-mini --split mini_train --out check.png
+    python examples/lidar_on_images.py                # a small drawn world, made first
+    python examples/lidar_on_images.py --dataroot /data/nuscenes --version v1.0-mini --split mini_train
 
 Points must lie on what they belong to: poles, kerbs, cars. If they do not, poses, times or calibration are wrong.
 """
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import tyro
 
 from mim4d.data import DataConfig, NuScenesClips
+from mim4d.data.index import cache_folder
 from mim4d.data.pictures import lidar_on_images
+from mim4d.errors import UserError
+from mim4d.world import make_world
 
 
-def main(data: tyro.conf.OmitArgPrefixes[DataConfig], out: Path = Path("lidar_on_images.png"), clip: int = 0) -> None:
+def main(
+    data: tyro.conf.OmitArgPrefixes[DataConfig] = DataConfig(  # noqa: B008  # frozen
+        version="v1.0-mini", split="mini_train", frames=1
+    ),
+    out: Path = Path("lidar_on_images.png"),
+    clip: int = 0,
+) -> None:
     """Write the picture.
 
     Args:
-        data: What to read.
+        data: What to read; without --dataroot a drawn world.
         out: The picture.
         clip: Which clip of the split; its last frame is drawn.
     """
-    dataset = NuScenesClips(replace(data, lidar=True))
+    world = cache_folder() / "example-world"
+    root = data.dataroot or str(make_world(world, "v1.0-mini", scenes=1, seed=0, keyframes=1))
+    dataset = NuScenesClips(replace(data, dataroot=root, lidar=True))
     lidar_on_images(dataset[clip]).save(out)
     print(f"{dataset.name(clip)}: {out}")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -263,14 +263,12 @@ def _scenes_of_split(index: Index, config: DataConfig) -> list[int]:
     if len(wanted) == 1 and wanted[0] in index.splits:
         scenes = [number for number, name in enumerate(index.scenes) if name in set(index.splits[wanted[0]])]
         if not scenes:
-            raise UserError(
-                f"--split {config.split}: none of its scenes is in {where}, which has {_some(index.scenes)}"
-            )
+            raise UserError(f"split {config.split}: none of its scenes is in {where}, which has {_some(index.scenes)}")
         return scenes
     lacking = [name for name in wanted if name not in index.scenes]
     if lacking or not wanted:
         raise UserError(
-            f"--split {', '.join(lacking) or '(empty)'}: neither a split ({', '.join(sorted(index.splits))}) "
+            f"split {', '.join(lacking) or '(empty)'}: neither a split ({', '.join(sorted(index.splits))}) "
             f"nor a scene of {where}, which has {_some(index.scenes)}"
         )
     return sorted(index.scenes.index(name) for name in set(wanted))

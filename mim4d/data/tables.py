@@ -1,7 +1,5 @@
 """The tables of a root in nuScenes format, opened with the devkit and turned into compact arrays."""
 
-import contextlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -48,12 +46,13 @@ def build_tables(root: Path, version: str) -> tuple[dict[str, Any], dict[str, ND
     nusc = _open_devkit(root, version)
     try:
         meta, arrays = _compact(nusc)
+        meta["splits"] = _splits(root / version)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"the tables in {root / version} do not fit together ({type(error).__name__}: {error}): "
             "download or write them again"
         ) from error
-    return meta | {"splits": _splits(root / version)}, arrays
+    return meta, arrays
 
 
 def _compact(nusc: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -94,8 +93,7 @@ def _open_devkit(root: Path, version: str) -> Any:
     except ModuleNotFoundError as error:
         raise UserError(f"reading nuScenes needs {error.name}: pip install 'mim4d[pretrain]'") from error
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return NuScenes(version=version, dataroot=str(root), verbose=False)
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
     except Exception as error:  # the devkit asserts, indexes and raises bare Exceptions on a broken root
         raise UserError(
             f"the nuscenes-devkit cannot open {root / version} ({type(error).__name__}: {error}): "

@@ -127,6 +127,12 @@ def test_tables_that_do_not_fit_together(root):
         open_index(root, VERSION)
 
 
+def test_own_splits_that_are_no_json(root):
+    (root / VERSION / "splits.json").write_text("{")
+    with pytest.raises(UserError, match=r"do not fit together \(JSONDecodeError"):
+        open_index(root, VERSION)
+
+
 def test_a_cache_that_cannot_be_written(root, cache, monkeypatch):
     monkeypatch.setenv("MIM4D_CACHE", str(root / VERSION / "scene.json"))
     with pytest.raises(UserError, match="Set MIM4D_CACHE"):

@@ -147,10 +147,10 @@ def test_pickles_small_and_reads_the_same(root):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "mini_test"}, r"--split mini_test: neither a split \(.*mini_train.*\) nor a scene .*scene-0061"),
-        ({"split": ""}, r"--split \(empty\)"),
-        ({"split": "test"}, r"--split test: none of its scenes is in .*, which has scene-0061, scene-0103"),
-        ({"split": "scene-0061,scene-0001"}, r"--split scene-0001: neither"),
+        ({"split": "mini_test"}, r"split mini_test: neither a split \(.*mini_train.*\) nor a scene .*scene-0061"),
+        ({"split": ""}, r"split \(empty\)"),
+        ({"split": "test"}, r"split test: none of its scenes is in .*, which has scene-0061, scene-0103"),
+        ({"split": "scene-0061,scene-0001"}, r"split scene-0001: neither"),
         ({"cameras": ("CAM_FRONT", "CAM_LEFT")}, r"--cameras CAM_LEFT: no such camera; there are CAM_BACK, CAM_FRONT"),
         ({"frames": 7}, r"no clip of 7 frames 0.5 s apart .* longest scene lasts 2.5 s"),
         ({"gap": 0.7, "tolerance": 0.1}, r"no clip of 3 frames 0.7 s apart"),
