@@ -91,6 +91,7 @@ def _lidar_pixels(
     pick = chosen.indices[..., None]
     pixels = pixels.gather(3, pick.expand(-1, -1, -1, -1, 2))
     points = points[:, :, None].expand(-1, -1, clip.num_cameras, -1, -1).gather(3, pick.expand(-1, -1, -1, -1, 3))
-    # A void slot still needs a finite ray: the image's centre.
+    # A void slot still needs a finite ray and depth (it may have picked a NaN): the image's centre, the origin.
     pixels = torch.where(valid[..., None], pixels, pixels.new_tensor([width / 2, height / 2]))
+    points = torch.where(valid[..., None], points, 0)
     return pixels, points, valid

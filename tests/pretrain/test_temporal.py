@@ -105,14 +105,16 @@ def test_attention_gradients_against_loops():
         assert (tensor.grad.double().numpy() * direction).sum() == pytest.approx(expected, abs=1e-4 * size), name
 
 
-def test_first_point_of_a_new_attention_looks_straight():
-    """Deformable DETR's start: head h in direction h, point k at k cells; and every point counts the same."""
+def test_new_attention_looks_in_all_directions_and_most_at_what_is_near():
+    """Deformable DETR's start, head h in direction h and point k at k cells, with shares that fall as exp(-k)."""
     _, offsets, shares = DeformableAttention(8, 4, 3)(random(1, 5, 6, 8), random(1, 2, 5, 6, 8))
+    fall = np.exp([0, -1, -2])
     for h, (x, y) in enumerate([(1, 0), (0, 1), (-1, 0), (0, -1)]):
         for p in range(3):
             expected = torch.tensor([x * p, y * p]).float().expand(1, 2, 5, 6, 2)
             torch.testing.assert_close(offsets[..., h, p, :], expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(shares, torch.full_like(shares, 1 / 6))
+            share = fall[p] / fall.sum() / 2  # of two frames
+            torch.testing.assert_close(shares[..., h, p], torch.full((1, 2, 5, 6), share).float())
 
 
 # Which frames, when
