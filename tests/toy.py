@@ -1,4 +1,4 @@
-"""Small clips with sane geometry and random pixels: what every test of the model starts from."""
+"""Small clips with sane geometry and random pixels, and a small model for them."""
 
 import math
 
@@ -6,6 +6,11 @@ import torch
 
 from mim4d.clip import Clip
 from mim4d.geometry import VoxelGrid, make_pose
+from mim4d.pretrain.lift import LiftConfig
+from mim4d.pretrain.model import MIM4D, ModelConfig
+from mim4d.pretrain.neck import NeckConfig
+from mim4d.pretrain.render import RenderConfig
+from mim4d.pretrain.temporal import TemporalConfig
 
 # The columns are the axes of a camera that looks forward (x right, y down, z forward) in the ego frame.
 FORWARD = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
@@ -60,3 +65,29 @@ def toy_clip(
         names=tuple(f"toy-{seed}-{i}" for i in range(clips)),
         cameras=tuple(f"CAM_{v}" for v in range(cameras)),
     )
+
+
+def toy_config(**changes) -> ModelConfig:
+    """A model small enough for a step in a fraction of a second, nothing of it frozen or dropped at random."""
+    small = {
+        "encoder": "mim4d_convnext_atto",
+        "frames": 3,
+        "drop_path": 0.0,
+        "frozen": 0,
+        "grid": VoxelGrid(x=(-24, 24), y=(-18, 18), z=(-1, 5), voxel=(3, 3, 2)),  # (Z, Y, X) = (3, 12, 16)
+        "neck": NeckConfig(stages=(2, 3), channels=32),
+        "lift": LiftConfig(depth_range=(1, 30), depth_step=2, depth_channels=32, channels=16),
+        "temporal": TemporalConfig(short_channels=32, long_channels=16),
+        "render": RenderConfig(rays_per_view=16, uniform_samples=16, importance_samples=8, chunk=64),
+    }
+    return ModelConfig(**{**small, **changes})
+
+
+def toy_model(seed: int = 0, **changes) -> MIM4D:
+    """The model of :func:`toy_config`, seeded; its blocks count from the start (layer scale 1, not 1e-6)."""
+    torch.manual_seed(seed)
+    model = MIM4D(toy_config(**changes))
+    for stage in model.encoder.stages:
+        for block in stage.blocks:
+            torch.nn.init.ones_(block.gamma)
+    return model
