@@ -13,7 +13,7 @@ from PIL import Image
 from pyquaternion import Quaternion
 
 from . import annotate
-from .arrays import Array
+from .arrays import Array, rotated
 from .lidar import sweep
 from .models import car
 from .render import FINE, Contact, Painter, ShadowMap
@@ -21,12 +21,11 @@ from .rig import Calibration, calibrate
 from .scene import Scene, make_scene
 from .shapes import Shapes, join, placed
 from .texture import Noise
+from .traffic import EGO_MIDDLE
 from .views import Pinhole, Sunlight
 
 PERIOD = 0.5
 """Seconds between key frames, as in nuScenes."""
-AXLE = 1.4
-"""From the ego frame's origin, under the rear axle, to the middle of the ego car, metres."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class SceneJob:
 
 
 @dataclass(frozen=True)
-class _Stage:
+class Stage:
     """A scene made ready for its sensors; built once a process and scene."""
 
     scene: Scene
@@ -79,15 +78,15 @@ class _Stage:
 
 
 @lru_cache(maxsize=2)
-def _stage(job: SceneJob) -> _Stage:
+def stage_of(job: SceneJob) -> Stage:
     scene = make_scene(job.seed, job.number, job.place, job.hand, job.duration)
     middle = np.array([*scene.ego.pose(job.duration / 2)[:2], 0.0])
     reach = 110.0 + 6.0 * job.duration
     sun = Sunlight(middle, scene.light.toward_sun, reach, 0.15)
-    ego_car = placed(car(np.random.default_rng(0)).shapes, AXLE, 0.0, 0.0)
+    ego_car = placed(car(np.random.default_rng(0)).shapes, EGO_MIDDLE, 0.0, 0.0)
     scenery = join([scene.place.scenery, scene.signals])
     contact = Contact.of(middle, reach, 0.15, 1.5, scenery)
-    return _Stage(scene, scenery, Noise(job.seed), ShadowMap.of(sun, scenery), contact, ego_car)
+    return Stage(scene, scenery, Noise(job.seed), ShadowMap.of(sun, scenery), contact, ego_car)
 
 
 def capture(root: Path, job: SceneJob, frame: int) -> Path:
@@ -104,7 +103,7 @@ def capture(root: Path, job: SceneJob, frame: int) -> Path:
     record_file = root / ".parts" / job.name / f"{frame:04d}.json"
     if record_file.exists():
         return record_file
-    stage = _stage(job)
+    stage = stage_of(job)
     shots: list[dict[str, Any]] = []
     areas = np.zeros((len(stage.scene.actors), 2), np.int64)
     swept = np.zeros((0, 3))
@@ -116,7 +115,7 @@ def capture(root: Path, job: SceneJob, frame: int) -> Path:
             key = back == 0
             stamp = job.start + round(1e6 * (frame * PERIOD - back / rate + sensor.delay))
             t = (stamp - job.start) * 1e-6
-            moment = _Moment(stage, job, calibration, t)
+            moment = Moment(stage, job, calibration, t)
             folder = "samples" if key else "sweeps"
             name = f"{folder}/{sensor.channel}/{job.logfile}__{sensor.channel}__{stamp}"
             if sensor.is_camera:
@@ -144,10 +143,10 @@ def capture(root: Path, job: SceneJob, frame: int) -> Path:
     return record_file
 
 
-class _Moment:
+class Moment:
     """The scene when one sensor fires."""
 
-    def __init__(self, stage: _Stage, job: SceneJob, calibration: Calibration, t: float) -> None:
+    def __init__(self, stage: Stage, job: SceneJob, calibration: Calibration, t: float) -> None:
         self.stage, self.job, self.calibration, self.t = stage, job, calibration, t
         self.ego = stage.scene.ego.pose(t)
         self.world_from_sensor = pose_matrix(*self.ego) @ calibration.ego_from_sensor
@@ -160,9 +159,13 @@ class _Moment:
         self.shapes = join([stage.scenery, actors])
         self.painter = Painter(scene.place, scene.light, stage.noise, (stage.shadow, shadow), (stage.contact, contact))
 
+    def view(self) -> Pinhole:
+        """The camera."""
+        return Pinhole(self.calibration.size, self.calibration.intrinsics, self.world_from_sensor)
+
     def photograph(self, name: str, key: bool) -> tuple[str, bytes, Array]:
         """A picture as a JPEG, and the area [N, 2] that each actor takes up in it (key frames only)."""
-        view = Pinhole(self.calibration.size, self.calibration.intrinsics, self.world_from_sensor)
+        view = self.view()
         picture, hits = self.painter.picture(view, self.shapes)
         area = np.zeros((len(self.stage.scene.actors), 2), np.int64)
         if key:
@@ -176,7 +179,7 @@ class _Moment:
         rng = np.random.default_rng([self.job.seed, self.job.number, 4, round(self.t * 1e6) & 0xFFFFFFFF])
         points = sweep(self.painter, self.shapes, self.world_from_sensor, rng)
         pose = self.world_from_sensor
-        return f"{name}.pcd.bin", points.tobytes(), points[:, :3] @ pose[:3, :3].T + pose[:3, 3]
+        return f"{name}.pcd.bin", points.tobytes(), rotated(pose[:3, :3], points[:, :3]) + pose[:3, 3]
 
     def ego_pose(self) -> dict[str, list[float]]:
         """The ego car on the map."""

@@ -11,7 +11,11 @@ from .arrays import Array
 
 @dataclass(frozen=True)
 class Curve:
-    """A chain of pieces of constant curvature, walked by arc length ``s`` with offsets ``d`` to the left, in metres."""
+    """A chain of pieces of constant curvature, walked by arc length ``s`` with offsets ``d`` to the left, in metres.
+
+    Raises:
+        ValueError: If the first or the last piece is curved: beyond its ends a curve goes on straight.
+    """
 
     start: tuple[float, float, float]
     """x, y in metres and heading in radians where the chain begins."""
@@ -23,6 +27,8 @@ class Curve:
     """[pieces + 1, 4]: arc length, x, y and heading where the pieces begin and the last one ends."""
 
     def __post_init__(self) -> None:
+        if self.curvatures[0] or self.curvatures[-1]:
+            raise ValueError(f"a curve begins and ends straight, got curvatures {self.curvatures}")
         x, y, heading = self.start
         knots = [(0.0, x, y, heading)]
         for length, curvature in zip(self.lengths, self.curvatures, strict=True):

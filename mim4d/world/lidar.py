@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import Array, rotated
 from .raycast import cast
 from .render import Painter
 from .rig import BEAMS, COLUMNS, ELEVATIONS
@@ -48,6 +48,6 @@ def sweep(painter: Painter, shapes: Shapes, world_from_lidar: Array, rng: np.ran
         strength < 0.06
     )
     measured = distance + rng.normal(0.0, SPREAD, len(distance))
-    points = (unit * measured[:, None].astype(np.float32)) @ world_from_lidar[:3, :3].astype(np.float32)
+    points = rotated(world_from_lidar[:3, :3].T, unit * measured[:, None].astype(np.float32))
     intensity = np.clip(strength * 160 + rng.normal(0, 1.5, len(distance)), 0, 255).round()
     return np.column_stack([points, intensity, beam]).astype(np.float32)[returns]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import Array, dot
 from .texture import Noise
 
 
@@ -60,7 +60,7 @@ def sky(light: Light, noise: Noise, direction: Array) -> Array:
     up = np.maximum(direction[:, 2], 0.0)
     share = (1 - np.exp(-4.0 * up))[:, None].astype(np.float32)
     color = light.horizon.astype(np.float32) * (1 - share) + light.zenith.astype(np.float32) * share
-    toward = direction @ light.toward_sun.astype(np.float32)
+    toward = dot(direction, light.toward_sun)
     glow = np.exp(18 * (toward - 1)) * 0.25 + np.exp(900 * (toward - 1)) * 6.0
     color = color + glow[:, None] * light.sun.astype(np.float32) * (1 - 0.9 * light.clouds)
     # Clouds lie on a level sheet: looked up where the ray meets it.
@@ -96,7 +96,7 @@ def lit(light: Light, albedo: Array, normal: Array, shade: Array, open_sky: Arra
     Returns:
         [N, 3] linear RGB.
     """
-    toward = np.clip(normal @ light.toward_sun.astype(np.float32), 0, 1) * shade
+    toward = np.clip(dot(normal, light.toward_sun), 0, 1) * shade
     above = (0.5 + 0.5 * normal[:, 2])[:, None]
     skylight = 0.5 * (light.zenith + light.horizon).astype(np.float32)
     bounce = (0.10 * light.horizon + 0.06 * light.sun).astype(np.float32)

@@ -159,14 +159,14 @@ def _jobs(root: Path, config: WorldConfig) -> list[SceneJob]:
         atlas = make_atlas(config.seed, places, _travel(config))
         offsets |= atlas.offsets
         write_atomically(root / _mask_name(config, location), atlas.mask)
-    return [_job(config, name, place, offsets[place]) for name, place in named]
+    return [scene_job(config, name, place, offsets[place]) for name, place in named]
 
 
 def _mask_name(config: WorldConfig, location: str) -> str:
     return f"maps/{TableBuilder(config.seed, config.version).token('map', location)}.png"
 
 
-def _job(config: WorldConfig, name: str, place: int, offset: tuple[float, float]) -> SceneJob:
+def scene_job(config: WorldConfig, name: str, place: int, offset: tuple[float, float]) -> SceneJob:
     number = int(name.removeprefix("scene-"))
     begin = datetime(2024, 1, 1, 8, tzinfo=timezone.utc) + timedelta(days=number % 365, minutes=37 * number % 540)
     return SceneJob(

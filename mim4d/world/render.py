@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import Array, dot
 from .ground import ground_albedo
 from .light import Light, developed, hazed, lit, sky
 from .place import Place
@@ -203,7 +203,7 @@ class Painter:
         up = np.clip(away[:, 2] * 3, 0, 1)[:, None]
         street = 0.12 * self.light.horizon.astype(np.float32)
         image = street + (0.6 * self.light.horizon + 0.4 * self.light.zenith - street).astype(np.float32) * up
-        sun = np.clip(away @ self.light.toward_sun.astype(np.float32), 0, 1) ** 150 * shade[rows]
+        sun = np.clip(dot(away, self.light.toward_sun), 0, 1) ** 150 * shade[rows]
         image = image + sun[:, None] * 4 * self.light.sun.astype(np.float32)
         share = seen.gloss[rows] + (1 - seen.gloss[rows]) * 0.3 * np.clip(1 - facing, 0, 1) ** 5
         radiance[rows] += (image - 0.5 * radiance[rows]) * share[:, None]

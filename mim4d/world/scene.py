@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from shapely.geometry import Point, Polygon
 
 from . import models, plants
 from .curve import Curve
@@ -12,7 +11,7 @@ from .light import Light, make_light
 from .place import Place, make_place
 from .shapes import Shapes, join, placed
 from .street import Road
-from .traffic import STILL, Actor, Motion, Pace
+from .traffic import STILL, Actor, Motion, Pace, Room
 
 STOPS = "stops at traffic lights"
 
@@ -75,7 +74,7 @@ class _Cast:
         self.story = ""
         self.near = 0.0
         """How far along the main road the ego car begins, metres."""
-        self._taken: list[Polygon] = []
+        self._room: Room | None = None
 
     # --- what the ego car does -------------------------------------------------------------------------------------
 
@@ -214,17 +213,11 @@ class _Cast:
         self._add(Actor(self._vehicle(), motion))
 
     def _add(self, actor: Actor) -> None:
-        """Take an actor in unless it would stand in another or in the ego car's way when the scene begins."""
-        x, y, yaw = actor.motion.pose(0.0)
-        length, width, _ = actor.model.size
-        reach = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (length / 2 + 0.2, width / 2 + 0.1)
-        cos, sin = np.cos(yaw), np.sin(yaw)
-        footprint = Polygon(reach @ np.array([[cos, sin], [-sin, cos]]) + (x, y))
-        ego_x, ego_y, _ = self.ego.pose(0.0)
-        if footprint.distance(Point(ego_x, ego_y)) < 2.0 or any(footprint.intersects(other) for other in self._taken):
-            return
-        self._taken.append(footprint)
-        self.actors.append(actor)
+        """Take an actor in unless, at any time, it would run into another or into the ego car."""
+        if not self._room:
+            self._room = Room(self.duration, self.ego)
+        if self._room.claim(actor):
+            self.actors.append(actor)
 
     # --- kerbs and pavements ---------------------------------------------------------------------------------------
 

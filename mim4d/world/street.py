@@ -143,13 +143,12 @@ def _add_stretch(
 
 
 def _between_gaps(road: Road) -> list[tuple[float, float]]:
+    """Stretches clear of junctions and crossings; what is left between a crossing and its junction is none."""
     stretches, start = [], 0.0
-    for low, high in sorted((*road.junctions, *road.crossings)):
-        if low > start:
+    for low, high in (*sorted((*road.junctions, *road.crossings)), (road.curve.length, road.curve.length)):
+        if low - start > 3.0:
             stretches.append((start, low))
         start = max(start, high)
-    if start < road.curve.length:
-        stretches.append((start, road.curve.length))
     return stretches
 
 

@@ -20,7 +20,7 @@ class Noise:
         for octave in range(2, 10):
             coarse = rng.standard_normal((2**octave, 2**octave), dtype=np.float32)
             field += _enlarged(coarse, _SIZE // 2**octave) * np.float32(0.8 ** (octave - 2))
-        levels = [field / field.std()]
+        levels = [(field - field.mean()) / field.std()]
         while levels[-1].shape[0] > 1:
             n = levels[-1].shape[0] // 2
             levels.append(levels[-1].reshape(n, 2, n, 2).mean((1, 3)))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arrays import Array
 from .curve import Curve
 from .models import Model
 
@@ -79,3 +80,48 @@ class Actor:
         if category.startswith("vehicle"):
             return "vehicle.moving" if moving else "vehicle.parked" if self.parked else "vehicle.stopped"
         return ""
+
+
+EGO_SIZE = (4.6, 1.9)
+"""Length and width of the ego car, metres."""
+EGO_MIDDLE = 1.4
+"""From the ego frame's origin, under the rear axle, to the middle of the ego car, metres."""
+
+
+LONGEST = 30.0
+"""Things whose ends are farther apart than this, in x or y, cannot touch, metres."""
+
+
+class Room:
+    """Keeps a scene's actors, each a row of discs on the ground, from ever overlapping."""
+
+    def __init__(self, duration: float, ego: Motion) -> None:
+        self._times = np.arange(-0.1, duration + 0.2, 0.2)
+        self._discs: list[tuple[Array, float]] = []
+        poses = np.array([ego.pose(t) for t in self._times])
+        middle = poses[:, :2] + EGO_MIDDLE * np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], axis=1)
+        self._discs.append(_discs(np.column_stack([middle, poses[:, 2]]), *EGO_SIZE))
+
+    def claim(self, actor: Actor) -> bool:
+        """Enter an actor if it never comes within a hand's breadth of those before it; else leave it out."""
+        poses = np.array([actor.motion.pose(t) for t in self._times])
+        length, width, _ = actor.model.size
+        discs, radius = _discs(poses, length, width)
+        for others, other_radius in self._discs:
+            if np.abs(discs[:, 0] - others[:, 0]).max(-1).min() > LONGEST:
+                continue
+            gaps = np.linalg.norm(discs[:, :, None] - others[:, None], axis=-1)
+            if gaps.min() < radius + other_radius + 0.15:
+                return False
+        self._discs.append((discs, radius))
+        return True
+
+
+def _discs(poses: Array, length: float, width: float) -> tuple[Array, float]:
+    """Middles [T, D, 2] of discs that cover a rectangle at poses [T, 3], and their radius, in metres."""
+    heading = poses[:, 2] if length >= width else poses[:, 2] + np.pi / 2
+    length, width = max(length, width), min(length, width)
+    count = int(np.ceil(length / width)) + 1
+    along = np.linspace(-0.5, 0.5, count) * (length - width)
+    forward = np.stack([np.cos(heading), np.sin(heading)], axis=-1)
+    return poses[:, None, :2] + along[:, None] * forward[:, None], 0.55 * width

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import Array, dot, rotated
 from .shapes import EDGES, Shapes, bounds, corners
 
 NEAR = 0.2
@@ -98,7 +98,7 @@ class Pinhole:
 
     def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
         """Screen rectangles about the projected boxes, cut at the near plane."""
-        points = (corners(shapes) - self.eye) @ self.world_from_camera[:3, :3]  # [N, 8, 3] in the camera frame
+        points = rotated(self.world_from_camera[:3, :3].T, corners(shapes) - self.eye)  # [N, 8, 3] in the camera frame
         depth = points[..., 2]
         nearest = depth.min(1)
         number = np.flatnonzero(depth.max(1) > NEAR)
@@ -221,19 +221,19 @@ class Sunlight:
 
     def locate(self, points: Array) -> tuple[Array, Array, Array]:
         """Row, column (either may lie outside the grid) and ``t`` of the ray through each point [..., 3]."""
-        across, up = (a.astype(np.float32) for a in self.axes)
+        across, up = self.axes
         offset: Array = points - self.eye.astype(np.float32)
-        column = np.floor((offset @ across + np.float32(self.reach)) / np.float32(self.step)).astype(np.int64)
-        row = np.floor((offset @ up + np.float32(self.reach)) / np.float32(self.step)).astype(np.int64)
-        return row, column, -(offset @ self.toward_sun.astype(np.float32))
+        column = np.floor((dot(offset, across) + np.float32(self.reach)) / np.float32(self.step)).astype(np.int64)
+        row = np.floor((dot(offset, up) + np.float32(self.reach)) / np.float32(self.step)).astype(np.int64)
+        return row, column, -(dot(offset, self.toward_sun))
 
     def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
         """Rectangles about each box as the sun sees it."""
         offset = corners(shapes) - self.eye
         across, up = self.axes
-        u, v = (offset @ across + self.reach) / self.step, (offset @ up + self.reach) / self.step
+        u, v = (dot(offset, across) + self.reach) / self.step, (dot(offset, up) + self.reach) / self.step
         c0, c1 = _clipped(u.min(1), u.max(1), self.size[1])
         r0, r1 = _clipped(v.min(1), v.max(1), self.size[0])
         keep = np.flatnonzero((r0 < r1) & (c0 < c1))
         window = np.stack([r0, r1, c0, c1], axis=1)[keep]
-        return keep, window, -(offset @ self.toward_sun).max(1)[keep]
+        return keep, window, -dot(offset, self.toward_sun).max(1)[keep]
