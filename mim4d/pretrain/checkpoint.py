@@ -41,6 +41,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
         partial.mkdir(parents=True)
         fill(partial)
         for file in partial.iterdir():
+            file.chmod(partial.stat().st_mode & 0o666)  # safetensors gives others no access, whatever the umask
             _sync(file)
         _sync(partial)
         if folder.exists():

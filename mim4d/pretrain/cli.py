@@ -77,3 +77,5 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before the run could save anything, or the second time
+        sys.exit(130)

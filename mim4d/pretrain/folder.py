@@ -40,6 +40,10 @@ class RunFolder:
         """The exported encoder."""
         return self.root / "encoder"
 
+    def contents(self) -> list[str]:
+        """Names of what is there, folders with a slash."""
+        return sorted(path.name + "/" * path.is_dir() for path in self.root.iterdir())
+
     def newest(self) -> Path | None:
         """The newest whole checkpoint."""
         return next(reversed(list_checkpoints(self.checkpoints)), None)

@@ -83,7 +83,7 @@ class RunLog:
         self._board = SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else None)
         columns = (
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[shown]}"),
@@ -143,12 +143,19 @@ class RunLog:
             return
         self._last_line = now
         left = (now - self._began) / max(1, step - self._start) * (self._steps - step)
-        self.say(f"step {step}/{self._steps}  {shown}  left {left / 60:.1f} min")
+        self.say(f"step {step}/{self._steps}  {shown}, {left / 60:.1f} min left")
 
 
 def _listed(values: Row) -> str:
-    shown = {k: v for k, v in values.items() if k in ("loss", "clips_per_s") or k.endswith(("_rgb", "_depth"))}
-    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    """The losses in a line: each kind of rendering's colour error (0 to 1) and depth error."""
+    parts = [f"loss {values['loss']:.3f}"] if "loss" in values else []
+    for name, value in values.items():
+        kind, _, what = name.rpartition("_")
+        if what == "rgb":
+            parts.append(f"{kind} rgb {value:.3f} depth {values[f'{kind}_depth']:.2f} m")
+    if "clips_per_s" in values:
+        parts.append(f"{values['clips_per_s']:.1f} clips/s")
+    return ", ".join(parts)
 
 
 def _board_name(name: str) -> str:

@@ -77,7 +77,7 @@ class Meter:
             **dict(zip(self._names, table[-1], strict=True)),
             "clips_per_s": sum(drawn for drawn, _ in shares) / seconds,
             "seconds": self._seconds,
-            "skipped": self._skipped_before + sum(skipped for _, skipped in shares),
+            "skipped": int(self._skipped_before) + sum(skipped for _, skipped in shares),
         }
 
     def _check_finite(

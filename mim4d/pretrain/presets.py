@@ -1,7 +1,12 @@
 """Named settings that runs start from."""
 
+from ..geometry import VoxelGrid
 from .config import MethodConfig, PretrainConfig
+from .lift import LiftConfig
+from .neck import NeckConfig
 from .optim import OptimConfig
+from .render import RenderConfig
+from .temporal import TemporalConfig
 
 GPU24 = PretrainConfig()
 """The defaults."""
@@ -36,6 +41,14 @@ DEMO = PretrainConfig(
     eval_every=100,
     eval_clips=8,
     optim=OptimConfig(lr=2e-3, warmup_steps=20, clip_norm=10.0),
+    method=MethodConfig(
+        drop_path=0.0,
+        grid=VoxelGrid(x=(-36, 36), y=(-36, 36), z=(-3.2, 4.8), voxel=(1.2, 1.2, 1.6)),
+        neck=NeckConfig(stages=(2, 3), channels=64),
+        lift=LiftConfig(depth_range=(1.0, 49.0), depth_step=1.0, depth_channels=64, channels=16),
+        temporal=TemporalConfig(short_channels=64, long_channels=32, layers=1),
+        render=RenderConfig(rays_per_view=64, uniform_samples=32, importance_samples=16),
+    ),
 )
 """Minutes on 2 CPU cores."""
 

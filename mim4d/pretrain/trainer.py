@@ -67,7 +67,7 @@ class Trainer:
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             gradient_accumulation_steps=config.optim.accumulate,
             cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         clips, held_out = open_data(config, accelerator)
 
@@ -111,9 +111,9 @@ class Trainer:
                 self.train_step(step, clips)
                 self.after_step(step, stop)
             on_main(self.accelerator, self._export)
-            where = f"local-dir:{self.folder.encoder}"
-            self.log.say(f"the encoder is ready in {self.folder.encoder}; with timm alone:")
-            self.log.say(f'  timm.create_model("{where}", pretrained=True, features_only=True)')
+            self.log.say(f"done; {self.folder.root} holds {', '.join(self.folder.contents())}")
+            self.log.say("the encoder is ready for timm alone:")
+            self.log.say(f'  timm.create_model("local-dir:{self.folder.encoder}", pretrained=True, features_only=True)')
         self.accelerator.end_training()
 
     def train_step(self, step: int, clips: Iterator[Clip]) -> None:

@@ -76,6 +76,13 @@ def test_every_size_has_timms_architecture_and_keys(size):
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
 
+def test_who_may_read_the_folder_may_read_its_files(tmp_path):
+    encoder = timm.create_model("mim4d_convnext_atto", num_classes=0)
+    export_encoder(encoder, tmp_path / "encoder", image_size=(64, 64), license=None, provenance={})
+    readers = (tmp_path / "encoder").stat().st_mode & 0o444
+    assert all(file.stat().st_mode & 0o444 == readers for file in (tmp_path / "encoder").iterdir())
+
+
 def test_a_failed_export_leaves_the_one_before(tmp_path, monkeypatch):
     encoder = timm.create_model("mim4d_convnext_atto", num_classes=0)
     about = {"image_size": (64, 64), "license": "mit", "provenance": {}}
