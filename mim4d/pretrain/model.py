@@ -164,14 +164,8 @@ class MIM4D(nn.Module):
                 scene_depth = terms["depth"] / self.renderer.field.scale
                 loss = loss + config.loss.rgb * terms["rgb"] + config.loss.depth * scene_depth
             out |= {f"{name}_{term}": value for term, value in terms.items()}
-        frames = loss.new_tensor(self.frames_used(clip.num_frames))
+        frames = loss.new_tensor(clip.num_frames if self.temporal is not None else 1)
         return {"loss": loss, **out, "frames": frames, "rays": rays.valid.float().mean()}
-
-    def frames_used(self, given: int) -> int:
-        """How many of a clip's frames a target is made from: without a long branch, only the nearest others."""
-        if self.temporal is None:
-            return 1
-        return given if self.temporal.long is not None else min(given, 1 + self.config.temporal.short_frames)
 
 
 def pick(per_frame: Tensor, frames: Tensor) -> Tensor:

@@ -109,9 +109,15 @@ def test_every_frame_that_is_counted_is_used():
         assert after["direct_rgb"] == before["direct_rgb"], t
 
 
-def test_frames_beyond_a_model_without_a_long_branch_are_not_counted():
-    """A model made for two frames has only the short branch: it looks at one other frame, whatever it is given."""
-    assert step(toy_model(frames=2), toy_clip(1, 4))[0]["frames"] == 2
+def test_more_frames_than_a_model_without_a_long_branch_was_made_for():
+    """The short branch takes them all: what is given is used, and counted."""
+    model, clip = toy_model(frames=2), toy_clip(1, 4)
+    before = model.eval()(clip)
+    assert before["frames"] == 4
+    furthest = 0 if 0 not in draw_targets(clip.seeds, 4) else 1
+    images = clip.images.clone()
+    images[:, furthest] = 255 - images[:, furthest]
+    assert model(replace(clip, images=images))["temporal_rgb"] != before["temporal_rgb"]
 
 
 def test_a_single_frame_is_refused_where_the_model_is_temporal():
