@@ -92,9 +92,9 @@ def test_nothing_is_overwritten(root, tmp_path, capsys, fresh_accelerate):
     [
         (("--dataroot", "/no/such/folder"), "/no/such/folder"),
         (("--version", "v1.0-trainval"), "v1.0-trainval"),
-        (("--split", "test"), "--split test: none of its scenes"),
+        (("--split", "test"), "split test: none of its scenes"),
         (("--split", "scene-9999"), "scene-9999"),
-        (("--val-split", "test"), "--split test: none of its scenes"),
+        (("--val-split", "test"), "split test: none of its scenes"),
         (("--cameras", "CAM_ROOF"), "CAM_ROOF"),
         (("--image-size", "100", "128"), "multiples of 32"),
         (("--image-size", "256", "128"), "lower than --image-size"),
@@ -174,7 +174,7 @@ def test_without_held_out_scenes_there_is_no_evaluation(run_cache, tmp_path, cap
     main(arguments(alone, tmp_path / "run", "--eval-every", "1", "--picture-every", "4"))
     assert not any(name.startswith("val_") for row in metrics(tmp_path / "run") for name in row)
     assert (tmp_path / "run" / "pictures" / "step_00000004.png").exists()
-    assert "no evaluation: --split mini_val: none of its scenes" in caplog.text
+    assert "no evaluation: split mini_val: none of its scenes" in caplog.text
 
 
 def test_the_command_itself_ends_in_one_line_and_code_2(tmp_path):
