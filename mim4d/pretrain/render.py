@@ -33,6 +33,12 @@ class RenderConfig:
     CPU (they fit its cache), 4096 on a GPU."""
     field: FieldConfig = field(default_factory=FieldConfig)
 
+    def __post_init__(self) -> None:
+        # Importance sampling needs a piece between two samples.
+        for name, least in {"rays_per_view": 1, "uniform_samples": 2, "importance_samples": 0, "chunk": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"render.{name} must be at least {least}, got {getattr(self, name)}")
+
 
 class Rendered(NamedTuple):
     """What was seen along rays, all in the rays' order."""

@@ -289,3 +289,14 @@ def test_any_ray_gives_sane_numbers(origin, direction):
         assert outer[0] - 1e-2 <= got.depth.item() <= outer[1] + 1e-2
     if outer is None:
         assert not got.hit.item()
+
+
+@pytest.mark.parametrize("setting", [{"uniform_samples": 1}, {"rays_per_view": 0}, {"chunk": -1}], ids=str)
+def test_settings_that_cannot_work_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        RenderConfig(**setting)
+
+
+def test_fewest_samples():
+    got = make_renderer(uniform=2, extra=1)(make_volumes(), *make_rays(1, 20))
+    assert all(value.isfinite().all() for value in got[:3])

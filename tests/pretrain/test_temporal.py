@@ -342,3 +342,20 @@ def test_motion_is_learned_from_rebuilding_alone():
         (volume - now)[..., 3:-3, 3:-3].square().mean().backward()
         optimiser.step()
     torch.testing.assert_close(flow[..., 4:-4, 4:-4].mean((0, 2, 3)), torch.tensor([0.0, 4.0]), atol=0.4, rtol=0)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"short_heads": 3}, "short_channels must be even and a multiple of 3 heads: 128"),
+        ({"long_channels": 9, "long_heads": 3}, "long_channels must be even and a multiple of 3 heads: 9"),
+        ({"points": 0}, "points must be at least 1, got 0"),
+        ({"short_frames": 0}, "short_frames must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TemporalConfig(**settings)
