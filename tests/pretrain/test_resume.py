@@ -19,9 +19,9 @@ from tests.pretrain.runs import arguments, command, environment, losses, metrics
 # checkpoints, evaluations.
 HARD = (
     "--steps",
-    "24",
+    "16",
     "--save-every",
-    "5",
+    "4",
     "--optim.accumulate",
     "2",
     "--optim.ema-decay",
