@@ -41,8 +41,9 @@ def facade(
     color = wall + (np.float32(0.55) * (0.4 + 0.6 * hashed(seed, np.int32(3)))[:, None] - wall) * frame[:, None] * 0.9
     mood = hashed(column, row, seed + 1)
     fade = np.clip(1.2 / footprint - 0.6, 0, 1)
-    curtain = np.where(mood > 0.72, 0.25, 0.03) * fade + 0.08 * (1 - fade)
+    curtain = np.where((mood > 0.72) & ~ground, 0.25, 0.03) * fade + 0.08 * (1 - fade)
     tint = np.stack([curtain * 0.95, curtain, curtain * 0.95 + 0.015], axis=1).astype(np.float32)
+    tint += _display(along, v, seed + column, footprint, noise) * (ground * fade)[:, None]
     tint = np.where(glassy[:, None], shapes["color"] * (0.5 + 0.8 * mood[:, None]), tint)
     color = color + (tint - color) * pane[:, None]
     gloss = pane * np.where(glassy, 0.14 + 0.26 * mood, 0.05 + 0.15 * mood)
@@ -57,3 +58,12 @@ def _wall(shapes: Shapes, along: Array, height: Array, style: Array, footprint: 
     brick = hashed(np.floor(along / 0.42 + 0.5 * (course % 2)).astype(np.int32), course.astype(np.int32)) - 0.5
     tone = tone + np.where(style == BRICK, 0.45 * brick * np.clip(0.12 / footprint - 0.4, 0, 1), 0.0)
     return shapes["color"] * tone[:, None].astype(np.float32)
+
+
+def _display(along: Array, height: Array, seed: Array, footprint: Array, noise: Noise) -> Array:
+    """What stands in a shop window [N, 3]: goods of all colours below, a lit room above."""
+    i, j = np.floor(along / 0.35).astype(np.int32), np.floor(height / 0.4).astype(np.int32)
+    goods = np.stack([hashed(i, j, seed + k) ** 2 for k in range(3)], axis=1)
+    shelf = np.clip(1.9 - height, 0, 1) * (0.12 + 0.05 * noise(along, height, 2.0, footprint))
+    room = 0.05 + 0.05 * np.clip(height - 1.9, 0, 1) * (1 + noise(along, height, 9.0, footprint))
+    return (goods * shelf[:, None] + room[:, None]).astype(np.float32)

@@ -101,8 +101,8 @@ def lit(light: Light, albedo: Array, normal: Array, shade: Array, open_sky: Arra
     skylight = 0.5 * (light.zenith + light.horizon).astype(np.float32)
     bounce = (0.10 * light.horizon + 0.06 * light.sun).astype(np.float32)
     ambient = above * skylight + (1 - above) * bounce
-    ambient = ambient * np.float32(0.75) * open_sky[:, None]
-    return albedo * (ambient + toward[:, None] * light.sun.astype(np.float32) * np.float32(0.55))
+    ambient = ambient * np.float32(0.62) * open_sky[:, None]
+    return albedo * (ambient + toward[:, None] * light.sun.astype(np.float32) * np.float32(0.62))
 
 
 def hazed(light: Light, color: Array, distance: Array) -> Array:
@@ -114,4 +114,5 @@ def hazed(light: Light, color: Array, distance: Array) -> Array:
 def developed(light: Light, radiance: Array) -> Array:
     """The camera's response: linear light [..., 3] to values in 0..1 as a JPEG holds them."""
     exposed = np.maximum(radiance, 0) * np.float32(light.exposure)
-    return (1 - np.exp(-1.25 * exposed)) ** np.float32(1 / 2.2)
+    value = (1 - np.exp(-1.5 * exposed)) ** np.float32(1 / 2.2)
+    return value + np.float32(0.35) * (value * value * (3 - 2 * value) - value)  # a little more contrast

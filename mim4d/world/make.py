@@ -118,9 +118,12 @@ def make_world(
     config.check()
     if _begin(root, config):
         return root
-    jobs = _jobs(root, config)
-    _capture_all(root, jobs, workers or os.cpu_count() or 1, progress or (lambda done, whole: None))
-    _finish(root, config, jobs)
+    try:
+        jobs = _jobs(root, config)
+        _capture_all(root, jobs, workers or os.cpu_count() or 1, progress or (lambda done, whole: None))
+        _finish(root, config, jobs)
+    except OSError as error:
+        raise UserError(f"cannot write the world: {error}; put that right and run again to complete it") from error
     return root
 
 

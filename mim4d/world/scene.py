@@ -11,7 +11,7 @@ from .light import Light, make_light
 from .place import Place, make_place
 from .shapes import Shapes, join, placed
 from .street import Road
-from .traffic import STILL, Actor, Motion, Pace, Room
+from .traffic import EGO_MIDDLE, EGO_SIZE, STILL, Actor, Motion, Pace, Room
 
 STOPS = "stops at traffic lights"
 
@@ -85,7 +85,7 @@ class _Cast:
         base = rng.uniform(5.0, 11.0)
         knots = np.linspace(0.0, max(self.duration, 1.0), 4)
         pace = Pace(tuple(knots), tuple(np.clip(base + rng.uniform(-2.0, 2.0, 4), 2.0, 12.0)))
-        first = rng.uniform(70.0, max(80.0, road.curve.length - 130.0 - pace.way(self.duration)))
+        first = rng.uniform(70.0, max(80.0, road.curve.length - 130.0 - float(pace.way(self.duration))))
         self.ego, self.near = Motion(road.curve, road.lane(1, lane), first, 1, pace), first
         self.story = "straight on, changing speed"
         self._flow(pace, lane)
@@ -96,13 +96,14 @@ class _Cast:
         """Brake for a stop line while others cross."""
         rng, road = self.rng, self.road
         lane = int(rng.integers(road.lanes))
-        lines = [s for s, direction in road.stops if direction > 0 and s > 60.0]
-        line = lines[int(rng.integers(len(lines)))]
         speed, brake = rng.uniform(5.0, 9.0), max(0.45 * self.duration, 1.0)
         begin = 0.15 * self.duration
         pace = Pace((0.0, begin, begin + brake), (speed, speed, 0.0))
-        front = 4.6  # the ego car's nose is this far ahead of its rear axle
-        first = line - front - rng.uniform(0.5, 1.5) - pace.way(begin + brake)
+        way = float(pace.way(begin + brake))
+        lines = [s for s, direction in road.stops if direction > 0 and s > 30.0 + way]
+        line = lines[int(rng.integers(len(lines)))]
+        front = EGO_MIDDLE + EGO_SIZE[0] / 2
+        first = line - front - rng.uniform(0.5, 1.5) - way
         self.ego, self.near = Motion(road.curve, road.lane(1, lane), first, 1, pace), first
         self.story = STOPS
         self._flow(pace, lane, leaders=False)
@@ -127,13 +128,13 @@ class _Cast:
         radius = rng.uniform(9.0, 11.0) if way == road.hand else rng.uniform(6.5, 8.0)
         offset = road.lane(1, lane)
         corner = middle - side.lane(way, 0)
-        speed = rng.uniform(3.5, 6.0)
+        speed = min(rng.uniform(3.5, 6.0), 90.0 / max(self.duration, 1.0))  # side roads are short
         pace = Pace((0.0, 0.5 * self.duration, 0.5 * self.duration + 2.0), (speed * 1.3, speed, speed * 1.2))
         before = 60.0
         x, y, heading = (float(v) for v in road.curve.point(corner - radius, offset))
         begin = (x - before * np.cos(heading), y - before * np.sin(heading), heading)
         curve = Curve(begin, (before, radius * np.pi / 2, 120.0), (0.0, way / radius, 0.0))
-        approach = rng.uniform(0.25, 0.5) * max(pace.way(self.duration), 8.0)
+        approach = min(rng.uniform(0.25, 0.5) * max(float(pace.way(self.duration)), 8.0), 25.0)  # straight that far
         self.ego, self.near = Motion(curve, 0.0, before - approach, 1, pace), corner - radius - approach
         self.story = f"turns {'left' if way > 0 else 'right'} at a junction"
         self._waiting_on_side_roads(but=number)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .arrays import Array
 from .curve import Curve
@@ -22,17 +23,16 @@ class Pace:
         """m/s at ``t`` seconds."""
         return float(np.interp(t, self.times, self.speeds))
 
-    def way(self, t: float) -> float:
-        """Metres gone from time 0 to ``t``; negative before 0."""
-        return self._integral(t) - self._integral(0.0)
+    def way(self, t: ArrayLike) -> Array:
+        """Metres gone from time 0 to ``t`` seconds, of any shape; negative before 0."""
+        return self._since_first_knot(t) - self._since_first_knot(0.0)
 
-    def _integral(self, t: float) -> float:
-        """Metres from the first knot to ``t``."""
-        if t < self.times[0]:
-            return (t - self.times[0]) * self.speeds[0]
-        knots = np.array([k for k in self.times if k < t] + [t])
-        speeds = np.interp(knots, self.times, self.speeds)
-        return float(np.sum(np.diff(knots) * 0.5 * (speeds[1:] + speeds[:-1])))
+    def _since_first_knot(self, t: ArrayLike) -> Array:
+        """Metres from the first knot to ``t``: whole pieces, and the part of the last one by its mean speed."""
+        t, times, speeds = np.asarray(t, float), np.array(self.times), np.array(self.speeds)
+        at_knots = np.concatenate([[0.0], np.cumsum(np.diff(times) * 0.5 * (speeds[1:] + speeds[:-1]))])
+        knot = np.clip(np.searchsorted(times, t, side="right") - 1, 0, len(times) - 1)
+        return at_knots[knot] + (t - times[knot]) * 0.5 * (speeds[knot] + np.interp(t, times, speeds))
 
 
 STILL = Pace((0.0,), (0.0,))
@@ -53,11 +53,16 @@ class Motion:
     turned: float = 0.0
     """Heading relative to the direction of travel, radians."""
 
-    def pose(self, t: float) -> tuple[float, float, float]:
-        """x, y in metres and heading in radians at ``t`` seconds."""
+    def poses(self, t: ArrayLike) -> Array:
+        """x, y in metres and heading in radians, [..., 3], at times ``t`` [...] in seconds."""
         s = self.start + self.direction * self.pace.way(t)
         x, y, heading = self.curve.point(s, self.offset)
-        return float(x), float(y), float(heading) + (0.0 if self.direction > 0 else np.pi) + self.turned
+        return np.stack([x, y, heading + (0.0 if self.direction > 0 else np.pi) + self.turned], axis=-1)
+
+    def pose(self, t: float) -> tuple[float, float, float]:
+        """x, y in metres and heading in radians at ``t`` seconds."""
+        x, y, heading = self.poses(t).tolist()
+        return x, y, heading
 
 
 @dataclass(frozen=True)
@@ -97,23 +102,22 @@ class Room:
 
     def __init__(self, duration: float, ego: Motion) -> None:
         self._times = np.arange(-0.1, duration + 0.2, 0.2)
-        self._discs: list[tuple[Array, float]] = []
-        poses = np.array([ego.pose(t) for t in self._times])
-        middle = poses[:, :2] + EGO_MIDDLE * np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], axis=1)
-        self._discs.append(_discs(np.column_stack([middle, poses[:, 2]]), *EGO_SIZE))
+        poses = ego.poses(self._times)
+        poses[:, :2] += EGO_MIDDLE * np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], axis=1)
+        self._discs = [_discs(poses, *EGO_SIZE)]
+        self._ends = self._discs[0][0][None, :, 0]  # [things, T, 2]
 
     def claim(self, actor: Actor) -> bool:
         """Enter an actor if it never comes within a hand's breadth of those before it; else leave it out."""
-        poses = np.array([actor.motion.pose(t) for t in self._times])
         length, width, _ = actor.model.size
-        discs, radius = _discs(poses, length, width)
-        for others, other_radius in self._discs:
-            if np.abs(discs[:, 0] - others[:, 0]).max(-1).min() > LONGEST:
-                continue
+        discs, radius = _discs(actor.motion.poses(self._times), length, width)
+        for number in np.flatnonzero(np.abs(self._ends - discs[:, 0]).max(-1).min(-1) < LONGEST):
+            others, other_radius = self._discs[number]
             gaps = np.linalg.norm(discs[:, :, None] - others[:, None], axis=-1)
             if gaps.min() < radius + other_radius + 0.15:
                 return False
         self._discs.append((discs, radius))
+        self._ends = np.concatenate([self._ends, discs[None, :, 0]])
         return True
 
 

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import subprocess
@@ -139,6 +140,18 @@ def test_what_is_not_this_world_is_not_touched(small, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="cannot make a world in"):
         make_world(tmp_path / "thesis.txt", seed=7, **SMALL)
+
+
+def test_a_full_disk_is_named_and_the_world_can_be_completed(tmp_path, monkeypatch):
+    def full(root, job, frame):
+        raise OSError(errno.ENOSPC, "No space left on device", str(root / "samples"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(make, "capture", full)
+        with pytest.raises(UserError, match=r"No space left on device.*run again"):
+            make_world(tmp_path / "w", seed=7, **SMALL)
+    assert not (tmp_path / "w" / "v1.0-mini").exists()
+    assert (make_world(tmp_path / "w", seed=7, **SMALL) / "v1.0-mini").exists()
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

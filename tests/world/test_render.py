@@ -53,6 +53,21 @@ def test_the_tables_calibration_gives_the_depth_that_was_drawn(nusc, job):
         np.testing.assert_allclose(hits.t[row, column], expected, rtol=2e-3)
 
 
+def test_sensors_are_drawn_where_the_tables_put_them(nusc, job):
+    """Up to where the place lies on the map."""
+    sample = nusc.get("sample", nusc.get("sample", nusc.scene[0]["first_sample_token"])["next"])
+    offsets = []
+    for channel, token in sample["data"].items():
+        shot = nusc.get("sample_data", token)
+        calibration = nusc.get("calibrated_sensor", shot["calibrated_sensor_token"])
+        global_from_sensor = pose(nusc.get("ego_pose", shot["ego_pose_token"])) @ pose(calibration)
+        drawn = moment(job, channel, (shot["timestamp"] - job.start) * 1e-6).world_from_sensor
+        np.testing.assert_allclose(drawn[:3, :3], global_from_sensor[:3, :3], atol=1e-9)
+        offsets.append(global_from_sensor[:3, 3] - drawn[:3, 3])
+    np.testing.assert_allclose(offsets, np.broadcast_to(offsets[0], (7, 3)), atol=1e-6)
+    assert offsets[0][2] == pytest.approx(0.0, abs=1e-9)
+
+
 def test_cameras_agree_where_they_overlap(job):
     """What two cameras see of one point at one time has the same colour."""
     front, left = moment(job, "CAM_FRONT", 0.4), moment(job, "CAM_FRONT_LEFT", 0.4)
