@@ -17,18 +17,7 @@ from tests.pretrain.runs import arguments, command, environment, losses, metrics
 
 # Everything that could break the sequence: stochastic depth, accumulation, a moving average, rows that fall between
 # checkpoints, evaluations.
-HARD = (
-    "--steps",
-    "16",
-    "--save-every",
-    "4",
-    "--optim.accumulate",
-    "2",
-    "--optim.ema-decay",
-    "0.9",
-    "--eval-every",
-    "5",
-)
+HARD = "--steps 16 --save-every 4 --optim.accumulate 2 --optim.ema-decay 0.9 --eval-every 5".split()
 
 LATE = ("--log-every", "20", "--save-every", "20")
 
