@@ -22,7 +22,7 @@ class FieldConfig:
     """Hidden layers of the colour decoder."""
 
 
-def corners(index: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+def corners(index: Tensor, shape: tuple[int, int, int], *, slopes: bool = True) -> tuple[Tensor, Tensor]:
     """The eight voxels around points, their trilinear weights, and the weights' derivatives.
 
     Points beyond the outermost voxel centres take the border's value, with zero derivative across it.
@@ -30,9 +30,11 @@ def corners(index: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]
     Args:
         index: [N, 3] continuous index (x, y, z), centres at whole numbers.
         shape: (Z, Y, X).
+        slopes: Whether the derivatives are wanted.
 
     Returns:
-        rows [N, 8] int64 into Z*Y*X, and weights [N, 4, 8]: the value's, then its derivatives by x, y and z index.
+        rows [N, 8] int64 into Z*Y*X, and weights [N, 4, 8]: the value's, then its derivatives by x, y and z index; the
+        value's alone, [N, 1, 8], without ``slopes``.
     """
     top = index.new_tensor(shape[::-1]) - 1
     inside = ((index > 0) & (index < top)).to(index.dtype)  # [N, 3]
@@ -40,20 +42,21 @@ def corners(index: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]
     low = index.floor().minimum((top - 1).clamp(min=0))
     upper = index - low
     w = torch.stack([1 - upper, upper], dim=-1)  # [N, 3, 2]
-    slope = torch.stack([-inside, inside], dim=-1)
 
     def outer(x: Tensor, y: Tensor, z: Tensor) -> Tensor:  # three [N, 2] -> [N, 8], x fastest
         return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)
 
     wx, wy, wz = w.unbind(1)
-    sx, sy, sz = slope.unbind(1)
-    weights = torch.stack([outer(wx, wy, wz), outer(sx, wy, wz), outer(wx, sy, wz), outer(wx, wy, sz)], dim=1)
+    weights = [outer(wx, wy, wz)]
+    if slopes:
+        sx, sy, sz = torch.stack([-inside, inside], dim=-1).unbind(1)
+        weights += [outer(sx, wy, wz), outer(wx, sy, wz), outer(wx, wy, sz)]
     both = torch.arange(2, device=index.device)
     # A point that is NaN, in a run that diverged, must end as a NaN loss and not as an index out of range.
     cell = low.nan_to_num().long()[:, :, None] + both  # [N, 3, 2]
     x, y, z = cell.minimum(top.long()[:, None]).unbind(1)
     rows = (z[:, :, None, None] * shape[1] + y[:, None, :, None]) * shape[2] + x[:, None, None, :]
-    return rows.flatten(1), weights
+    return rows.flatten(1), torch.stack(weights, dim=1)
 
 
 class FeatureMLP(nn.Module):
@@ -145,10 +148,8 @@ class Field(nn.Module):
 
     def distance(self, points: Tensor, table: Tensor, first: Tensor) -> Tensor:
         """Signed distance [N] in scene units; arguments as in :meth:`forward`."""
-        rows, weights = corners(self.grid.index_of(points), self.grid.shape)
-        features = F.embedding_bag(
-            rows + first[:, None], table, per_sample_weights=weights[:, 0].contiguous(), mode="sum"
-        )
+        rows, weights = corners(self.grid.index_of(points), self.grid.shape, slopes=False)
+        features = F.embedding_bag(rows + first[:, None], table, per_sample_weights=weights[:, 0], mode="sum")
         return self.sdf.distance(points / self.scale, features)
 
     def forward(

@@ -27,7 +27,7 @@ class Views:
     rgb: dict[str, Tensor]
     """``direct`` and, if the model is temporal, ``temporal``: [V, h, w, 3], 0 to 1."""
     depth: dict[str, Tensor]
-    """The same: [V, h, w] distance along the ray, metres."""
+    """The same: [V, h, w] distance along the ray, metres; NaN where the ray meets hardly anything (the sky)."""
     flow: Tensor | None
     """[2, Y, X] velocity in m/s in the ego frame, if the model is temporal."""
 
@@ -65,7 +65,7 @@ def render_views(model: MIM4D, clip: Clip, stride: int = 4) -> Views:
     return Views(
         stride=stride,
         rgb={k: x.rgb.view(*size, 3).float().cpu() for k, x in rendered.items()},
-        depth={k: x.depth.view(*size).float().cpu() for k, x in rendered.items()},
+        depth={k: x.depth.where(x.opacity > 0.5, torch.nan).view(*size).cpu() for k, x in rendered.items()},
         flow=None if flow is None else flow[0].float().cpu(),
     )
 
@@ -113,6 +113,7 @@ def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
             axis.imshow(panel.numpy(), interpolation="nearest", aspect="auto")
         _draw_lidar(axes[2 + len(kinds)], clip, row)
         for axis, kind in zip(axes[3 + len(kinds) :], kinds, strict=True):
+            axis.set_facecolor("black")
             axis.imshow(views.depth[kind][row].numpy(), cmap="turbo_r", vmin=0, vmax=MAX_DEPTH, aspect="auto")
         for axis, title in zip(axes, titles, strict=True):
             axis.set_xticks([])

@@ -94,9 +94,11 @@ class Renderer(nn.Module):
             for chunk in zip(*(x.split(size) for x in rays), strict=True):
                 distances = self._place(table.detach(), *chunk)
                 args = (table, *chunk[:2], chunk[3], chunk[5], distances)
-                # Recomputing a chunk costs less than keeping 96 samples' activations of every ray.
-                recompute = torch.is_grad_enabled()
-                parts.append(checkpoint(self._march, *args, use_reentrant=False) if recompute else self._march(*args))
+                # One chunk's activations at a time are kept: the backward pass computes them anew.
+                if torch.is_grad_enabled():
+                    parts.append(checkpoint(self._march, *args, use_reentrant=False, preserve_rng_state=False))
+                else:
+                    parts.append(self._march(*args))
             rgb, depth, opacity = (torch.cat(x) for x in zip(*parts, strict=True))
         return Rendered(rgb.view(g, r, 3), depth.view(g, r), opacity.view(g, r), hit.view(g, r))
 
