@@ -15,9 +15,10 @@ from mim4d.pretrain.cli import main, parse
 from mim4d.pretrain.trainer import train
 from tests.pretrain.runs import arguments, command, environment, losses, metrics, run, tiny
 
+AVERAGED = ("--optim.accumulate", "2", "--optim.ema-decay", "0.9")
 # Everything that could break the sequence: stochastic depth, accumulation, a moving average, rows that fall between
 # checkpoints, evaluations.
-HARD = "--steps 16 --save-every 4 --optim.accumulate 2 --optim.ema-decay 0.9 --eval-every 5".split()
+HARD = ("--steps", "16", "--save-every", "4", "--eval-every", "5", *AVERAGED)
 
 LATE = ("--log-every", "20", "--save-every", "20")
 
