@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import shapely
 from shapely.geometry import Polygon
-from shapely.prepared import prep
 from shapely.strtree import STRtree
 
 from . import plants
@@ -65,8 +65,7 @@ class _Builder:
     def _free(self, footprint: Polygon) -> bool:
         if self._roads.query(footprint, predicate="intersects").size:
             return False
-        test = prep(footprint)
-        return not any(test.intersects(other) for other in self._footprints)
+        return not shapely.intersects(footprint, self._footprints).any()
 
     def _footprint(self, x: float, y: float, yaw: float, width: float, depth: float) -> Polygon:
         """A building's plot; (x, y) is the middle of its front."""

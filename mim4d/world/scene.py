@@ -244,7 +244,7 @@ class _Cast:
         for _ in range(int(rng.integers(8, 36))):
             road = street.roads[0] if rng.random() < 0.8 else street.roads[int(rng.integers(len(street.roads)))]
             side, way = int(rng.choice((-1, 1))), int(rng.choice((-1, 1)))
-            out = road.half_width + street.verge + rng.uniform(0.5, street.pavement - 0.5)
+            out = road.half_width + street.verge + rng.uniform(0.5 if street.verge else 1.15, street.pavement - 0.5)
             s = rng.uniform(10.0, road.curve.length - 10.0)
             if road is self.road:
                 s = float(np.clip(self.near + rng.uniform(-40.0, 90.0), 10.0, road.curve.length - 10.0))

@@ -63,11 +63,12 @@ def _enlarged(coarse: Array, factor: int) -> Array:
 
 def hashed(i: ArrayLike, j: ArrayLike, seed: ArrayLike = 0) -> Array:
     """A number in [0, 1) for each cell (i, j), as if drawn at random; float32 of the broadcast shape."""
-    h = np.asarray(i).astype(np.uint32) * np.uint32(0x9E3779B1)
-    h = h ^ (np.asarray(j).astype(np.uint32) * np.uint32(0x85EBCA77) + np.asarray(seed).astype(np.uint32))
-    h = (h ^ (h >> np.uint32(15))) * np.uint32(0x2C1B3C6D)
-    h = (h ^ (h >> np.uint32(12))) * np.uint32(0x297A2D39)
-    h = h ^ (h >> np.uint32(15))
+    with np.errstate(over="ignore"):  # the products wrap round, as they should
+        h = np.asarray(i).astype(np.uint32) * np.uint32(0x9E3779B1)
+        h = h ^ (np.asarray(j).astype(np.uint32) * np.uint32(0x85EBCA77) + np.asarray(seed).astype(np.uint32))
+        h = (h ^ (h >> np.uint32(15))) * np.uint32(0x2C1B3C6D)
+        h = (h ^ (h >> np.uint32(12))) * np.uint32(0x297A2D39)
+        h = h ^ (h >> np.uint32(15))
     return (h >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
