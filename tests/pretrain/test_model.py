@@ -44,7 +44,8 @@ def test_a_batch_is_the_mean_of_its_clips(training):
         assert together[name] == pytest.approx(sum(out[name] for out, _ in alone) / 3, rel=1e-4), name
     for name, gradient in gradients.items():
         mean = sum(g[name] for _, g in alone) / 3
-        assert (gradient - mean).norm() <= 1e-3 * mean.norm() + 1e-6, name
+        # Where importance sampling puts its points magnifies the last digits; a leak between clips is of order 1.
+        assert (gradient - mean).norm() <= 1e-2 * mean.norm() + 1e-6, name
 
 
 def test_the_order_of_the_clips_does_not_matter():
