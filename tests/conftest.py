@@ -1,10 +1,20 @@
 """Fixtures that tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mim4d.world import make_world
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of the tests: what they index and make does not land in the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIM4D_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

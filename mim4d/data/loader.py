@@ -4,6 +4,7 @@ The sampler itself deals the clips out to the processes, so the loader is used a
 ``accelerate``'s ``prepare`` would deal them out a second time.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -104,6 +105,7 @@ class ClipLoader(DataLoader[Clip]):
             collate_fn=_collate,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # or starting the workers would draw from the process's own
         )
 
@@ -185,3 +187,9 @@ def _collate(items: list[Clip | UserError]) -> Clip | UserError:
         if isinstance(item, UserError):
             return item
     return Clip.collate([item for item in items if isinstance(item, Clip)])
+
+
+def _leave_signals(worker: int) -> None:
+    """A signal sent to the whole process group is for the main process, which still has a checkpoint to save."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)

@@ -107,7 +107,10 @@ class Lift(nn.Module):
         depth = self.depth_net(flat).float().softmax(1)
         context = self.context(flat).float()
         volume = splat(depth, context, self.voxels(clip, features.shape[-2:]), b * t, self.grid)
-        return rearrange(self.refine(volume), "(b t) c z y x -> b t c z y x", b=b)
+        # In float32 whatever autocast says: torch's bfloat16 Conv3d has wrong weight gradients on some CPUs.
+        with torch.autocast(volume.device.type, enabled=False):
+            volume = self.refine(volume)
+        return rearrange(volume, "(b t) c z y x -> b t c z y x", b=b)
 
     def voxels(self, clip: Clip, size: tuple[int, ...] | torch.Size) -> Tensor:
         """The voxel of every point of every camera's frustum.

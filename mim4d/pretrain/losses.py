@@ -33,17 +33,17 @@ def compare(rendered: Rendered, rays: Rays, clips: int) -> dict[str, Tensor]:
     Returns:
         Scalars ``rgb`` (L1, 0 to 1) and ``depth`` (L1, metres); and, without gradient, ``psnr`` (dB) and ``abs_rel``.
     """
-    valid = (rays.valid & rendered.hit).float()
-    has_depth = (rays.has_depth & rendered.hit).float()
+    has_colour = (rays.valid & rendered.hit).float().view(clips, -1)
+    has_depth = (rays.has_depth & rendered.hit).float().view(clips, -1)
 
-    def mean(error: Tensor, weight: Tensor) -> Tensor:
-        error, weight = error.reshape(clips, -1), weight.reshape(clips, -1)
-        return ((error * weight).sum(1) / weight.sum(1).clamp(min=1)).mean()
+    def mean(error: Tensor, weight: Tensor) -> Tensor:  # a clip's: [B]
+        return (error.reshape(clips, -1) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
-    colour = (rendered.rgb - rays.rgb).abs()
+    colour = rendered.rgb - rays.rgb
     depth = (rendered.depth - rays.depth).abs()
     with torch.no_grad():
-        squared = mean(colour.detach().square().mean(-1), valid)
-        psnr = -10 * torch.log10(squared.clamp(min=1e-10))
-        abs_rel = mean(depth.detach() / rays.depth.clamp(min=0.1), has_depth)
-    return {"rgb": mean(colour.mean(-1), valid), "depth": mean(depth, has_depth), "psnr": psnr, "abs_rel": abs_rel}
+        psnr = -10 * torch.log10(mean(colour.square().mean(-1), has_colour).clamp(min=1e-10))
+        psnr = psnr * has_colour.any(1)
+        abs_rel = mean(depth / rays.depth.clamp(min=0.1), has_depth)
+    errors = {"rgb": mean(colour.abs().mean(-1), has_colour), "depth": mean(depth, has_depth)}
+    return {name: value.mean() for name, value in (errors | {"psnr": psnr, "abs_rel": abs_rel}).items()}

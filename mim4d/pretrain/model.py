@@ -164,7 +164,7 @@ class MIM4D(nn.Module):
                 scene_depth = terms["depth"] / self.renderer.field.scale
                 loss = loss + config.loss.rgb * terms["rgb"] + config.loss.depth * scene_depth
             out |= {f"{name}_{term}": value for term, value in terms.items()}
-        frames = loss.new_tensor(clip.num_frames if self.temporal is not None else 1)
+        frames = torch.full_like(loss, clip.num_frames if self.temporal is not None else 1)
         return {"loss": loss, **out, "frames": frames, "rays": rays.valid.float().mean()}
 
 

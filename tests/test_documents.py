@@ -1,0 +1,57 @@
+"""What the README and its neighbours say is so."""
+
+import re
+from pathlib import Path
+
+import timm
+import torch
+
+import mim4d
+from mim4d.pretrain.export import export_encoder
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_changelog_begins_with_this_version():
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == mim4d.__version__
+
+
+def test_readme_links_lead_somewhere():
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_readme_names_files_that_exist():
+    named = re.findall(r"`((?:mim4d/\S*)?\w+\.py)`", README)
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "mim4d" / "pretrain" / name).exists(), name
+
+
+def test_readme_commands_are_targets_of_the_makefile():
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert targets == ["demo", "test"]
+    for target in targets:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_readme_python_loads_a_runs_encoder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder = timm.create_model("mim4d_convnext_atto", num_classes=0).eval()
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    export_encoder(encoder, tmp_path / "runs/demo/encoder", image_size=(64, 64), license="other", provenance={})
+    names: dict = {}
+    for block in blocks("python"):
+        exec(block, names)
+    images = torch.randn(1, 3, 64, 64)
+    for got, expected in zip(
+        names["backbone"].eval()(images), encoder.forward_intermediates(images, intermediates_only=True), strict=True
+    ):
+        assert torch.equal(got, expected)
