@@ -54,10 +54,10 @@ def make_scene(seed: int, number: int, place: int, hand: int, duration: float) -
     ]
     pick = int(rng.choice(len(stories), p=[odds for odds, _ in stories]))
     stories[pick][1]()
+    cast.roadworks()
     cast.fill_kerbs()
     cast.fill_pavements()
     cast.cyclists()
-    cast.roadworks()
     return Scene(cast.place, make_light(rng), cast.ego, tuple(cast.actors), cast.signals(), cast.story)
 
 
@@ -288,7 +288,7 @@ class _Cast:
         if rng.random() > 0.45:
             return
         side, s = int(rng.choice((-1, 1))), float(self.near + rng.uniform(15.0, 60.0))
-        out = side * (road.half_width - 0.5)
+        out = side * (road.half_width - (1.2 if road.parking else -0.35))  # clear of moving traffic
         for i in range(int(rng.integers(3, 9))):
             spot = s + 2.15 * i
             if road.clear_of_junctions(np.array([spot]))[0] > 0.0:

@@ -101,7 +101,7 @@ class Room:
     """Keeps a scene's actors, each a row of discs on the ground, from ever overlapping."""
 
     def __init__(self, duration: float, ego: Motion) -> None:
-        self._times = np.arange(-0.1, duration + 0.2, 0.2)
+        self._times = np.arange(-0.1, duration + 0.15, 0.1)
         poses = ego.poses(self._times)
         poses[:, :2] += EGO_MIDDLE * np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], axis=1)
         self._discs = [_discs(poses, *EGO_SIZE)]
