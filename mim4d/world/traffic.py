@@ -104,7 +104,7 @@ class Room:
         self._times = np.arange(-0.1, duration + 0.15, 0.1)
         poses = ego.poses(self._times)
         poses[:, :2] += EGO_MIDDLE * np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], axis=1)
-        self._discs = [_discs(poses, *EGO_SIZE)]
+        self._discs = [_discs(poses, EGO_SIZE[0] + 0.4, EGO_SIZE[1] + 0.4)]  # everybody gives it a wide berth
         self._ends = self._discs[0][0][None, :, 0]  # [things, T, 2]
 
     def claim(self, actor: Actor) -> bool:
