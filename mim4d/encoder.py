@@ -1,13 +1,17 @@
 """The image backbone: timm's ConvNeXt with one method more, the masked forward that pretraining needs."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import GlobalResponseNormMlp
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.convnext import ConvNeXt, ConvNeXtBlock, checkpoint_filter_fn
+from timm.models import generate_default_cfgs, register_model
+from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
+
+from .hub.load import build_encoder
+from .hub.published import with_tags
 
 PATCH = 32
 """Side of a mask patch in pixels: the stride of the last stage, so that a patch is whole sites at every stage."""
@@ -19,6 +23,59 @@ class MIM4DEncoder(ConvNeXt):
     Create it by name, ``timm.create_model("mim4d_convnext_small")`` after ``import mim4d``; the arguments are those of
     :class:`timm.models.convnext.ConvNeXt`.
     """
+
+    @classmethod
+    def from_pretrained(
+        cls, repo_or_folder: str | Path, *, revision: str | None = None, token: str | bool | None = None, **kwargs: Any
+    ) -> "MIM4DEncoder":
+        """An encoder from the Hub or from a folder, in evaluation mode.
+
+        Args:
+            repo_or_folder: ``org/name`` on the Hub; a run of ``mim4d-pretrain``; or a folder with ``config.json`` and
+                ``model.safetensors``.
+            revision: Branch, tag or commit on the Hub.
+            token: For private repositories; None for the one of ``hf auth login``.
+            kwargs: As for ``timm.create_model``: ``num_classes``, ``drop_path_rate``, ``cache_dir``, ...
+
+        Raises:
+            WeightsError: If there is nothing, or it is damaged, incomplete or of another architecture.
+        """
+        from .hub.pull import encoder_from_pretrained  # it makes models by their names, which this module registers
+
+        return encoder_from_pretrained(repo_or_folder, revision=revision, token=token, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        tag: str | None = None,
+        license: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Publish this encoder so that ``timm.create_model("hf-hub:ORG/NAME", pretrained=True)`` loads it anywhere.
+
+        Weights go as safetensors, with a model card that says what is known of them: for those of a run,
+        ``mim4d-hub push RUN`` knows more. The same weights again make no second commit.
+
+        Args:
+            repo: ``org/name``; made if it does not exist.
+            private: Make it private. An existing public repository is refused then.
+            revision: Branch, made if it does not exist; None for the default one.
+            tag: Name for the commit.
+            license: Of the weights, as the Hub names licences.
+            token: With the right to write; None for the one of ``hf auth login``.
+
+        Returns:
+            The address of the commit that holds the weights.
+
+        Raises:
+            UserError: If it cannot be published; what was on the Hub stays as it was.
+        """
+        from .hub.push import push_encoder
+
+        return push_encoder(self, repo, private=private, revision=revision, tag=tag, license=license, token=token)
 
     def forward_masked(self, images: Tensor, visible: Tensor) -> list[Tensor]:
         """Features of the visible patches alone: what is hidden contributes nothing and receives nothing.
@@ -105,37 +162,30 @@ _SIZES: dict[str, dict[str, Any]] = {
     "large": dict(depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536)),
 }
 
+_CONFIG: dict[str, Any] = dict(
+    num_classes=0,
+    input_size=(3, 256, 704),
+    pool_size=(8, 22),
+    crop_pct=1.0,
+    interpolation="bicubic",
+    mean=IMAGENET_DEFAULT_MEAN,
+    std=IMAGENET_DEFAULT_STD,
+    first_conv="stem.0",
+    classifier="head.fc",
+    license="apache-2.0",
+    paper_ids="arXiv:2403.08760",
+    paper_name="MIM4D: Masked Modeling with Multi-View Video for Autonomous Driving Representation Learning",
+)
+
 default_cfgs = generate_default_cfgs(
-    {
-        f"mim4d_convnext_{size}": dict(
-            num_classes=0,
-            input_size=(3, 256, 704),
-            pool_size=(8, 22),
-            crop_pct=1.0,
-            interpolation="bicubic",
-            mean=IMAGENET_DEFAULT_MEAN,
-            std=IMAGENET_DEFAULT_STD,
-            first_conv="stem.0",
-            classifier="head.fc",
-            license="apache-2.0",
-            paper_ids="arXiv:2403.08760",
-            paper_name="MIM4D: Masked Modeling with Multi-View Video for Autonomous Driving Representation Learning",
-        )
-        for size in _SIZES
-    }
+    {name: config for size in _SIZES for name, config in with_tags(f"mim4d_convnext_{size}", _CONFIG).items()}
 )
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     size = _SIZES[variant.removeprefix("mim4d_convnext_")]
-    return build_model_with_cfg(
-        MIM4DEncoder,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
-        **{**size, **kwargs},
-    )
+    features = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
+    return build_encoder(MIM4DEncoder, variant, pretrained, size, feature_cfg=features, **kwargs)
 
 
 @register_model

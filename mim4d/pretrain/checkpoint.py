@@ -6,59 +6,21 @@ data order and randomness follow from the step and the seed, so there is nothing
 """
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..files import write_folder
+from ..tensors import misfit, read_tensors
 from ..version import __version__
 
 _NAME = re.compile(r"step_(\d{8})")
-
-
-def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
-    """Let ``fill`` write into a temporary folder beside ``folder``, then put it in place at once.
-
-    Args:
-        folder: Where the result goes; replaced if it exists.
-        fill: Writes files into the folder that it is given.
-        what: What is written, for the message.
-
-    Raises:
-        UserError: If the disk is full or refuses; nothing is left behind and what was there stays.
-    """
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        fill(partial)
-        for file in partial.iterdir():
-            file.chmod(partial.stat().st_mode & 0o666)  # safetensors gives others no access, whatever the umask
-            _sync(file)
-        _sync(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        _sync(folder.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot write {what} to {folder}: {error}") from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -156,35 +118,14 @@ def _read_state(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
-
-    Raises:
-        UserError: If it is missing or broken.
-    """
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-
-
 def load_strict(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Load exactly the module's tensors.
 
     Raises:
         UserError: If one is missing, unknown or of another shape, naming the first.
     """
-    own = module.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in tensors]
-    problems += [f"{name} is unknown" for name in tensors if name not in own]
-    problems += [
-        f"{name} is {list(tensors[name].shape)} in place of {list(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{source} does not fit this model: {problems[0]}{more}")
+    if problem := misfit(module.state_dict(), tensors):
+        raise UserError(f"{source} does not fit this model: {problem}")
     module.load_state_dict(tensors)
 
 

@@ -20,20 +20,21 @@ from torch import Tensor
 from ..clip import Clip
 from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
 from ..errors import UserError
+from ..hub.folder import save_encoder
 from ..version import __version__
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import SCRATCH, PretrainConfig, complete, flatten, plain
 from .datasets import open_data
 from .evaluate import evaluate
-from .export import export_encoder
 from .folder import RunFolder
-from .logs import RunLog
+from .logs import RunLog, read_metrics
 from .meter import Meter
 from .model import MIM4D
 from .optim import lr_scale, make_optimizer, set_lr
 from .pictures import save_picture
 from .processes import StopSignal, on_main
-from .weights import license_of, load_encoder, read_weights
+from .provenance import license_of_run, provenance
+from .weights import initialise
 
 
 def train(config: PretrainConfig, *, resume: bool = False) -> Path:
@@ -203,12 +204,14 @@ class Trainer:
 
     def _export(self) -> None:
         config = self.config
-        export_encoder(
+        save_encoder(
             self._best().encoder,
             self.folder.encoder,
             image_size=config.image_size,
-            license=license_of(config.init),
-            provenance={"init": config.init, "steps": config.steps, "data": f"{config.version}, {config.split}"},
+            license=license_of_run(config),
+            provenance=provenance(
+                config, read_metrics(self.folder.metrics), self._state()["identity"]["clips_per_step"]
+            ),
         )
 
     def _introduce(self, told: str, clips: int, held_out: int) -> None:
@@ -245,7 +248,7 @@ def first_model(config: PretrainConfig, *, read_init: bool) -> tuple[MIM4D, str]
         raise UserError(f"these settings make no model: {error}") from error
     if config.init == SCRATCH or not read_init:
         return model, SCRATCH
-    return model, load_encoder(model.encoder, read_weights(config.init), config.init)
+    return model, initialise(model.encoder, config.init)
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:

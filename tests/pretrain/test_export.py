@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import mim4d  # noqa: F401  # registers the encoders
 from mim4d.errors import UserError
-from mim4d.pretrain.checkpoint import list_checkpoints, read_tensors
-from mim4d.pretrain.export import export_encoder
+from mim4d.hub.folder import save_encoder
+from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.trainer import train
+from mim4d.tensors import read_tensors
 from tests.pretrain.runs import environment, tiny
 
 PLAIN_TIMM = """
@@ -61,10 +62,27 @@ def test_the_config_is_timms_own(root, tmp_path, fresh_accelerate):
     assert config["num_classes"] == 0
     assert config["pretrained_cfg"]["input_size"] == [3, 64, 128]
     assert config["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
-    assert "license" not in config["pretrained_cfg"]
-    assert config["mim4d"]["init"] == "scratch"
+    assert config["pretrained_cfg"]["license"] == "cc-by-nc-sa-4.0"
     model = timm.create_model(f"local-dir:{out / 'encoder'}", pretrained=True, num_classes=5)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_the_config_says_how_the_weights_were_made_and_nothing_of_this_machine(root, tmp_path, fresh_accelerate):
+    out = train(tiny(root, tmp_path / "run", "--steps", "2"))
+    text = (out / "encoder" / "config.json").read_text()
+    made = json.loads(text)["mim4d"]
+    assert (made["init"], made["data"], made["dataset"], made["split"]) == (
+        "scratch",
+        "nuscenes",
+        "v1.0-mini",
+        "mini_train",
+    )
+    assert (made["steps"], made["clips_per_step"]) == (2, 1)
+    assert made["settings"]["optim.lr"] == 1e-3
+    assert made["measured"]["first"]["step"] == 1
+    assert made["measured"]["last"].keys() >= {"step", "loss", "direct_rgb", "direct_depth", "temporal_depth"}
+    assert str(tmp_path) not in text
+    assert str(root) not in text
 
 
 @pytest.mark.parametrize("size", ["atto", "femto", "pico", "nano", "tiny", "small", "base", "large"])
@@ -78,23 +96,22 @@ def test_every_size_has_timms_architecture_and_keys(size):
 
 def test_who_may_read_the_folder_may_read_its_files(tmp_path):
     encoder = timm.create_model("mim4d_convnext_atto", num_classes=0)
-    export_encoder(encoder, tmp_path / "encoder", image_size=(64, 64), license=None, provenance={})
+    save_encoder(encoder, tmp_path / "encoder")
     readers = (tmp_path / "encoder").stat().st_mode & 0o444
     assert all(file.stat().st_mode & 0o444 == readers for file in (tmp_path / "encoder").iterdir())
 
 
 def test_a_failed_export_leaves_the_one_before(tmp_path, monkeypatch):
     encoder = timm.create_model("mim4d_convnext_atto", num_classes=0)
-    about = {"image_size": (64, 64), "license": "mit", "provenance": {}}
-    export_encoder(encoder, tmp_path / "encoder", **about)
+    save_encoder(encoder, tmp_path / "encoder")
     before = (tmp_path / "encoder" / "model.safetensors").read_bytes()
 
     def full(tensors, file, metadata):
         save_file({"half": torch.zeros(3)}, file)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mim4d.pretrain.export.save_file", full)
+    monkeypatch.setattr("mim4d.hub.folder.save_file", full)
     with pytest.raises(UserError, match=r"cannot write the encoder to .*No space left"):
-        export_encoder(encoder, tmp_path / "encoder", **about)
+        save_encoder(encoder, tmp_path / "encoder")
     assert (tmp_path / "encoder" / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["encoder"]

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from mim4d.errors import UserError
-from mim4d.pretrain.checkpoint import list_checkpoints, read_tensors
+from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.cli import main, parse
 from mim4d.pretrain.trainer import train
+from mim4d.tensors import read_tensors
 from tests.pretrain.runs import arguments, command, environment, losses, metrics, run, tiny
 
 AVERAGED = ("--optim.accumulate", "2", "--optim.ema-decay", "0.9")

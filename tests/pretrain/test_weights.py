@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 
 import mim4d  # noqa: F401  # registers the encoders
 from mim4d.errors import UserError
-from mim4d.pretrain.export import export_encoder
+from mim4d.hub.folder import save_encoder
 from mim4d.pretrain.trainer import first_model
-from mim4d.pretrain.weights import Weights, license_of, load_encoder, read_weights
+from mim4d.pretrain.weights import initialise, license_of
 from tests.pretrain.runs import tiny
 
 
@@ -57,7 +57,7 @@ def write(kind: str, model: torch.nn.Module, folder: Path) -> Path:
         return folder / "w.pth"
     encoder = atto()
     encoder.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head.fc")})
-    export_encoder(encoder, folder / "encoder", image_size=(64, 64), license="cc-by-4.0", provenance={})
+    save_encoder(encoder, folder / "encoder", license="cc-by-4.0")
     return folder / "encoder"
 
 
@@ -65,7 +65,7 @@ def write(kind: str, model: torch.nn.Module, folder: Path) -> Path:
 def test_weights_come_from_files_and_folders(kind, classifier, tmp_path):
     source = str(write(kind, classifier, tmp_path))
     encoder = atto()
-    told = load_encoder(encoder, read_weights(source), source)
+    told = initialise(encoder, source)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, classifier.state_dict()[name]), name
     assert told.startswith("126 of 126 tensors from")
@@ -80,9 +80,11 @@ def test_a_runs_encoder_starts_from_them(classifier, root, tmp_path):
     assert source in told
 
 
-def test_weights_for_other_normalisation_are_pointed_out(classifier):
-    about = {"mean": (0.5, 0.5, 0.5), "std": (0.229, 0.224, 0.225)}
-    told = load_encoder(atto(), Weights(tensors=classifier.state_dict(), about=about), "clip")
+def test_weights_for_other_normalisation_are_pointed_out(tmp_path):
+    config = tmp_path / "encoder" / "config.json"
+    save_encoder(atto(), config.parent)
+    config.write_text(config.read_text().replace("0.485,", "0.5,").replace("0.456,", "0.5,").replace("0.406", "0.5"))
+    told = initialise(atto(), str(config.parent))
     assert "made for images of mean (0.5, 0.5, 0.5), here it is (0.485, 0.456, 0.406)" in told
     assert "std" not in told
 
@@ -90,25 +92,25 @@ def test_weights_for_other_normalisation_are_pointed_out(classifier):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("convnext_femto", r"stem.0.weight is \[48, 3, 4, 4\] in place of \[40, 3, 4, 4\] \(and 125 more\)"),
+        ("convnext_femto", r"stem.0.weight is \[48, 3, 4, 4\] in place of \[40, 3, 4, 4\] \(and 123 more\)"),
         ("convnextv2_atto", r"stages.0.blocks.0.gamma is missing"),
         ("resnet18", "not the weights of a ConvNeXt"),
     ],
 )
-def test_another_architecture_is_refused(name, message):
+def test_another_architecture_is_refused(name, message, tmp_path):
     before = atto()
     after = {k: v.clone() for k, v in before.state_dict().items()}
+    save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=message):
-        load_encoder(before, Weights(tensors=timm.create_model(name).state_dict()), name)
+        initialise(before, str(tmp_path / "w.safetensors"))
     assert all(torch.equal(v, after[k]) for k, v in before.state_dict().items())
 
 
-def test_a_deeper_encoder_of_the_same_widths_is_refused():
-    with torch.device("meta"):
-        deeper = timm.create_model("convnext_small").state_dict()
-        tiny_encoder = timm.create_model("mim4d_convnext_tiny", num_classes=0)
-    with pytest.raises(UserError, match=r"stages\.2.blocks.9.gamma is unknown"):
-        load_encoder(tiny_encoder, Weights(tensors=deeper), "convnext_small")
+def test_a_deeper_encoder_of_the_same_widths_is_refused(tmp_path):
+    deeper = timm.create_model("convnext_atto", depths=(2, 2, 7, 2))
+    save_file(deeper.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"stages\.2.blocks.6.conv_dw.bias is unknown"):
+        initialise(atto(), str(tmp_path / "w.safetensors"))
 
 
 class Evil:
@@ -122,22 +124,21 @@ class Evil:
     ("source", "message"),
     [
         ("convnext_base.dinov3", "near are convnext_base.dinov3_lvd1689m"),
-        ("resnet50.a1_in1k", "timm has no such ConvNeXt weights"),
         ("./nothing.pth", "no such file or folder"),
         ("nothing.safetensors", "no such file or folder"),
     ],
 )
 def test_what_is_not_there_is_named(source, message):
     with pytest.raises(UserError, match=message) as refusal:
-        read_weights(source)
+        initialise(atto(), source)
     assert source in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_pickles_that_hold_more_than_tensors_are_refused(tmp_path):
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match=r"evil\.pth: cannot read these weights"):
-        read_weights(str(tmp_path / "evil.pth"))
+    with pytest.raises(UserError, match=r"evil\.pth: it holds pickled objects .*PosixPath"):
+        initialise(atto(), str(tmp_path / "evil.pth"))
     assert not Path("/tmp/mim4d-was-here").exists()
 
 

@@ -1,0 +1,69 @@
+"""Files written whole or not at all, and what they hold by checksum."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import UserError
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
+    """Let ``fill`` write into a temporary folder beside ``folder``, then put it in place at once.
+
+    Args:
+        folder: Where the result goes; replaced if it exists.
+        fill: Writes files into the folder that it is given.
+        what: What is written, for the message.
+
+    Raises:
+        UserError: If the disk is full or refuses; nothing is left behind and what was there stays.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        for file in partial.iterdir():
+            file.chmod(partial.stat().st_mode & 0o666)  # safetensors gives others no access, whatever the umask
+            _sync(file)
+        _sync(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot write {what} to {folder}: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(content: Path | bytes) -> str:
+    """The sha256 of a file or of bytes, hexadecimal: what the Hub calls large files by."""
+    return _digest(content, hashlib.sha256())
+
+
+def git_blob_of(content: Path | bytes) -> str:
+    """git's name for a file or for bytes, hexadecimal: what the Hub calls small files by."""
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    return _digest(content, hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False))
+
+
+def _digest(content: Path | bytes, digest: "hashlib._Hash") -> str:
+    if isinstance(content, bytes):
+        digest.update(content)
+        return digest.hexdigest()
+    with content.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

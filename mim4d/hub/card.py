@@ -1,0 +1,178 @@
+"""The model card: what the Hub shows and what a user must know, made from ``config.json`` alone.
+
+The same encoder gives the same card to the letter, so that pushing it again changes nothing.
+"""
+
+import re
+from typing import Any
+
+import timm
+from huggingface_hub import ModelCardData
+
+from .folder import EncoderConfig
+from .licensing import NUSCENES, hub_metadata
+
+TAGS = ["image-feature-extraction", "timm", "mim4d", "autonomous-driving", "self-supervised-learning", "bird-eye-view"]
+PIPELINE = "image-feature-extraction"
+_MEASURES = {
+    "loss": "loss",
+    "rgb": "colour, mean absolute error of 0..1",
+    "depth": "depth, mean absolute error in metres",
+    "psnr": "colour, PSNR in dB",
+    "abs_rel": "depth, mean relative error",
+}
+
+
+def make_card(config: EncoderConfig, repo: str | None = None) -> str:
+    """A model card in Markdown with the Hub's metadata.
+
+    Args:
+        config: Of the encoder folder.
+        repo: ``org/name``, for the lines of code in it; None for a folder that is not published.
+    """
+    about = config.provenance
+    parts = [
+        f"---\n{_metadata(config).to_yaml()}\n---",
+        f"# {repo.partition('/')[2] if repo else config.model}",
+        _summary(config),
+        "## Use\n\n" + _use(config, repo),
+        "## Training\n\n" + _training(about),
+        *(["## Measured in training\n\n" + table] if (table := _measured(about.get("measured") or {})) else []),
+        "## Limits\n\n" + _limits(about),
+        "## Licence\n\n" + _licence(config.about.get("license"), about),
+        *(["## Settings\n\n" + _settings(about["settings"])] if about.get("settings") else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(config: EncoderConfig) -> ModelCardData:
+    about = config.provenance
+    license: dict[str, Any] = hub_metadata(config.about.get("license"))
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag=PIPELINE,
+        tags=TAGS,
+        **license,
+        datasets=_datasets(about) or None,
+        base_model=_base_model(about.get("init", "")),
+    )
+
+
+def _base_model(init: str) -> str | None:
+    """The repository of the first weights, where they are of one: a Hub id, or a timm name with a tag."""
+    if "/" in init:
+        return init.removeprefix("hf-hub:")
+    return f"timm/{init}" if re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", init) and timm.is_model(init) else None
+
+
+def _datasets(about: dict[str, Any]) -> list[str]:
+    return {"synthetic": ["mim4d-world"], "nuscenes": ["nuscenes"]}.get(about.get("data", ""), [])
+
+
+def _summary(config: EncoderConfig) -> str:
+    about = config.provenance
+    name = f"timm's `{config.values['architecture']}`, `{config.model}` in mim4d"
+    what = f"An image backbone for driving perception ({name})"
+    if "steps" in about:
+        return (
+            f"{what}, pretrained without labels on multi-camera video by MIM4D ([arXiv 2403.08760]"
+            "(https://arxiv.org/abs/2403.08760)): patches are hidden in space, a whole frame is dropped in time, and "
+            "what is missing is rendered back in colour and depth."
+        )
+    if "converted_from" in about:
+        return f"{what}, taken out of the checkpoint `{about['converted_from']}` and renamed for timm."
+    return f"{what}."
+
+
+def _use(config: EncoderConfig, repo: str | None) -> str:
+    where = f"hf-hub:{repo}" if repo else "local-dir:FOLDER"
+    channels, height, width = config.about["input_size"]
+    mean, std = (", ".join(f"{value:g}" for value in config.about[what]) for what in ("mean", "std"))
+    return f"""With timm alone:
+
+```python
+import timm
+
+backbone = timm.create_model("{where}", pretrained=True, features_only=True)
+features = backbone(images)  # four maps, strides 4, 8, 16, 32
+```
+
+With mim4d, for the masked forward as well:
+
+```python
+from mim4d import MIM4DEncoder
+
+encoder = MIM4DEncoder.from_pretrained("{repo or "FOLDER"}")
+```
+
+Images are RGB in 0..1, normalised by mean {mean} and standard deviation {std}; [N, {channels}, H, W] with H and W
+multiples of 32. Training saw {height} x {width} pixels. Weights are safetensors; `config.json` has their sha256."""
+
+
+def _training(about: dict[str, Any]) -> str:
+    rows = {
+        "First weights": about.get("init"),
+        "Data": _data(about),
+        "Steps": about.get("steps"),
+        "Clips a step": about.get("clips_per_step"),
+        "Converted from": about.get("converted_from"),
+        "Written by": f"mim4d {about['version']}" if about.get("version") else None,
+    }
+    lines = [f"- {name}: {value}" for name, value in rows.items() if value is not None]
+    if "steps" not in about:
+        lines.insert(0, "- How these weights were trained was not recorded with them.")
+    return "\n".join(lines)
+
+
+def _data(about: dict[str, Any]) -> str | None:
+    which = f"{about.get('dataset', '')}, {about.get('split', '')}"
+    if about.get("data") == "synthetic":
+        return f"procedural streets that mim4d draws itself (`mim4d-world`, {which}); no real image at all"
+    if about.get("data") == "nuscenes":
+        return f"driving video in nuScenes format ({which})"
+    return None
+
+
+def _measured(measured: dict[str, dict[str, float]]) -> str:
+    """First and last logged losses, side by side."""
+    first, last = measured.get("first", {}), measured.get("last", {})
+    names = [name for name in last if name != "step"]
+    if not names:
+        return ""
+    lines = [f"| | step {first['step']:g} | step {last['step']:g} |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {first.get(name, '')} | {last[name]} |" for name in names]
+    units = "; ".join(f"`{kind}`: {what}" for kind, what in _MEASURES.items())
+    return "\n".join(lines) + (
+        f"\n\nThe ends of the names say what was measured: {units}. `val_` is on held-out clips, where `val_zero_` and "
+        "`val_mean_` are what the temporal path has to beat."
+    )
+
+
+def _limits(about: dict[str, Any]) -> str:
+    lines = [
+        "- A backbone, not a detector: it gives feature maps for a model that is yet to be trained.",
+        "- No downstream gain was measured with these weights unless this card says so.",
+    ]
+    if "steps" in about:
+        lines.append("- Only the backbone was kept of the pretraining; the norm of the timm head was not trained.")
+    if about.get("data") == "synthetic":
+        lines.insert(0, "- It saw drawn streets alone: good for trying the tools, not for real images.")
+    elif about.get("data") == "nuscenes":
+        lines.insert(0, "- It knows the cities, cameras and weather of its data; elsewhere it has to be tested first.")
+    return "\n".join(lines)
+
+
+def _licence(license: str | None, about: dict[str, Any]) -> str:
+    if license is None:
+        return "Not stated. Weights carry the terms of the data and of the first weights that they were made from."
+    why = "Weights carry the terms of the data and of the first weights that they were made from"
+    if license == NUSCENES and about.get("data") == "nuscenes":
+        return f"{license}. {why}: nuScenes is free for non-commercial use only ([terms](https://www.nuscenes.org/terms-of-use))."
+    return f"{license}. {why}."
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    lines = "\n".join(f"{name}: {value}" for name, value in settings.items())
+    return (
+        f"The run's complete settings.\n\n<details>\n<summary>config</summary>\n\n```yaml\n{lines}\n```\n\n</details>"
+    )

@@ -1,0 +1,151 @@
+"""``mim4d-hub``: publish an encoder, fetch one, show its card, convert checkpoints.
+
+Only argparse: the command comes with the base install.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import sha256_of
+from .card import make_card
+from .folder import CARD, EncoderConfig, check_folder, find_folder
+from .openmmlab import read_backbone, write_checkpoint
+from .pull import contents, pull, rewrite
+from .push import Publisher
+from .sources import Weights, from_folder
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command's entry point; what a user can put right ends in one line and exit code 2."""
+    given = _parser().parse_args(argv)
+    try:
+        given.run(given)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mim4d-hub",
+        description="Publish encoders on the Hugging Face Hub, fetch them, convert checkpoints. Log in with "
+        "`hf auth login` or HF_TOKEN; tokens are not taken from the command line, where others could see them.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    push = commands.add_parser("push", help="publish a run's encoder: config.json, model.safetensors and a model card")
+    push.add_argument("path", type=Path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
+    push.add_argument("--repo", required=True, metavar="ORG/NAME", help="made if it does not exist")
+    push.add_argument("--private", action="store_true", help="make it private; an existing public one is refused")
+    push.add_argument("--revision", metavar="BRANCH", help="made if it does not exist; the default branch if left out")
+    push.add_argument("--tag", help="name for the commit, such as v1.0")
+    push.add_argument("--license", metavar="ID", help="of the weights, such as cc-by-nc-sa-4.0, if it is not the run's")
+    push.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    push.set_defaults(run=_push)
+
+    fetch = commands.add_parser("pull", help="fetch and verify an encoder; afterwards it is there offline too")
+    fetch.add_argument("repo", metavar="ORG/NAME[@REVISION]")
+    fetch.add_argument("--revision", help="branch, tag or commit")
+    fetch.add_argument(
+        "--out", type=Path, metavar="DIR", help="copy it to this folder; left out, it stays in the cache"
+    )
+    fetch.add_argument("--dry-run", action="store_true", help="say what would be fetched, and do nothing")
+    fetch.set_defaults(run=_pull)
+
+    card = commands.add_parser("card", help="write the model card of a run's encoder")
+    card.add_argument("path", type=Path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
+    card.add_argument("--repo", metavar="ORG/NAME", help="where it will be published, for the lines of code in it")
+    card.add_argument("--license", metavar="ID", help="of the weights, if it is not the run's")
+    card.add_argument("--write", action="store_true", help="into the encoder's folder, to be edited and then pushed")
+    card.set_defaults(run=_card)
+
+    convert = commands.add_parser(
+        "convert",
+        help="an OpenMMLab checkpoint to an encoder folder, or an encoder to an OpenMMLab checkpoint",
+        description="Reads the image backbone of MIM4D, UniPAD, mmdet and mmpretrain checkpoints without running what "
+        "is pickled in them, and writes checkpoints for those codebases.",
+    )
+    convert.add_argument("source", type=Path, metavar="FROM", help="a .pth file; or a run, or a folder with an encoder")
+    convert.add_argument("target", type=Path, metavar="TO", help="a folder; or a .pth file, for OpenMMLab")
+    convert.add_argument("--license", metavar="ID", help="of the weights, for the folder's config.json")
+    convert.add_argument("--half", action="store_true", help="store float16 in the folder")
+    convert.add_argument(
+        "--names",
+        choices=("mmpretrain", "release"),
+        default="mmpretrain",
+        help="in a .pth file: ConvNeXt blocks as mmpretrain names them, or as the MIM4D and UniPAD releases do",
+    )
+    convert.add_argument(
+        "--prefix",
+        help="in a .pth file: what names begin with; backbone. for mmpretrain and "
+        "img_backbone. for release if left out",
+    )
+    convert.add_argument("--dry-run", action="store_true", help="say what is in FROM, and write nothing")
+    convert.set_defaults(run=_convert)
+    return parser
+
+
+def _push(given: argparse.Namespace) -> None:
+    publisher = Publisher()
+    plan = publisher.plan(
+        given.path, given.repo, private=given.private, revision=given.revision, tag=given.tag, license=given.license
+    )
+    for line in plan.lines():
+        print(line)
+    if given.dry_run:
+        print("nothing was changed (--dry-run)")
+        return
+    pushed = publisher.push(plan)
+    print(f"published: {pushed.url}" if pushed.committed else f"nothing to upload: {pushed.url} has it")
+
+
+def _pull(given: argparse.Namespace) -> None:
+    repo, _, revision = given.repo.partition("@")
+    revision = given.revision or revision or None
+    if given.dry_run:
+        for line in contents(repo, revision=revision):
+            print(line)
+        print("nothing was fetched (--dry-run)")
+        return
+    pulled = pull(repo, revision=revision, out=given.out)
+    print(f"{pulled.model}, licence {pulled.license or 'not stated'}, verified: {pulled.folder}")
+
+
+def _card(given: argparse.Namespace) -> None:
+    folder = find_folder(given.path)
+    config = check_folder(folder)
+    text = make_card(config.with_license(given.license) if given.license else config, given.repo)
+    if not given.write:
+        print(text, end="")
+        return
+    try:
+        (folder / CARD).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {folder / CARD}: {error}") from error
+    print(folder / CARD)
+
+
+def _convert(given: argparse.Namespace) -> None:
+    if given.source.is_dir():
+        source = from_folder(find_folder(given.source))
+        print(f"{len(source.tensors)} tensors of {source.config.model if source.config else 'an encoder'}")
+    else:
+        backbone = read_backbone(given.source)
+        print(backbone.report())
+        about = {"converted_from": given.source.name, "converted_from_sha256": sha256_of(given.source)}
+        config = EncoderConfig({"architecture": backbone.model, "pretrained_cfg": {}, "mim4d": about})
+        source = Weights(tensors=backbone.tensors, source=str(given.source), config=config)
+    if given.dry_run:
+        print("nothing was written (--dry-run)")
+    elif given.target.suffix == ".pth":
+        release = given.names == "release"
+        prefix = given.prefix if given.prefix is not None else ("img_backbone." if release else "backbone.")
+        write_checkpoint(source.tensors, given.target, prefix=prefix, release=release)
+        print(f"written: {given.target}, names begin with {prefix or 'nothing'}")
+    else:
+        rewrite(source, given.target, license=given.license, half=given.half)
+        print(f"written: {given.target}")

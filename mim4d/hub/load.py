@@ -1,0 +1,145 @@
+"""Put weights into a model, all of them or none, and make a model with ``pretrained=True``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.models import adapt_input_conv, build_model_with_cfg, resolve_pretrained_cfg
+from torch import Tensor, nn
+
+from ..errors import WeightsError
+from ..tensors import misfit
+from .names import CLASSIFIERS, to_timm_names
+from .published import nothing_published
+from .sources import Weights, from_config
+
+STEMS = ("stem.0.weight", "conv1.weight")
+"""The convolution that sees the image."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of the tensors."""
+
+    missing: list[str]
+    """The model's, that the weights do not have."""
+    left_out: list[str]
+    """The weights', that the model has no place for."""
+
+
+def build_encoder(
+    model_class: type[nn.Module],
+    model: str,
+    pretrained: bool,
+    defaults: dict[str, Any],
+    *,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """timm's ``build_model_with_cfg``, but for how weights are loaded: verified, and strictly.
+
+    Args:
+        model_class: What to make.
+        model: Our name of the architecture.
+        pretrained: Whether to load the weights that the config points at.
+        defaults: The architecture's arguments; ``kwargs`` may say otherwise.
+        pretrained_cfg: As timm passes it on.
+        pretrained_cfg_overlay: As timm passes it on.
+        cache_dir: Where the Hub's client keeps files; None for its own place.
+        kwargs: For the class, and timm's own: ``features_only``, ``out_indices``, ``feature_cfg``.
+
+    Raises:
+        WeightsError: If there are no such weights, they cannot be had, are damaged or of another architecture.
+    """
+    weights = pretrained_weights(model, pretrained_cfg, pretrained_cfg_overlay, cache_dir) if pretrained else None
+
+    def build(**model_args: Any) -> nn.Module:
+        made: Any = model_class(**model_args)
+        plain = {
+            **defaults,
+            "num_classes": made.num_classes,
+            "in_chans": model_args.get("in_chans"),
+            "global_pool": "avg",
+        }
+        made.model_args = {
+            name: value for name, value in model_args.items() if name not in plain or plain[name] != value
+        }
+        if weights:
+            load_weights(made, weights)
+        return made
+
+    return build_model_with_cfg(
+        build,
+        model,
+        pretrained=False,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=pretrained_cfg_overlay,
+        **{**defaults, **kwargs},
+    )
+
+
+def pretrained_weights(
+    model: str,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+) -> Weights:
+    """The weights that ``timm.create_model(model, pretrained=True, ...)`` asks for.
+
+    Args:
+        model: Our name of the architecture.
+        pretrained_cfg: As timm passes it on: a tag, a config, or None.
+        pretrained_cfg_overlay: Entries in place of the config's.
+        cache_dir: Of the Hub's client; None for its own.
+
+    Raises:
+        WeightsError: If there are none, or they cannot be had or are damaged.
+    """
+    config = resolve_pretrained_cfg(model, pretrained_cfg, pretrained_cfg_overlay)
+    if not config.has_weights and not config.state_dict:
+        raise nothing_published(model, config.tag)
+    return from_config(config, cache_dir=cache_dir)
+
+
+def load_weights(model: nn.Module, weights: Weights, *, optional: tuple[str, ...] = ()) -> Loaded:
+    """Load weights strictly. As in timm, a classifier for other classes stays as it was, and an RGB stem is adapted.
+
+    Args:
+        model: Receives them; untouched if they do not fit.
+        weights: In timm's names, the original ConvNeXt's or OpenMMLab's.
+        optional: Beginnings of names that may be missing, unknown or of another shape.
+
+    Raises:
+        WeightsError: If they are of another architecture, naming the first difference.
+    """
+    own = model.state_dict()
+    tensors = to_timm_names(weights.tensors, model, weights.source)
+    _adapt_stem(own, tensors)
+    other_classes = weights.about.get("num_classes") != getattr(model, "num_classes", 0)
+    own_classifier = other_classes or not any(name.startswith(CLASSIFIERS) for name in own)
+    loose = (*optional, *CLASSIFIERS) if own_classifier else optional
+
+    def passed_over(name: str) -> bool:
+        if own_classifier and name.startswith(CLASSIFIERS):
+            return True
+        return name.startswith(loose) and (name not in own or own[name].shape != tensors[name].shape)
+
+    taken = {name: tensor for name, tensor in tensors.items() if not passed_over(name)}
+    wanted = {name: tensor for name, tensor in own.items() if name in taken or not name.startswith(loose)}
+    if problem := misfit(wanted, taken):
+        raise WeightsError(f"{weights.source} does not fit this encoder: {problem}")
+    model.load_state_dict(taken, strict=False)
+    return Loaded(
+        missing=[name for name in own if name not in taken], left_out=[name for name in tensors if name not in taken]
+    )
+
+
+def _adapt_stem(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Fit a stem's weights for RGB to images of other channels, as timm does."""
+    for name in STEMS:
+        if name in own and name in tensors and tensors[name].ndim == 4:
+            wanted, given = own[name].shape[1], tensors[name].shape[1]
+            if given == 3 and wanted != given:
+                tensors[name] = adapt_input_conv(wanted, tensors[name])

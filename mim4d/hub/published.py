@@ -1,0 +1,59 @@
+"""Which weights have a name: ``timm.create_model("MODEL.TAG", pretrained=True)``, and what others are told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from ..errors import WeightsError
+from .folder import CONFIG, WEIGHTS
+
+PACKAGED = Path(__file__).parents[1] / "weights"
+"""Weights that come with the package: an encoder folder for each, named ``MODEL.TAG``."""
+
+RELEASED: dict[str, dict[str, Any]] = {
+    # The authors' release of arXiv 2403.08760: an OpenMMLab checkpoint of a whole detector, converted on loading.
+    "mim4d_convnext_small.uvtr_nuscenes": dict(
+        hf_hub_id="hustvl/MIM4D",
+        hf_hub_filename="uvtrs_mim4d_vs0.075/uvtrs_mim4d_vs0.075_pretrain.pth",
+        input_size=(3, 480, 800),
+        pool_size=(15, 25),
+        license="cc-by-nc-sa-4.0",  # what nuScenes, its training data, imposes
+        origin_url="https://github.com/hustvl/MIM4D",
+    ),
+}
+"""Weights on the Hub by ``MODEL.TAG``, as what differs from the model's own config."""
+
+
+def with_tags(model: str, own: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A model's configs for ``timm.models.generate_default_cfgs``: those of weights with a tag, and its own.
+
+    Weights that come with the package are what ``pretrained=True`` gives without a tag; those of others have to be
+    asked for by their tag.
+
+    Args:
+        model: Our name of the architecture.
+        own: Its config without weights.
+    """
+    packaged = {folder.name: _packaged(folder) for folder in sorted(PACKAGED.glob(f"{model}.*"))}
+    released = {name: about for name, about in RELEASED.items() if name.startswith(f"{model}.")}
+    tagged = {name: {**own, **about} for name, about in {**packaged, **released}.items()}
+    # timm: a star makes the default, whether it has weights or not.
+    return {**tagged, (model if packaged or not released else f"{model}.*"): own}
+
+
+def _packaged(folder: Path) -> dict[str, Any]:
+    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
+    del about["tag"]
+    return {**about, "file": str(folder / WEIGHTS)}
+
+
+def nothing_published(model: str, tag: str | None) -> WeightsError:
+    """What ``pretrained=True`` has to say where there are no weights."""
+    which = f"{model}.{tag} has no weights" if tag else f"{model} has no weights under its default tag"
+    tags = ", ".join(timm.list_models("mim4d_*", pretrained=True, include_tags=True))
+    return WeightsError(
+        f"{which}; there are some for {tags}. Make your own with `mim4d-pretrain --model {model} --data nuscenes "
+        "--dataroot DIR --out RUN` and publish them with `mim4d-hub push RUN --repo ORG/NAME`"
+    )

@@ -1,0 +1,55 @@
+"""What an exported encoder says of its making, fit to be shown to everybody."""
+
+from pathlib import Path
+from typing import Any
+
+from ..hub.licensing import license_of_data, strictest
+from .config import SCRATCH, PretrainConfig, flatten, to_dict
+from .weights import license_of
+
+_OF_THIS_MACHINE = ("dataroot", "out", "workers")
+"""Settings that say where a run ran, not what it was."""
+
+
+def provenance(config: PretrainConfig, rows: list[dict[str, float]], clips_per_step: int) -> dict[str, Any]:
+    """How weights were made, fit for JSON.
+
+    Args:
+        config: The run's complete settings.
+        rows: Of its ``metrics.jsonl``, oldest first.
+        clips_per_step: Of all processes together.
+
+    Returns:
+        ``init``, ``data``, ``dataset`` and ``split``, ``steps``, ``clips_per_step``, ``settings`` by dotted name, and
+        the first and last logged losses and measures. No path of this machine is in it.
+    """
+    init = _nameable(config.init)
+    settings = {name: value for name, value in flatten(to_dict(config)).items() if name not in _OF_THIS_MACHINE}
+    return {
+        "init": init,
+        "data": config.data,
+        "dataset": config.version,
+        "split": config.split,
+        "steps": config.steps,
+        "clips_per_step": clips_per_step,
+        "settings": {**settings, "init": init},
+        "measured": {"first": _measures(rows[0]), "last": _measures(rows[-1])} if rows else {},
+    }
+
+
+def license_of_run(config: PretrainConfig) -> str | None:
+    """The licence of the weights that a run makes; None if it is not known."""
+    of_data = license_of_data(config.data, config.version)
+    return of_data if config.init == SCRATCH else strictest(of_data, license_of(config.init))
+
+
+def _nameable(source: str) -> str:
+    """First weights by their name; a path by its last part, as folders' names are nobody's business."""
+    path = Path(source).expanduser()
+    return path.name if path.exists() else source
+
+
+def _measures(row: dict[str, float]) -> dict[str, float]:
+    """The losses and measures of quality in a logged row, to four digits."""
+    kinds = ("loss", "_rgb", "_depth", "_psnr", "_abs_rel")
+    return {name: float(f"{value:.4g}") for name, value in row.items() if name == "step" or name.endswith(kinds)}
