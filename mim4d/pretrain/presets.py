@@ -1,7 +1,7 @@
 """Named settings that runs start from."""
 
 from ..geometry import VoxelGrid
-from .config import MethodConfig, PretrainConfig
+from .config import MethodConfig, PretrainConfig, SyntheticConfig
 from .lift import LiftConfig
 from .neck import NeckConfig
 from .optim import OptimConfig
@@ -29,7 +29,7 @@ DEMO = PretrainConfig(
     preset="demo",
     data="synthetic",
     model="mim4d_convnext_atto",
-    image_size=(96, 256),
+    image_size=(128, 352),
     steps=300,
     batch_size=1,
     precision="fp32",
@@ -37,18 +37,19 @@ DEMO = PretrainConfig(
     out="runs/demo",
     log_every=1,
     save_every=100,
-    picture_every=50,
+    picture_every=100,
     eval_every=100,
-    eval_clips=8,
-    optim=OptimConfig(lr=2e-3, warmup_steps=20, clip_norm=10.0),
+    eval_clips=6,
+    optim=OptimConfig(lr=1.5e-3, warmup_steps=20, clip_norm=10.0),
     method=MethodConfig(
         drop_path=0.0,
-        grid=VoxelGrid(x=(-36, 36), y=(-36, 36), z=(-3.2, 4.8), voxel=(1.2, 1.2, 1.6)),
+        grid=VoxelGrid(x=(-40, 40), y=(-40, 40), z=(-2, 6), voxel=(1.25, 1.25, 1.0)),
         neck=NeckConfig(stages=(2, 3), channels=64),
-        lift=LiftConfig(depth_range=(1.0, 49.0), depth_step=1.0, depth_channels=64, channels=16),
+        lift=LiftConfig(depth_range=(1.0, 45.0), depth_step=1.0, depth_channels=64, channels=16),
         temporal=TemporalConfig(short_channels=64, long_channels=32, layers=1),
         render=RenderConfig(rays_per_view=64, uniform_samples=32, importance_samples=16),
     ),
+    world=SyntheticConfig(keyframes=10),
 )
 """Minutes on 2 CPU cores."""
 
