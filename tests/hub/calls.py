@@ -1,0 +1,105 @@
+"""What tests let the Hub's client do, in a process whose Hub is the test's; see conftest.py."""
+
+import contextlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+
+from mim4d import MIM4DEncoder
+from mim4d.hub.cli import main
+from mim4d.hub.folder import save_encoder
+from mim4d.hub.push import Publisher
+
+SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24))
+"""A narrow encoder: a hundred kilobytes."""
+
+
+def small(seed: int = 0, **changes) -> MIM4DEncoder:
+    """A narrow encoder with weights of its own at every parameter, layer scale too."""
+    return shaken(timm.create_model("mim4d_convnext_atto", **{**SMALL, **changes}), seed)
+
+
+def shaken(model, seed: int = 0):
+    """Random values for every parameter: as created, layer scale makes blocks almost invisible."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+    return model.eval()
+
+
+def features(encoder) -> list[list[float]]:
+    """The four stages' maps of one image, as numbers."""
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        maps = (
+            encoder(image)
+            if type(encoder).__name__.startswith("Feature")
+            else encoder.forward_intermediates(image, intermediates_only=True)
+        )
+    return [m.flatten().tolist() for m in maps]
+
+
+def push(repo: str, seed: int = 0, **how) -> str:
+    """Publish a narrow encoder; the address of its commit."""
+    return small(seed).push_to_hub(repo, **how)
+
+
+def push_while_another_does(repo: str, folder: str) -> None:
+    """Publish a narrow encoder that someone else's push overtakes between plan and commit."""
+    save_encoder(small(seed=1), Path(folder) / "encoder")
+    publisher = Publisher()
+    plan = publisher.plan(Path(folder), repo)
+    push(repo, seed=2)
+    publisher.push(plan)
+
+
+def load(repo: str, **how) -> list[list[float]]:
+    """The features of a published encoder."""
+    return features(MIM4DEncoder.from_pretrained(repo, **how))
+
+
+def create(name: str, **how) -> list[list[float]]:
+    """The features of a named model with its weights."""
+    return features(timm.create_model(name, pretrained=True, **how).eval())
+
+
+def pretrained_cfg(name: str, **how) -> dict:
+    """What a named model with its weights says of them."""
+    return timm.create_model(name, pretrained=True, **how).pretrained_cfg
+
+
+def run(*argv: str) -> tuple[int, str, str]:
+    """``mim4d-hub``: exit code, output, errors."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(list(argv))
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()
+
+
+PLAIN_TIMM = """
+import sys
+sys.modules["mim4d"] = None  # importing it is an error
+import timm, torch
+from safetensors.torch import save_file
+model = timm.create_model(sys.argv[1], pretrained=True, features_only=True).eval()
+image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+save_file({str(i): x.detach().contiguous() for i, x in enumerate(model(image))}, sys.argv[2])
+"""
+
+
+def plain_timm(name: str, folder: str) -> list[list[float]]:
+    """The features that timm gives in a process without this package."""
+    file = Path(folder) / "features.safetensors"
+    subprocess.run([sys.executable, "-c", PLAIN_TIMM, name, str(file)], cwd=folder, check=True, timeout=300)
+    found = load_file(file)
+    return [found[str(i)].flatten().tolist() for i in range(4)]
