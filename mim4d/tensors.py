@@ -66,6 +66,13 @@ def misfit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
     Returns:
         A phrase such as "stem.0.weight is missing (and 3 more)"; empty if they fit.
     """
+    problems = differences(own, tensors)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return problems[0] + more if problems else ""
+
+
+def differences(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """All differences in names and shapes between a model's tensors and others, a phrase each."""
     problems = [f"{name} is missing" for name in own if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in own]
     problems += [
@@ -73,5 +80,4 @@ def misfit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
         for name, tensor in own.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return problems[0] + more if problems else ""
+    return problems

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, WeightsError
-from ..tensors import misfit, read_tensors
+from ..tensors import differences, read_tensors
 from ..version import __version__
 from .names import BACKBONES, CLASSIFIERS, split_backbone, to_openmmlab_names, to_timm_names
 
@@ -68,6 +68,7 @@ def read_backbone(path: Path) -> Converted:
     """Like :func:`convert_checkpoint`, and say which architecture it is and what was dropped."""
     tensors = read_tensors(path)
     backbone, dropped = split_backbone(tensors)
+    nearest: tuple[str, list[str]] = ("", [])
     for name in timm.list_models(_family(backbone, path)):
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=0)
@@ -80,9 +81,13 @@ def read_backbone(path: Path) -> Converted:
         norm = {"head.norm.weight": torch.ones, "head.norm.bias": torch.zeros}
         made_up = [key for key in norm if key in own and key not in kept]
         kept |= {key: norm[key](own[key].shape) for key in made_up}
-        if not misfit(own, kept):
+        problems = differences(own, kept)
+        if not problems:
             return Converted(name, kept, [*dropped, *(key for key in renamed if key not in kept)], made_up)
-    raise WeightsError(f"{path}: its image backbone is of no architecture of mim4d's")
+        if not nearest[1] or len(problems) < len(nearest[1]):
+            nearest = name, problems
+    hint = f"; nearest is {nearest[0]}, but {nearest[1][0]}" if nearest[1] else ""
+    raise WeightsError(f"{path}: its image backbone is of no architecture of mim4d's{hint}")
 
 
 def _family(backbone: Mapping[str, Tensor], path: Path) -> str:
