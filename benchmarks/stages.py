@@ -103,7 +103,7 @@ def temporal_stage(device: str) -> Callable[[], Tensor]:
 
 def render_stage(device: str) -> Callable[[], Tensor]:
     """3,072 rays x (72 + 24) samples through one volume."""
-    renderer = Renderer(RenderConfig(), CHANNELS, GRID).to(device)
+    renderer = Renderer(RenderConfig(), CHANNELS, GRID, sky=False).to(device)
     volume = volumes(1, device)
     directions = torch.nn.functional.normalize(
         torch.randn(1, 3072, 3, device=device) * torch.tensor([1, 1, 0.1]), dim=-1

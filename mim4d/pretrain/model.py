@@ -77,7 +77,8 @@ class MIM4D(nn.Module):
         self.temporal = (
             TemporalDecoder(config.temporal, config.lift.channels, config.grid, config.frames) if temporal else None
         )
-        self.renderer = Renderer(config.render, config.lift.channels, config.grid)
+        sky = config.supervision == "rgb"
+        self.renderer = Renderer(config.render, config.lift.channels, config.grid, sky=sky)
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
         """One training step's losses.

@@ -54,14 +54,21 @@ class Rendered(NamedTuple):
 
 
 class Renderer(nn.Module):
-    """Differentiable volume rendering of feature volumes. Runs in float32 whatever autocast says."""
+    """Differentiable volume rendering of feature volumes. Runs in float32 whatever autocast says.
 
-    def __init__(self, config: RenderConfig, channels: int, grid: VoxelGrid) -> None:
+    Args:
+        config: Samples and decoders.
+        channels: C of the volumes.
+        grid: Their voxels.
+        sky: Whether rays may leave the volume unstopped: what is behind it then has a learned colour. LiDAR rays end
+            inside, and a colour to see through to would only teach them to be transparent.
+    """
+
+    def __init__(self, config: RenderConfig, channels: int, grid: VoxelGrid, *, sky: bool) -> None:
         super().__init__()
         self.config, self.grid = config, grid
         self.field = Field(config.field, channels, grid)
-        # What is behind everything (the sky): rays through any pixel need it, LiDAR rays end before it.
-        self.background = nn.Parameter(torch.zeros(3))
+        self.sky = nn.Parameter(torch.zeros(3)) if sky else None
 
     def forward(self, volumes: Tensor, origins: Tensor, directions: Tensor, jitter: Tensor | None = None) -> Rendered:
         """Render R rays through each of G volumes.
@@ -144,6 +151,7 @@ class Renderer(nn.Module):
 
         opacity = weights.sum(1)
         rgb = (weights[..., None] * colour.view(n, s, 3)).sum(1)
-        rgb = rgb + (1 - opacity)[:, None] * torch.sigmoid(self.background)
+        if self.sky is not None:
+            rgb = rgb + (1 - opacity)[:, None] * torch.sigmoid(self.sky)
         depth = (weights * middle).sum(1) / opacity.clamp(min=1e-6)
         return rgb, depth, opacity

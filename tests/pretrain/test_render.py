@@ -24,12 +24,12 @@ def make_renderer(chunk: int = 1000, uniform: int = 20, extra: int = 8, seed: in
     config = RenderConfig(
         uniform_samples=uniform, importance_samples=extra, chunk=chunk, field=FieldConfig(hidden=6, sdf_blocks=3)
     )
-    renderer = Renderer(config, CHANNELS, GRID)
+    renderer = Renderer(config, CHANNELS, GRID, sky=True)
     with torch.no_grad():
         renderer.field.sdf.last.weight[0] *= 3
         renderer.field.sdf.last.bias[0] = 0.8
         renderer.field.v.fill_(0.3)
-        renderer.background.copy_(torch.tensor([1.0, -1.0, 0.5]))
+        renderer.sky.copy_(torch.tensor([1.0, -1.0, 0.5]))
     return renderer
 
 
@@ -86,7 +86,7 @@ class Slow:
                 weights, volume, self.low, np.array(GRID.voxel), self.scale, point, direction
             )
 
-        background = 1 / (1 + np.exp(-numbers["background"]))
+        background = 1 / (1 + np.exp(-numbers["sky"]))
         inv_s = np.exp(10 * numbers["field.v"])
         return reference.march(evaluate, origin, direction, distances, far, inv_s, self.scale, background)
 

@@ -23,7 +23,7 @@ WALL = np.array([25.0, 0.0, 0.0]), np.array([-0.8, 0.6, 0.0])  # a point of it, 
 
 def make_renderer(inv_s: float = SHARP) -> Renderer:
     """Decoders set by hand: the field reads channel 0 as the signed distance in metres, 1 to 3 as colour logits."""
-    renderer = Renderer(RenderConfig(), CHANNELS, GRID)
+    renderer = Renderer(RenderConfig(), CHANNELS, GRID, sky=True)
     field, hidden = renderer.field, renderer.config.field.hidden
     with torch.no_grad():
         for parameter in renderer.parameters():
@@ -36,7 +36,7 @@ def make_renderer(inv_s: float = SHARP) -> Renderer:
             field.rgb.feature.weight[-hidden + c, 3 + 1 + c] = 1  # after the direction and channel 0
             field.rgb.last.weight[c, c] = 1
         field.v.fill_(math.log(inv_s) / 10)
-        renderer.background.copy_(torch.tensor([2.0, 0.0, -2.0]))
+        renderer.sky.copy_(torch.tensor([2.0, 0.0, -2.0]))
     return renderer
 
 
@@ -132,7 +132,7 @@ def test_colour_is_that_of_the_surface_that_was_hit():
     torch.testing.assert_close(got.rgb[0, 0], torch.sigmoid(torch.tensor([1.0, -2.0, 0.5])), atol=1e-3, rtol=0)
 
 
-def test_nothing_there_shows_the_background():
+def test_nothing_there_shows_the_sky():
     volume = make_volume("plane", colour=(5.0, 5.0, 5.0))
     volume[:, 0] = 20.0  # metres to the nearest surface, everywhere
     origins = torch.tensor([[[0.0, 0.0, 1.6], [-75.0, 0.0, 2.0]]])
@@ -140,6 +140,15 @@ def test_nothing_there_shows_the_background():
     assert got.opacity.max() < 2e-3
     assert got.hit.all()
     torch.testing.assert_close(got.rgb[0], torch.sigmoid(torch.tensor([[2.0, 0.0, -2.0]] * 2)), atol=2e-3, rtol=0)
+
+
+def test_without_a_sky_what_is_not_opaque_is_dark():
+    volume = make_volume("plane", colour=(5.0, 5.0, 5.0))
+    volume[:, 0] = 20.0
+    renderer = Renderer(RenderConfig(), CHANNELS, GRID, sky=False)
+    renderer.field.load_state_dict(make_renderer().field.state_dict())
+    got = renderer(volume, torch.tensor([[[0.0, 0.0, 1.6]]]), torch.tensor([[[0.0, 1.0, 0.0]]]))
+    assert got.rgb.max() < 2e-3
 
 
 def test_a_surface_nearer_than_the_near_plane_is_not_seen_through_its_back():
