@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,9 @@ save_file({str(i): x.detach().contiguous() for i, x in enumerate(model(image))},
 def plain_timm(name: str, folder: str) -> list[list[float]]:
     """The features that timm gives in a process without this package."""
     file = Path(folder) / "features.safetensors"
-    subprocess.run([sys.executable, "-c", PLAIN_TIMM, name, str(file)], cwd=folder, check=True, timeout=300)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-c", PLAIN_TIMM, name, str(file)], cwd=folder, env=one_thread, check=True, timeout=300
+    )
     found = load_file(file)
     return [found[str(i)].flatten().tolist() for i in range(4)]

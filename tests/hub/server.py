@@ -78,7 +78,7 @@ class HubServer:
         self.contents: dict[str, bytes] = {}  # by sha256 for large files, by git's name for small ones
         self.tokens = {"hf_writer": {"org"}, "hf_reader": set()}
         self.faults: list[Fault] = []
-        self.seen: list[tuple[str, str, dict[str, str]]] = []  # method, path, headers
+        self.seen: list[tuple[str, str, dict[str, str]]] = []  # method, path, headers in lower case
 
     def __enter__(self):
         for server in (self._main, self._cdn):
@@ -143,7 +143,7 @@ def _handler(hub):
             length = int(self.headers.get("Content-Length", 0))
             self.body = self.rfile.read(length) if length else self.read_chunks()
             path = urlsplit(self.path).path
-            hub.seen.append((self.command, path, dict(self.headers)))
+            hub.seen.append((self.command, path, {name.lower(): value for name, value in self.headers.items()}))
             self.what = hub.fault(f"{self.command} {path}")
             if self.what == "cut":
                 return self.hang_up()
