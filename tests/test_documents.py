@@ -7,7 +7,7 @@ import timm
 import torch
 
 import mim4d
-from mim4d.pretrain.export import export_encoder
+from mim4d.hub.folder import save_encoder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,7 +46,7 @@ def test_readme_python_loads_a_runs_encoder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     encoder = timm.create_model("mim4d_convnext_atto", num_classes=0).eval()
     (tmp_path / "runs/demo").mkdir(parents=True)
-    export_encoder(encoder, tmp_path / "runs/demo/encoder", image_size=(64, 64), license="other", provenance={})
+    save_encoder(encoder, tmp_path / "runs/demo/encoder", image_size=(64, 64))
     names: dict = {}
     for block in blocks("python"):
         exec(block, names)

@@ -56,7 +56,9 @@ def to_timm_names(tensors: Mapping[str, Tensor], model: nn.Module, source: str) 
         return backbone
     try:
         return checkpoint_filter_fn({_original(name): _linear(name, t) for name, t in backbone.items()}, model)
-    except (KeyError, RuntimeError, AttributeError) as error:
+    except RuntimeError as error:  # a matrix that is not of the model's size
+        raise WeightsError(f"{source} does not fit this encoder: {error}") from error
+    except (KeyError, AttributeError) as error:
         raise WeightsError(f"{source}: not the weights of a ConvNeXt ({error} has no place in one)") from error
 
 

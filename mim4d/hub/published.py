@@ -45,8 +45,9 @@ def with_tags(model: str, own: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _packaged(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
-    del about["tag"]
-    return {**about, "file": str(folder / WEIGHTS)}
+    del about["tag"]  # it is in the folder's name
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
+    return {**values, "file": str(folder / WEIGHTS)}
 
 
 def nothing_published(model: str, tag: str | None) -> WeightsError:

@@ -1,0 +1,245 @@
+"""``timm.create_model(NAME, pretrained=True)``: which weights have names, how they are loaded, what else is said."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import mim4d
+from mim4d import MIM4DEncoder
+from mim4d.errors import UserError, WeightsError
+from mim4d.hub.folder import save_encoder
+from mim4d.hub.load import load_weights
+from mim4d.hub.sources import from_file
+from tests.hub import calls, checkpoints
+from tests.reference.openmmlab_convnext import openmmlab_convnext
+
+UVTR = "mim4d_convnext_small.uvtr_nuscenes"
+RELEASE = "uvtrs_mim4d_vs0.075/uvtrs_mim4d_vs0.075_pretrain.pth"
+WITHOUT = [name for name in timm.list_models("mim4d_*") if not timm.is_model_pretrained(name)]
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_without_weights_it_says_what_there_is_and_how_to_make_some(name):
+    with pytest.raises(RuntimeError, match=f"^{name} has no weights under its default tag") as refusal:
+        timm.create_model(name, pretrained=True)
+    assert isinstance(refusal.value, UserError)
+    told = str(refusal.value)
+    assert all(tagged in told for tagged in timm.list_models("mim4d_*", pretrained=True))
+    assert f"`mim4d-pretrain --model {name} " in told
+    assert "`mim4d-hub push RUN --repo ORG/NAME`" in told
+    assert "\n" not in told
+
+
+def test_the_release_has_a_tag_and_is_nobodys_default():
+    assert UVTR in timm.list_models("mim4d_*", pretrained=True)
+    assert "mim4d_convnext_small" in WITHOUT
+    about = timm.get_pretrained_cfg(UVTR)
+    assert (about.hf_hub_id, about.hf_hub_filename) == ("hustvl/MIM4D", RELEASE)
+    assert (about.license, about.input_size) == ("cc-by-nc-sa-4.0", (3, 480, 800))
+
+
+# --- the release, converted when it is loaded ------------------------------------------------------------------------
+
+
+def put_release(hub, tmp_path, checkpoint) -> None:
+    path = checkpoints.save(checkpoint, tmp_path / "pretrain.pth")
+    hub.add("hustvl/MIM4D", {RELEASE: path.read_bytes()})
+
+
+def test_the_release_computes_what_its_checkpoint_does(client, hub, tmp_path):
+    checkpoint = checkpoints.detector("small")
+    checkpoint["state_dict"] = {name: tensor.half() for name, tensor in checkpoint["state_dict"].items()}
+    put_release(hub, tmp_path, checkpoint)
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))  # as in calls.features
+    expected, _ = openmmlab_convnext(checkpoint["state_dict"], image)
+    for found in (client(calls.create, UVTR), client(calls.create, UVTR, features_only=True)):
+        for a, b in zip(expected, found, strict=True):
+            torch.testing.assert_close(torch.tensor(b).double(), a.flatten(), rtol=1e-4, atol=1e-4)
+    assert client(calls.pretrained_cfg, UVTR)["tag"] == "uvtr_nuscenes"
+
+
+def test_a_release_with_code_in_it_is_refused(client, hub, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "witness"),)
+
+    put_release(hub, tmp_path, {"meta": Evil(), "state_dict": {}})
+    with pytest.raises(WeightsError, match="it holds pickled objects"):
+        client(calls.create, UVTR)
+    assert not (tmp_path / "witness").exists()
+
+
+def test_a_release_of_another_size_is_refused(client, hub, tmp_path):
+    put_release(hub, tmp_path, checkpoints.detector("atto"))
+    with pytest.raises(WeightsError, match=r"hustvl/MIM4D/.*pth does not fit this encoder: .*6400"):
+        client(calls.create, UVTR)
+
+
+# --- timm's ways of naming weights -----------------------------------------------------------------------------------
+
+
+def test_an_overlay_names_a_repository(client, hub):
+    client(calls.push, "org/name", tag="v1")
+    overlay = {"hf_hub_id": "org/name@v1"}
+    found = client(calls.create, "mim4d_convnext_atto", pretrained_cfg_overlay=overlay, **calls.SMALL)
+    assert found == calls.features(calls.small())
+    about = client(calls.pretrained_cfg, "mim4d_convnext_atto", pretrained_cfg_overlay=overlay, **calls.SMALL)
+    assert about["hf_hub_id"] == "org/name@v1"
+    assert about["input_size"] == timm.get_pretrained_cfg("mim4d_convnext_atto").input_size
+    assert "file" not in about or not about["file"].startswith("/tmp")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """An encoder folder with narrow weights."""
+    save_encoder(calls.small(), tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def overlaid(**overlay) -> MIM4DEncoder:
+    return timm.create_model("mim4d_convnext_atto", pretrained=True, pretrained_cfg_overlay=overlay, **calls.SMALL)
+
+
+def test_files_folders_tensors_and_urls(folder, tmp_path):
+    checkpoint = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": calls.small().state_dict()}, checkpoint)
+    sources = [
+        {"file": str(folder / "model.safetensors")},
+        {"file": str(checkpoint)},
+        {"file": str(folder), "source": "local-dir"},
+        {"state_dict": calls.small().state_dict()},
+    ]
+    for overlay in sources:
+        assert calls.features(overlaid(**overlay).eval()) == calls.features(calls.small())
+    torch.save(calls.small().state_dict(), checkpoint)
+    by_url = timm.create_model(
+        "mim4d_convnext_atto",
+        pretrained=True,
+        pretrained_cfg_overlay={"url": checkpoint.as_uri(), "file": None},
+        cache_dir=tmp_path / "cache",
+        **calls.SMALL,
+    )
+    assert calls.features(by_url.eval()) == calls.features(calls.small())
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"file": "nothing.pth"}, "cannot read nothing.pth"),
+        ({"url": "file:///nothing.pth", "file": None}, "cannot download file:///nothing.pth"),
+    ],
+)
+def test_sources_that_are_not_there(overlay, message):
+    with pytest.raises(WeightsError, match=message):
+        overlaid(**overlay)
+
+
+def test_a_classifier_for_other_classes_is_left_out(folder, tmp_path):
+    torch.manual_seed(0)
+    save_encoder(calls.small(num_classes=7), tmp_path / "seven")
+    assert timm.create_model(f"local-dir:{tmp_path / 'seven'}", pretrained=True).head.fc.out_features == 7
+    same = MIM4DEncoder.from_pretrained(tmp_path / "seven")
+    assert torch.equal(same.head.fc.weight, calls.small(num_classes=7).head.fc.weight)
+    for classes in (0, 5):
+        other = MIM4DEncoder.from_pretrained(tmp_path / "seven", num_classes=classes)
+        assert other.num_classes == classes
+        assert torch.equal(other.stem[0].weight, same.stem[0].weight)
+    given = overlaid(file=str(tmp_path / "seven" / "model.safetensors"))
+    assert torch.equal(given.head.norm.weight, same.head.norm.weight)
+    assert MIM4DEncoder.from_pretrained(folder, num_classes=5).head.fc.out_features == 5
+
+
+def test_a_stem_for_colour_is_adapted_to_other_images(folder):
+    grey = MIM4DEncoder.from_pretrained(folder, in_chans=1)
+    colour = MIM4DEncoder.from_pretrained(folder)
+    torch.testing.assert_close(grey.stem[0].weight, colour.stem[0].weight.sum(1, keepdim=True))
+    image = torch.randn(1, 1, 64, 64)
+    torch.testing.assert_close(grey(image), colour(image.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+
+
+# --- weights that come with the package ------------------------------------------------------------------------------
+
+OFFLINE = """
+import timm, torch, mim4d
+from tests.hub import calls
+print(mim4d.__file__)
+print(timm.list_models("mim4d_*", pretrained=True))
+model = timm.create_model("mim4d_convnext_atto", pretrained=True)
+print(model.pretrained_cfg["tag"], model.pretrained_cfg["license"], model.pretrained_cfg["input_size"])
+assert torch.equal(model.stem[0].weight, calls.shaken(timm.create_model("mim4d_convnext_atto")).stem[0].weight.half())
+assert torch.equal(model.stem[0].weight, timm.create_model("mim4d_convnext_atto.demo", pretrained=True).stem[0].weight)
+"""
+
+
+@pytest.fixture
+def package(tmp_path) -> Path:
+    """A copy of the package with weights in it; of its own there may be some already."""
+    skipped = shutil.ignore_patterns("__pycache__", "weights", "pretrain", "world", "data")
+    copy = shutil.copytree(Path(mim4d.__file__).parent, tmp_path / "site" / "mim4d", ignore=skipped)
+    (tmp_path / "site" / "tests").symlink_to(Path(__file__).parents[1])
+    save_encoder(
+        calls.shaken(timm.create_model("mim4d_convnext_atto")),
+        copy / "weights" / "mim4d_convnext_atto.demo",
+        image_size=(96, 256),
+        license="apache-2.0",
+        half=True,
+    )
+    return copy
+
+
+def offline(package: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(package.parent), "HF_HUB_OFFLINE": "1", "HF_HOME": str(package / "no-cache")}
+    return subprocess.run(
+        [sys.executable, "-c", OFFLINE], env=env, cwd=package.parent, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_packaged_weights_need_no_network(package):
+    told = offline(package)
+    assert told.returncode == 0, told.stderr
+    where, names, about = told.stdout.splitlines()
+    assert where == str(package / "__init__.py")
+    assert "'mim4d_convnext_atto.demo'" in names
+    assert about == "demo apache-2.0 (3, 96, 256)"
+
+
+def test_packaged_weights_that_were_damaged_are_refused(package):
+    weights = package / "weights" / "mim4d_convnext_atto.demo" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    told = offline(package)
+    assert told.returncode == 1
+    assert "WeightsError" in told.stderr
+    assert "is not the file that its config.json was written with" in told.stderr
+
+
+def test_what_lies_in_the_package_is_loaded_by_its_name():
+    """The weights that are really there, if they are."""
+    for name in (name for name in timm.list_models("mim4d_*", pretrained=True) if timm.get_pretrained_cfg(name).file):
+        model = timm.create_model(name, pretrained=True)
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+        card = Path(timm.get_pretrained_cfg(name).file).with_name("README.md").read_text()
+        assert "- Data: " in card
+
+
+def test_weights_that_do_not_fit_leave_a_model_as_it_was(tmp_path):
+    tensors = calls.small(seed=1).state_dict()
+    del tensors["stages.3.blocks.0.gamma"]
+    save_file(tensors, tmp_path / "w.safetensors")
+    model = calls.small(seed=0)
+    with pytest.raises(WeightsError, match=r"stages\.3\.blocks\.0\.gamma is missing"):
+        load_weights(model, from_file(tmp_path / "w.safetensors"))
+    assert all(
+        torch.equal(tensor, calls.small(seed=0).state_dict()[name]) for name, tensor in model.state_dict().items()
+    )
