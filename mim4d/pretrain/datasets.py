@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..data import NuScenesClips
+from ..data.index import cache_folder
 from ..errors import UserError
 from ..version import __version__
 from ..world import make_world
@@ -46,11 +46,6 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
         if accelerator.is_main_process:
             logger.warning("no evaluation: %s (name held-out scenes with --val-split)", error)
         return clips, None
-
-
-def cache_folder() -> Path:
-    """Where made worlds stay: ``$MIM4D_CACHE`` or ``~/.cache/mim4d``."""
-    return Path(os.environ.get("MIM4D_CACHE") or Path.home() / ".cache" / "mim4d")
 
 
 def world_root(config: PretrainConfig) -> Path:
