@@ -42,6 +42,11 @@ def test_readme_commands_are_targets_of_the_makefile():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def test_readme_modules_can_be_run():
+    for module in re.findall(r"-m (mim4d[\w.]*)", README):
+        assert (ROOT / module.replace(".", "/") / "__main__.py").exists(), module
+
+
 def test_readme_python_loads_a_runs_encoder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     encoder = timm.create_model("mim4d_convnext_atto", num_classes=0).eval()

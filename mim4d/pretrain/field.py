@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from ..geometry import VoxelGrid
 
 
+FLAT = 1e-2
+"""Length of the signed distance's gradient below which it is taken to have no direction."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FieldConfig:
     """Sizes of the two decoders (the published ones)."""
@@ -175,5 +179,8 @@ class Field(nn.Module):
         sdf, geometry, by_point, by_feature = self.sdf(points / self.scale, features)
         per_voxel = (looked[:, 1:] @ by_feature[:, :, None]).squeeze(-1)
         normals = by_point + per_voxel * (self.scale / points.new_tensor(self.grid.voxel))
-        colour = self.rgb(points / self.scale, torch.cat([directions, features, normals, geometry], dim=-1))
+        # Nothing holds the gradient's length near 1 (there is no eikonal loss): at length 10 to 300, as it comes, it
+        # drowns the features. So the colour is given its direction.
+        facing = normals * (normals.square().sum(-1, keepdim=True) + FLAT**2).rsqrt()
+        colour = self.rgb(points / self.scale, torch.cat([directions, features, facing, geometry], dim=-1))
         return sdf, normals, colour

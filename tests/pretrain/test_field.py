@@ -204,7 +204,8 @@ def test_loss_on_normals_has_double_backwards_gradients():
     sdf, geometry, _, _ = field.sdf(where / field.scale, features)
     (by_metre,) = torch.autograd.grad(sdf.sum(), where, create_graph=True)
     normals = by_metre * field.scale
-    rgb = field.rgb(where / field.scale, torch.cat([directions, features, normals, geometry], dim=-1))
+    facing = normals / (normals.square().sum(-1, keepdim=True) + 1e-4).sqrt()
+    rgb = field.rgb(where / field.scale, torch.cat([directions, features, facing, geometry], dim=-1))
     expected_loss = normal_loss(sdf, normals, rgb, directions)
     expected = torch.autograd.grad(expected_loss, [other, *parameters])
 

@@ -58,6 +58,7 @@ def evaluate(weights, volume, low, voxel, scale, point, direction, h=1e-7):
         ahead = distance(weights, volume, low, voxel, scale, point + nudge)[0]
         behind = distance(weights, volume, low, voxel, scale, point - nudge)[0]
         normal[axis] = (ahead - behind) / (2 * h)
-    seen = np.concatenate([direction, feature, normal, geometry])
+    facing = normal / np.sqrt((normal**2).sum() + 1e-4)
+    seen = np.concatenate([direction, feature, facing, geometry])
     logits = mlp(weights, "rgb", point / scale, seen, lambda x: np.maximum(x, 0))
     return sdf, normal, 1 / (1 + np.exp(-logits))
