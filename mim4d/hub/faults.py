@@ -4,6 +4,7 @@ Messages are made here from what is known to be harmless: nothing that a server 
 come along.
 """
 
+import re
 from collections.abc import Iterator
 
 from huggingface_hub import constants
@@ -36,10 +37,13 @@ def told(
         filename: The file that was asked for, if it was one.
         writing: Whether the repository was to be changed.
     """
-    at = f"{repo}@{revision}" if revision else repo
+    short = re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}$", r"\1", revision or "")  # a commit, as people write it
+    at = f"{repo}@{short}" if short else repo
     what = f"{filename} of {at}" if filename else at
     chain = list(_chain(error))
-    status = next((e.response.status_code for e in chain if isinstance(e, HfHubHTTPError) and e.response), 0)
+    status = next(
+        (e.response.status_code for e in chain if isinstance(e, HfHubHTTPError) and e.response is not None), 0
+    )
 
     def caused_by(*kinds: type[Exception]) -> bool:
         return any(isinstance(e, kinds) for e in chain)

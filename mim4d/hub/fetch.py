@@ -88,7 +88,9 @@ def _name_on_the_hub(path: Path, repo: str, filename: str, token: str | bool | N
 
 
 def _forget(path: Path) -> None:
-    """Remove a file from the cache, with the content behind it."""
-    content = path.resolve()
-    path.unlink()
-    content.unlink(missing_ok=True)
+    """Remove a file from the cache, with the content that it links to."""
+    chain = [path]
+    while chain[-1].is_symlink():
+        chain.append(chain[-1].parent / os.readlink(chain[-1]))
+    for link in chain:
+        link.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def from_anywhere(source: str) -> Weights:
         return from_file(path)
     if path.is_dir():
         return from_folder(path)
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin") or source.startswith((".", "/", "~")):
+    if has_form_of_path(source):
         raise WeightsError(f"no such file or folder: {source}")
     if "/" in source:
         repo, _, revision = source.removeprefix("hf-hub:").partition("@")
@@ -60,6 +60,14 @@ def from_anywhere(source: str) -> Weights:
         hint = f"; near are {', '.join(near)}" if near else ""
         raise WeightsError(f"timm has no weights {source}{hint}")
     return from_config(config)
+
+
+def has_form_of_path(source: str) -> bool:
+    """Whether a string can be nothing but a file's or folder's path, there or not: no timm name, no ``org/name``."""
+    if source.startswith("hf-hub:"):
+        return False
+    suffixes = (".safetensors", ".pth", ".pt", ".bin")
+    return source.startswith((".", "/", "~")) or source.endswith(suffixes) or source.count("/") > 1
 
 
 def known_name(name: str) -> bool:
