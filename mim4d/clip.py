@@ -141,8 +141,9 @@ class Clip:
         Raises:
             ValueError: Naming the field, what was expected and what arrived.
         """
-        b, t, v = self.images.shape[:3] if self.images.dim() == 6 else (0, 0, 0)
-        h, w = self.images.shape[-2:]
+        b, t, v, _, h, w = self.images.shape if self.images.dim() == 6 else (0,) * 6
+        if min(b, t, v) < 1:
+            raise ValueError(f"Clip.images: needs [B, T, V, 3, H, W] with B, T, V >= 1, got {list(self.images.shape)}")
         p = self.points.shape[2] if self.points.dim() == 4 else 0
         expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "images": ((b, t, v, 3, h, w), torch.uint8),
@@ -158,17 +159,16 @@ class Clip:
             got = getattr(self, name)
             if tuple(got.shape) != shape or got.dtype != dtype:
                 raise ValueError(f"Clip.{name}: expected {dtype} {list(shape)}, got {got.dtype} {list(got.shape)}")
-        if min(b, t, v) < 1:
-            raise ValueError(f"Clip.images: needs [B, T, V, 3, H, W] with B, T, V >= 1, got {list(self.images.shape)}")
         if h % 32 or w % 32:
             raise ValueError(f"Clip.images: height and width must be multiples of 32, got {h} x {w}")
         if len(self.names) != b or len(self.cameras) != v:
             raise ValueError(f"Clip: {len(self.names)} names for {b} clips, {len(self.cameras)} cameras for {v} views")
         for name in ("ego_from_camera", "current_from_ego"):
             self._check_rigid(name)
-        if (self.intrinsics[..., 0, 0] <= 0).any() or (self.intrinsics[..., 1, 1] <= 0).any():
-            raise ValueError("Clip.intrinsics: focal lengths must be positive")
-        if t > 1 and (self.timestamps.diff(dim=1) <= 0).any():
+        self._check_intrinsics()
+        if not self.timestamps.isfinite().all():
+            raise ValueError("Clip.timestamps: NaN or infinity")
+        if (self.timestamps.diff(dim=1) <= 0).any():
             raise ValueError("Clip.timestamps: must increase along the frames, oldest first")
         eye = torch.eye(4, device=self.device)
         if (self.current_from_ego[:, -1] - eye).abs().max() > 1e-4:
@@ -178,6 +178,17 @@ class Clip:
         if not self.points[self.points_valid].isfinite().all():
             raise ValueError("Clip.points: NaN or infinity among the valid points")
 
+    def _check_intrinsics(self) -> None:
+        focal = self.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]
+        for problem, bad in (
+            ("NaN or infinity", ~self.intrinsics.isfinite().all(-1).all(-1)),
+            ("focal lengths must be positive", (focal <= 0).any(-1)),
+            ("the last row must be 0 0 1", (self.intrinsics[..., 2, :] != focal.new_tensor([0, 0, 1])).any(-1)),
+        ):
+            if bad.any():
+                cameras = [self.cameras[v] for v in bad.flatten(0, 1).any(0).nonzero().flatten().tolist()]
+                raise ValueError(f"Clip.intrinsics: {problem} (of {', '.join(cameras)})")
+
     def _check_rigid(self, name: str) -> None:
         pose = getattr(self, name)
         rotation = pose[..., :3, :3]
@@ -185,3 +196,5 @@ class Clip:
         off = (rotation @ rotation.mT - eye).abs().max()
         if not torch.isfinite(pose).all() or off > 1e-3 or (torch.linalg.det(rotation) < 0).any():
             raise ValueError(f"Clip.{name}: not a rigid transform (rotation off orthonormal by {float(off):.2g})")
+        if (pose[..., 3, :] != pose.new_tensor([0, 0, 0, 1])).any():
+            raise ValueError(f"Clip.{name}: not a rigid transform (the last row must be 0 0 0 1)")

@@ -61,7 +61,12 @@ def at(*place, value):
     ("broken", "message"),
     [
         (lambda: with_("images", lambda x: x.float()), r"Clip.images: expected torch.uint8 .* got torch.float32"),
-        (lambda: with_("images", lambda x: x[0]), r"Clip.images"),
+        (lambda: with_("images", lambda x: x[0]), r"Clip.images: needs \[B, T, V, 3, H, W\] .* got \[3, 2, 3"),
+        (lambda: with_("images", lambda x: x[0, 0, 0, 0, 0]), r"Clip.images: needs .* got \[64\]"),
+        (lambda: with_("intrinsics", at(0, 1, 1, 0, 2, value=torch.nan)), r"intrinsics: NaN or infinity \(of CAM_1\)"),
+        (lambda: with_("intrinsics", at(0, 1, 0, 2, 2, value=0)), r"the last row must be 0 0 1"),
+        (lambda: with_("timestamps", at(0, 1, value=torch.nan)), r"Clip.timestamps: NaN"),
+        (lambda: with_("ego_from_camera", at(0, 0, 0, 3, 0, value=5)), r"not a rigid .*last row must be 0 0 0 1"),
         (lambda: with_("images", lambda x: x[..., :30, :]), r"multiples of 32, got 30 x 64"),
         (lambda: with_("intrinsics", lambda x: x[:, :2]), r"Clip.intrinsics: expected .*\[1, 3, 2, 3, 3\]"),
         (lambda: with_("intrinsics", at(0, 1, 0, 0, 0, value=-1)), r"focal lengths must be positive"),

@@ -111,6 +111,8 @@ def open_index(dataroot: str | Path, version: str) -> Index:
 def _check_root(root: Path, version: str) -> None:
     if not root.is_dir():
         raise UserError(f"--dataroot {root}: no such folder")
+    if Path(version).name != version:  # it names files in the cache too
+        raise UserError(f"--version {version}: the name of a folder in {root}, not a path")
     if not version or not (root / version / "scene.json").is_file():
         versions = sorted(path.parent.name for path in root.glob("*/scene.json"))
         there = f"it has {', '.join(versions)}" if versions else "it has no version at all: is it a nuScenes root?"
@@ -130,7 +132,10 @@ def _fingerprint(root: Path, version: str) -> str:
 def _read_if_good(folder: Path, fingerprint: str) -> Index | None:
     """The cached index; None if there is none, or it is out of date or damaged."""
     try:
-        checksums = json.loads((folder / "index.json").read_text())["checksums"]
+        meta = json.loads((folder / "index.json").read_text())
+        if meta["fingerprint"] != fingerprint:
+            return None  # the tables have changed since: nothing is wrong with it
+        checksums = meta["checksums"]
         for name in ARRAYS:
             if _checksum(folder / f"{name}.npy") != checksums[name]:
                 raise ValueError(f"{name}.npy is damaged")

@@ -67,6 +67,8 @@ class DataConfig:
             raise UserError(f"--image-size {height} {width}: both must be multiples of 32")
         if self.frames < 1:
             raise UserError(f"--frames {self.frames}: a clip has one frame or more")
+        if self.frames > 1 and not self.gap > 0:
+            raise UserError(f"--frame-gap {self.gap} s: a frame is some time after the one before it")
         if self.frames > 1 and not 0 <= self.tolerance < self.gap / 2:
             raise UserError(
                 f"--tolerance {self.tolerance} s must be less than half of the {self.gap} s between frames, "
@@ -147,7 +149,11 @@ class NuScenesClips(Dataset[Clip]):
                 return self._read(other, seed, name=f"{self.name(other)}{INSTEAD}{self.name(number)}")
             except BadDataError as next_error:
                 self._log_once(next_error)
-        raise UserError(f"{SUBSTITUTES} clips tried in a row cannot be read; the first: {error}")
+        what, problem = error.args
+        raise UserError(
+            f"none of the clips tried in place of a bad one can be read ({SUBSTITUTES} draws from {len(self)} clips); "
+            f"the first problem: {what}: {problem}"
+        )
 
     def _log_once(self, error: BadDataError) -> None:
         if str(error) not in self._logged:
@@ -167,7 +173,7 @@ class NuScenesClips(Dataset[Clip]):
         )  # [T, V, 4, 4]
         images, intrinsics = self._images(cameras)
         points, num_points = self._points(lidar)
-        return Clip(
+        clip = Clip(
             images=images[None],
             intrinsics=intrinsics[None].float(),
             ego_from_camera=ego_from_camera[None].float(),
@@ -179,6 +185,11 @@ class NuScenesClips(Dataset[Clip]):
             names=(name or self.name(number),),
             cameras=self.config.cameras,
         )
+        try:
+            clip.validate()  # a calibration or pose that cannot be would end in losses of NaN
+        except ValueError as error:
+            raise BadDataError(self.name(number), str(error)) from error
+        return clip
 
     def _check_records(self, number: int, cameras: NDArray[np.int32], lidar: NDArray[np.int32]) -> None:
         """Every frame must have every sensor."""
@@ -236,7 +247,7 @@ class NuScenesClips(Dataset[Clip]):
         return (
             f"no clip of {config.frames} frames {config.gap} s apart (a tolerance of {config.tolerance} s) in split "
             f"{config.split} of {self.root / config.version}: its longest scene lasts {length:.1f} s. "
-            "Ask for fewer --frames, another gap or more --tolerance"
+            "Ask for fewer --frames, another --frame-gap or more --tolerance"
         )
 
     def _check_image_sizes(self) -> None:

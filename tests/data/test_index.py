@@ -57,12 +57,13 @@ def test_roots_do_not_share_an_index(root, tmp_path, built):
     assert len(built) == 2
 
 
-def test_a_changed_table_makes_a_new_index(root, built, cache):
+def test_a_changed_table_makes_a_new_index(root, built, cache, caplog):
     open_index(root, VERSION)
     edit_table(root, "sample_data", lambda records: records[:-1])
     assert len(open_index(root, VERSION).records) == 35
     assert len(built) == 2
     assert len([path for path in (cache / "index").iterdir() if path.is_dir()]) == 1, "the old one is left"
+    assert "unusable" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["index.json", *(f"{array}.npy" for array in ARRAYS)])
@@ -111,6 +112,8 @@ def test_no_such_root(tmp_path):
 def test_wrong_version_says_which_there_are(root, tmp_path):
     with pytest.raises(UserError, match=r"--version v1.0-trainval: not in .*; it has v1.0-mini"):
         open_index(root, "v1.0-trainval")
+    with pytest.raises(UserError, match=r"--version ../root/v1.0-mini: the name of a folder in .*, not a path"):
+        open_index(root, "../root/v1.0-mini")
     with pytest.raises(UserError, match="no version at all"):
         open_index(tmp_path / "root/maps", VERSION)
 

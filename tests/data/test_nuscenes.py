@@ -168,6 +168,8 @@ def test_what_cannot_be_read_is_said_at_the_start(root, changes, message):
     [
         ({"image_size": (450, 800)}, "--image-size 450 800: both must be multiples of 32"),
         ({"frames": 0}, "--frames 0"),
+        ({"gap": 0.0}, r"--frame-gap 0.0 s"),
+        ({"gap": -0.5}, r"--frame-gap -0.5 s"),
         ({"tolerance": 0.25}, r"--tolerance 0.25 s must be less than half of the 0.5 s between frames"),
         ({"cameras": ("CAM_FRONT", "CAM_FRONT")}, "each once"),
         ({"cameras": ()}, "name one or more"),
