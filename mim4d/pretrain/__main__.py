@@ -1,6 +1,6 @@
 """``python -m mim4d.pretrain``, which launchers can start: ``torchrun --nproc-per-node 8 -m mim4d.pretrain ...``."""
 
-from .cli import main
+from ..commands import pretrain
 
 if __name__ == "__main__":
-    main()
+    pretrain()

@@ -1,0 +1,24 @@
+"""Entry points of the commands that need more than the base install."""
+
+import sys
+from importlib import import_module
+
+
+def pretrain() -> None:
+    """``mim4d-pretrain``."""
+    _start("pretrain")
+
+
+def world() -> None:
+    """``mim4d-world``."""
+    _start("world")
+
+
+def _start(name: str) -> None:
+    """Run a command's own entry point; exits with 2 and one line if what it imports is not installed."""
+    try:
+        main = import_module(f".{name}.cli", __package__).main
+    except ModuleNotFoundError as error:
+        print(f"error: mim4d-{name} needs: pip install 'mim4d[pretrain]' (no module {error.name})", file=sys.stderr)
+        sys.exit(2)
+    main()
