@@ -76,7 +76,7 @@ def toy_config(**changes) -> ModelConfig:
         "frozen": 0,
         "grid": VoxelGrid(x=(-24, 24), y=(-18, 18), z=(-1, 5), voxel=(3, 3, 2)),  # (Z, Y, X) = (3, 12, 16)
         "neck": NeckConfig(stages=(2, 3), channels=32),
-        "lift": LiftConfig(depth_range=(1, 30), depth_step=2, depth_channels=32, channels=16),
+        "lift": LiftConfig(depth_range=(1, 29), depth_step=2, depth_channels=32, channels=16),
         "temporal": TemporalConfig(short_channels=32, long_channels=16),
         "render": RenderConfig(rays_per_view=16, uniform_samples=16, importance_samples=8, chunk=64),
     }

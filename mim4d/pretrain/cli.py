@@ -33,17 +33,20 @@ def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
     """The settings that a command line asks for, and whether to resume.
 
     Raises:
-        UserError: If a file is wrong.
+        UserError: If a file or a value is wrong.
         SystemExit: For --help, and with code 2 if a flag is wrong.
     """
     # What the other settings start from has to be known first.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(prog="mim4d-pretrain", add_help=False, allow_abbrev=False)
     for name in ("preset", "data", "config", "out"):
         first.add_argument(f"--{name}")
     first.add_argument("--resume", action="store_true")
     head = first.parse_known_args(argv)[0]
     start = CommandLine(config=head.config and Path(head.config), resume=head.resume, run=_starting_point(head))
-    given = tyro.cli(CommandLine, args=argv, default=start, prog="mim4d-pretrain")
+    try:
+        given = tyro.cli(CommandLine, args=argv, default=start, prog="mim4d-pretrain")
+    except ValueError as error:  # the settings' own checks
+        raise UserError(str(error)) from error
     return given.run, given.resume
 
 
@@ -61,7 +64,7 @@ def _starting_point(head: argparse.Namespace) -> PretrainConfig:
     else:
         small = (head.data or values.get("data")) == "synthetic"
         name = head.preset or values.get("preset") or ("demo" if small else "gpu24")
-        if name not in PRESETS:
+        if name not in [*PRESETS]:  # a file may say what cannot be looked up, such as a list
             raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
         base = PRESETS[name]
     return overlay(base, {**values, "preset": base.preset}, source) if source else base

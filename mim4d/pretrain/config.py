@@ -121,8 +121,16 @@ class PretrainConfig:
     world: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        at_least = {"steps": 1, "batch_size": 1, "frames": 1, "log_every": 1, "save_every": 1, "keep": 1, "workers": 0}
-        at_least |= {"picture_every": 0, "eval_every": 0, "eval_clips": 1}
+        at_least = {
+            "steps": 1,
+            "batch_size": 1,
+            "frames": 1,
+            "log_every": 1,
+            "save_every": 1,
+            "keep": 1,
+            "eval_clips": 1,
+        }
+        at_least |= {"seed": 0, "workers": 0, "picture_every": 0, "eval_every": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
@@ -180,7 +188,7 @@ def held_out_split(config: PretrainConfig) -> str:
 
 def save_config(config: PretrainConfig, path: Path) -> None:
     """Write a config so that :func:`read_config` gives it back."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def to_dict(config: PretrainConfig) -> dict[str, Any]:
@@ -217,10 +225,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: If it is missing or is not a mapping in YAML.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold settings, one `name: value` a line")

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..geometry import VoxelGrid
 
-
 FLAT = 1e-2
 """Length of the signed distance's gradient below which it is taken to have no direction."""
 
@@ -24,6 +23,11 @@ class FieldConfig:
     """Hidden layers of the signed-distance decoder."""
     rgb_blocks: int = 3
     """Hidden layers of the colour decoder."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "sdf_blocks", "rgb_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"render.field.{name} = {getattr(self, name)} must be at least 1")
 
 
 def corners(index: Tensor, shape: tuple[int, int, int], *, slopes: bool = True) -> tuple[Tensor, Tensor]:

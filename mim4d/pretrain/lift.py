@@ -30,6 +30,19 @@ class LiftConfig:
     channels: int = 32
     """Channels C of the volume."""
 
+    def __post_init__(self) -> None:
+        near, far = self.depth_range
+        if not self.depth_step > 0:
+            raise ValueError(f"lift.depth_step = {self.depth_step} must be more than 0")
+        if not 0 <= near < far:
+            raise ValueError(f"lift.depth_range = {near:g} {far:g} must rise from 0 or more")
+        bins = (far - near) / self.depth_step
+        if round(bins) < 1 or abs(bins - round(bins)) > 1e-6 * bins:
+            raise ValueError(f"lift.depth_range = {near:g} {far:g} is not a whole number of {self.depth_step:g} m bins")
+        for name, least in {"depth_channels": 2, "channels": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"lift.{name} = {getattr(self, name)} must be at least {least}")
+
     @property
     def num_bins(self) -> int:
         """D."""

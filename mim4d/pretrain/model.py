@@ -50,6 +50,10 @@ class ModelConfig:
             raise ValueError(f"frames must be at least 1, got {self.frames}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio is the hidden share, 0 <= ratio < 1, got {self.mask_ratio}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is the dropped share, 0 <= share < 1, got {self.drop_path}")
+        if not 0 <= self.frozen <= 5:
+            raise ValueError(f"frozen counts the stem and four stages, 0 to 5, got {self.frozen}")
 
 
 class MIM4D(nn.Module):

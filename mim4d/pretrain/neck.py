@@ -26,6 +26,8 @@ class NeckConfig:
             raise ValueError(
                 f"neck.stages must rise within 0..3 and end with 3 (all stages are trained): {self.stages}"
             )
+        if self.channels < 1:
+            raise ValueError(f"neck.channels = {self.channels} must be at least 1")
 
 
 class Neck(nn.Module):

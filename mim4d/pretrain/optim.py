@@ -12,7 +12,7 @@ class OptimConfig:
     """AdamW with linear warm-up and cosine decay."""
 
     lr: float = 4e-4
-    """Peak learning rate, a step."""
+    """Peak learning rate of all but the encoder."""
     backbone_scale: float | None = None
     """The encoder's learning rate, as a share of lr; None: 0.1 where --init brings weights, 1 from scratch."""
     weight_decay: float = 0.01
@@ -38,6 +38,10 @@ class OptimConfig:
             "backbone_scale": (self.backbone_scale or 0, 0, math.inf),
             "weight_decay": (self.weight_decay, 0, math.inf),
             "clip_norm": (self.clip_norm, 1e-9, math.inf),
+            "betas.0": (self.betas[0], 0, 0.9999999),
+            "betas.1": (self.betas[1], 0, 0.9999999),
+            "warmup_start": (self.warmup_start, 0, 1),
+            "final": (self.final, 0, 1),
             "warmup_steps": (self.warmup_steps, 0, math.inf),
             "accumulate": (self.accumulate, 1, math.inf),
             "ema_decay": (self.ema_decay, 0, 0.999999),

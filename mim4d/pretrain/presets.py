@@ -23,7 +23,8 @@ PAPER = PretrainConfig(
     precision="fp32",
     method=MethodConfig(frozen=2),
 )
-"""arXiv 2403.08760's official recipe: 12 epochs of nuScenes train on 8 GPUs, a clip each."""
+"""arXiv 2403.08760's official recipe on 8 GPUs, a clip each: as many steps as 12 epochs of nuScenes train's key
+frames."""
 
 DEMO = PretrainConfig(
     preset="demo",

@@ -14,7 +14,7 @@ from .rng import Stream, uniform
 Supervision = Literal["rgbd", "rgb"]
 
 BLIND_RADIUS = 3.0
-"""LiDAR points nearer than this to the car's axis, in metres, are on the car itself (published: 3 m)."""
+"""LiDAR points nearer than this to the ego frame's vertical axis, in metres, are on the car itself (published: 3 m)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mim4d.errors import UserError
 from mim4d.pretrain import config as config_module
-from mim4d.pretrain.cli import parse
+from mim4d.pretrain.cli import main, parse
 from mim4d.pretrain.config import (
     MethodConfig,
     PretrainConfig,
@@ -108,6 +108,7 @@ def test_every_field_says_what_it_is(kind):
         ("[1, 2]", "must hold settings"),
         ("a: b: c", "is not YAML"),
         ("preset: huge", "--preset huge: there are demo, paper, gpu24"),
+        ("preset: [a]", "--preset ['a']: there are demo, paper, gpu24"),
     ],
 )
 def test_a_wrong_config_file_is_refused_by_name(text, message, tmp_path):
@@ -117,6 +118,39 @@ def test_a_wrong_config_file_is_refused_by_name(text, message, tmp_path):
     assert message in str(refusal.value)
     assert "wrong.yaml" in str(refusal.value) or "--preset" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_config_file_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("out: Läufe\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin.yaml is not YAML: .*utf-8"):
+        parse(["--config", str(tmp_path / "latin.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--steps 0", "steps = 0 must be at least 1"),
+        ("--frames 0", "frames = 0 must be at least 1"),
+        ("--seed -1", "seed = -1 must be at least 0"),
+        ("--method.lift.depth-step 0", "lift.depth_step = 0.0 must be more than 0"),
+        ("--method.lift.depth-step -1", "lift.depth_step = -1.0 must be more than 0"),
+        ("--method.lift.depth-step 0.7", "lift.depth_range = 1 60 is not a whole number of 0.7 m bins"),
+        ("--method.lift.depth-range 9 3", "lift.depth_range = 9 3 must rise"),
+        ("--method.lift.channels 0", "lift.channels = 0 must be at least 1"),
+        ("--method.neck.channels 0", "neck.channels = 0 must be at least 1"),
+        ("--method.render.field.hidden 0", "render.field.hidden = 0 must be at least 1"),
+        ("--method.drop-path 1", "drop_path is the dropped share"),
+        ("--method.frozen 6", "frozen counts the stem and four stages, 0 to 5, got 6"),
+        ("--optim.betas 0.9 1", "optim.betas.1 = 1.0 must lie in"),
+        ("--optim.warmup-start -1", "optim.warmup_start = -1.0 must lie in 0 .. 1"),
+        ("--optim.final 2", "optim.final = 2.0 must lie in 0 .. 1"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(flags.split())
+    assert stop.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())  # tyro draws a box around sections'
 
 
 def test_a_missing_config_file_is_named(tmp_path):
