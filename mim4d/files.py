@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,6 +24,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
         UserError: If the disk is full or refuses; nothing is left behind and what was there stays.
     """
     partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")  # stays, whole, if the process is killed between the two renames
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -32,11 +34,16 @@ def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
             _sync(file)
         _sync(partial)
         if folder.exists():
-            shutil.rmtree(folder)
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
         partial.rename(folder)
         _sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            with suppress(OSError):
+                old.rename(folder)
         raise UserError(f"cannot write {what} to {folder}: {error}") from error
 
 

@@ -78,7 +78,8 @@ class RunFolder:
         try:
             for folder in (self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
-            for partial in [*self.root.glob(".*.partial"), *self.checkpoints.glob(".*.partial")]:
+            folders = (self.root, self.checkpoints, self.pictures)
+            for partial in [path for folder in folders for path in folder.glob(".*.partial")]:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
             partial = self.root / ".config.yaml.partial"
             save_config(config, partial)

@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +20,19 @@ Row = Mapping[str, float]
 """One logged step: ``step`` and what was measured."""
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full or failing disk, named in one line.
+
+    Raises:
+        UserError: In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
 class MetricsFile:
     """``metrics.jsonl``: one JSON object a logged step, steps strictly increasing."""
 
@@ -28,14 +42,18 @@ class MetricsFile:
         Args:
             path: The file; made if it is not there.
             after: Rows of later steps are removed, and a last row that was cut off in writing.
+
+        Raises:
+            UserError: If the disk is full.
         """
         rows = [row for row in read_metrics(path) if row["step"] <= after] if path.exists() else []
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(partial, path)
+        with _writing(path):
+            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            os.replace(partial, path)
+            self._file = path.open("a")
         self.last: dict[str, float] = rows[-1] if rows else {}
         self._path = path
-        self._file = path.open("a")
 
     def write(self, row: Row) -> None:
         """Append one row; it is in the file when this returns.
@@ -43,15 +61,14 @@ class MetricsFile:
         Raises:
             UserError: If the disk is full.
         """
-        try:
+        with _writing(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error}") from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. Every whole row is in it already; what a full disk refused is told by :meth:`write`."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -80,7 +97,9 @@ class RunLog:
         if not main:
             return
         self._metrics = MetricsFile(folder / "metrics.jsonl", after=start)
-        self._board = SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else None)
+        self._board_folder = folder / "tensorboard"
+        with _writing(self._board_folder):
+            self._board = SummaryWriter(self._board_folder, purge_step=start + 1 if start else None)
         columns = (
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=20),
@@ -100,7 +119,8 @@ class RunLog:
         if self._main:
             self._progress.stop()
             self._metrics.close()
-            self._board.close()
+            with suppress(UserError) if error else nullcontext(), _writing(self._board_folder):
+                self._board.close()
 
     def last(self, name: str) -> float:
         """A value in the last row of the run that is gone on with; 0 if there is none."""
@@ -121,9 +141,10 @@ class RunLog:
             return
         step = int(row["step"])
         self._metrics.write(row)
-        for name, value in row.items():
-            if name != "step":
-                self._board.add_scalar(_board_name(name), value, step)
+        with _writing(self._board_folder):
+            for name, value in row.items():
+                if name != "step":
+                    self._board.add_scalar(_board_name(name), value, step)
         shown = _listed({name: value for name, value in row.items() if not name.startswith("val_")})
         held_out = _listed({name[4:]: value for name, value in row.items() if name.startswith("val_")})
         self._progress.update(self._bar, completed=step, shown=shown)
@@ -133,7 +154,7 @@ class RunLog:
 
     def picture(self, step: int, path: Path) -> None:
         """Put a picture on the board too."""
-        with Image.open(path) as image:
+        with Image.open(path) as image, _writing(self._board_folder):
             self._board.add_image("held_out", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def _plain_line(self, step: int, shown: str) -> None:

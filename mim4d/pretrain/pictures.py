@@ -124,9 +124,13 @@ def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
     if views.flow is not None:
         _draw_flow(figure.add_subplot(sheet[:, columns]), views.flow, clip, model.config.grid)
     figure.suptitle(f"{clip.names[0]}   (depth colours: 0 to {MAX_DEPTH:g} m, red is near)", fontsize=9)
-    part = path.with_suffix(".part")
-    figure.savefig(part, format="png")
-    os.replace(part, path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png")
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _draw_lidar(axis: Axes, clip: Clip, camera: int) -> None:
