@@ -101,21 +101,25 @@ def load_checkpoint(
     for key in sorted(identity.keys() | state["identity"].keys()):
         then, now = state["identity"].get(key), identity.get(key)
         if then != now:
-            raise UserError(f"{path} is of another run: {key} was {then} and is {now} now")
-    load_strict(model, read_tensors(path / "model.safetensors"), path / "model.safetensors")
-    if ema is not None:
-        load_strict(ema, read_tensors(path / "ema.safetensors"), path / "ema.safetensors")
-    _load_moments(model, optimizer, path / "optimizer.safetensors")
+            remedy = f"; keep batch-size x accumulate x processes at {then}" if key == "clips_per_step" else ""
+            raise UserError(f"{path} is of another run: {key} was {then} and is {now} now{remedy}")
+    try:
+        load_strict(model, read_tensors(path / "model.safetensors"), path / "model.safetensors")
+        if ema is not None:
+            load_strict(ema, read_tensors(path / "ema.safetensors"), path / "ema.safetensors")
+        _load_moments(model, optimizer, path / "optimizer.safetensors")
+    except UserError as error:
+        raise UserError(f"{error}; remove {path} to go on from the one before") from error
     return state["step"]
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read the checkpoint {path}: {error}; remove it to go on from the one before"
-        ) from error
+        state = json.loads((path / "state.json").read_text())
+        return {"step": int(state["step"]), "identity": dict(state["identity"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"state.json has no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"cannot read the checkpoint {path}: {what}; remove it to go on from the one before") from error
 
 
 def load_strict(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

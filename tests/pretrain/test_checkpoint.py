@@ -147,8 +147,24 @@ def test_a_broken_file_is_named(name, tmp_path):
     model, optimizer = trained()
     path = save(tmp_path, 3, model, optimizer)
     (path / name).write_bytes((path / name).read_bytes()[:20])
-    with pytest.raises(UserError, match="step_00000003"):
+    with pytest.raises(UserError, match=r"step_00000003.*remove .* to go on from the one before"):
         load(path, model, optimizer)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"step": 3}'])
+def test_a_state_without_what_it_should_hold_is_named(content, tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 3, model, optimizer)
+    (path / "state.json").write_text(content)
+    with pytest.raises(UserError, match=r"step_00000003.*remove it to go on from the one before"):
+        load(path, model, optimizer)
+
+
+def test_another_batch_is_refused_with_what_it_must_be(tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 3, model, optimizer, identity={"clips_per_step": 4})
+    with pytest.raises(UserError, match="was 4 and is 8 now; keep batch-size x accumulate x processes at 4"):
+        load(path, model, optimizer, identity={"clips_per_step": 8})
 
 
 def test_norms_biases_and_queries_do_not_decay_and_the_encoder_learns_slower():
