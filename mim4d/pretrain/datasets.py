@@ -25,7 +25,7 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
 
     Raises:
         UserError: If the root, version, split or cameras do not exist, or the held-out split was asked for and does
-            not.
+            not; or if there is no LiDAR to learn depth from.
     """
     if config.data == "synthetic":
         root = world_root(config)
@@ -35,6 +35,8 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
         config = dataclasses.replace(config, dataroot=str(root))
     with accelerator.local_main_process_first():  # the first start on a root writes the index that the others read
         clips = NuScenesClips(config.data_config(config.split))
+    if config.supervision == "rgbd" and not clips.has_lidar:
+        raise UserError(f"{clips.root} has no LiDAR: learn from colour alone with --supervision rgb")
     split = held_out_split(config)
     if split == NO_SPLIT:
         return clips, None

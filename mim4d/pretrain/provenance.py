@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hub.licensing import license_of_data, strictest
+from ..hub.sources import has_form_of_path
 from .config import SCRATCH, PretrainConfig, flatten, to_dict
 from .weights import license_of
 
@@ -44,9 +45,12 @@ def license_of_run(config: PretrainConfig) -> str | None:
 
 
 def _nameable(source: str) -> str:
-    """First weights by their name; a path by its last part, as folders' names are nobody's business."""
+    """First weights by their name; a path by its last part, as folders' names are nobody's business.
+
+    A path may be gone when the run ends, so that its form counts too.
+    """
     path = Path(source).expanduser()
-    return path.name if path.exists() else source
+    return path.name if has_form_of_path(source) or path.exists() else source
 
 
 def _measures(row: dict[str, float]) -> dict[str, float]:

@@ -102,6 +102,8 @@ class Trainer:
         main = accelerator.is_main_process
         self.log = RunLog(self.folder.root, steps=config.steps, start=self.start, main=main)
         self.meter = Meter(accelerator, seconds=self.log.last("seconds"), skipped=self.log.last("skipped"))
+        self._warned = False
+        self._license = license_of_run(config)  # now: what it is read from may be gone at the end
         self._introduce(told, len(clips), len(held_out) if held_out else 0)
 
     def run(self) -> None:
@@ -165,6 +167,12 @@ class Trainer:
             row |= evaluate(self._best(), self.held_out, accelerator)
         if logs or evaluates:
             self.log.row(row)
+            if row["rays"] == 0 and not self._warned:
+                self._warned = True
+                self.log.say(
+                    f"warning: at step {step} no LiDAR point falls on any image, so nothing was learnt: check the "
+                    "calibration, and that --method.grid holds what the cameras see"
+                )
         if draws:
             on_main(accelerator, lambda: self._draw(step))
         received = max(gather_object([stop.received]))
@@ -208,7 +216,7 @@ class Trainer:
             self._best().encoder,
             self.folder.encoder,
             image_size=config.image_size,
-            license=license_of_run(config),
+            license=self._license,
             provenance=provenance(
                 config, read_metrics(self.folder.metrics), self._state()["identity"]["clips_per_step"]
             ),

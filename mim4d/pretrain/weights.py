@@ -16,7 +16,10 @@ def license_of(source: str) -> str | None:
     """The licence that a timm name or an exported folder declares; None where it is not known without the network."""
     file = Path(source).expanduser() / "config.json"
     if file.is_file():
-        return json.loads(file.read_text()).get("pretrained_cfg", {}).get("license")
+        try:
+            return json.loads(file.read_text()).get("pretrained_cfg", {}).get("license")
+        except (OSError, ValueError, AttributeError):  # whether it can be used at all is for initialise() to say
+            return None
     config = timm.get_pretrained_cfg(source) if known_name(source) else None
     return config.license if config else None
 

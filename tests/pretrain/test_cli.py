@@ -1,5 +1,7 @@
 """The command: what a run leaves, and bad input, each in one line with exit code 2."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ import yaml
 from mim4d.pretrain.cli import main
 from mim4d.world import make_world
 from tests.data.roots import edit_table, file_of, write_root
-from tests.pretrain.runs import TINY, arguments, losses, metrics, run
+from tests.pretrain.runs import TINY, arguments, environment, losses, metrics, run
 
 CAMERAS = tuple(TINY["cameras"])
 
@@ -175,6 +177,32 @@ def test_without_held_out_scenes_there_is_no_evaluation(run_cache, tmp_path, cap
     assert not any(name.startswith("val_") for row in metrics(tmp_path / "run") for name in row)
     assert (tmp_path / "run" / "pictures" / "step_00000004.png").exists()
     assert "no evaluation: split mini_val: none of its scenes" in caplog.text
+
+
+def test_a_root_without_lidar_learns_from_colour_alone_or_not_at_all(run_cache, tmp_path, capsys, fresh_accelerate):
+    blind = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS, lidar=False)
+    out = tmp_path / "run"
+    error = refused(arguments(blind, out), capsys)
+    assert error == f"error: {blind} has no LiDAR: learn from colour alone with --supervision rgb"
+    assert not out.exists()
+    main(arguments(blind, out, "--supervision", "rgb", "--steps", "1"))
+    assert metrics(out)[0]["rays"] > 0
+
+
+def test_lidar_that_no_camera_sees_is_told_once(root, tmp_path, capsys, fresh_accelerate):
+    main(arguments(root, tmp_path / "run", "--method.grid.z", "300", "308"))
+    assert capsys.readouterr().err.count("warning: at step 1 no LiDAR point falls on any image") == 1
+    assert [row["rays"] for row in metrics(tmp_path / "run")] == [0] * 4
+
+
+def test_what_a_command_needs_is_told_in_one_line(tmp_path):
+    without = "import sys; sys.modules['tyro'] = None; from mim4d.commands import {0}; {0}()"
+    for name in ("pretrain", "world"):
+        ended = subprocess.run(
+            [sys.executable, "-c", without.format(name)], env=environment(), capture_output=True, text=True, timeout=120
+        )
+        assert ended.returncode == 2
+        assert ended.stderr == f"error: mim4d-{name} needs: pip install 'mim4d[pretrain]' (no module tyro)\n"
 
 
 def test_the_command_itself_ends_in_one_line_and_code_2(tmp_path):
