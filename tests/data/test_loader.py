@@ -1,3 +1,6 @@
+import gc
+import multiprocessing
+import time
 from collections import Counter
 
 import pytest
@@ -85,6 +88,21 @@ def test_loading_leaves_the_random_state_alone(root):
     for workers in (0, 1):
         list(make_loader(dataset, batch_size=1, steps=2, seed=0, workers=workers))
         assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loader_dropped_early_ends_at_once(root):
+    """Its workers ignore signals, so nothing but the loader's own word can end them."""
+    before = multiprocessing.active_children()
+    loader = make_loader(NuScenesClips(config_of(root)), batch_size=1, steps=1000, seed=0, workers=2)
+    batches = iter(loader)
+    next(batches)
+    workers = [process for process in multiprocessing.active_children() if process not in before]
+    assert len(workers) == 2
+    start = time.monotonic()
+    del batches, loader
+    gc.collect()
+    assert time.monotonic() - start < 4, "waited for a worker that did not listen"  # torch gives up after 5 s
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_nothing_is_read_before_the_first_step(root, monkeypatch):
