@@ -1,6 +1,7 @@
 """``mim4d-pretrain``: parse, build, call."""
 
 import argparse
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def _starting_point(head: argparse.Namespace) -> PretrainConfig:
     if head.resume:
         if not head.out:
             raise UserError("--resume needs --out, the folder of the run to go on with")
-        base = RunFolder(Path(head.out)).read_config()
+        base = RunFolder(Path(head.out).expanduser()).read_config()
         if head.preset not in (None, base.preset):
             raise UserError(f"the run in {head.out} was started with --preset {base.preset}, not {head.preset}")
         values.pop("out", None)
@@ -72,6 +73,8 @@ def _starting_point(head: argparse.Namespace) -> PretrainConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mim4d").setLevel(logging.INFO)  # such as what keeps the first start on a root busy
     try:
         config, resume = parse(sys.argv[1:] if argv is None else argv)
         from .trainer import train  # after --help
