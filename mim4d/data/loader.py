@@ -4,7 +4,9 @@ The sampler itself deals the clips out to the processes, so the loader is used a
 ``accelerate``'s ``prepare`` would deal them out a second time.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -191,5 +193,13 @@ def _collate(items: list[Clip | UserError]) -> Clip | UserError:
 
 def _leave_signals(worker: int) -> None:
     """A signal sent to the whole process group is for the main process, which still has a checkpoint to save."""
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    """End at a SIGTERM of the main process itself: at its exit it sends one, and waits for ever."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,5 +1,6 @@
 import gc
 import multiprocessing
+import subprocess
 import time
 from collections import Counter
 
@@ -90,8 +91,22 @@ def test_loading_leaves_the_random_state_alone(root):
         assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_workers_leave_signals_to_the_main_process_and_end_at_its_own(root):
+    """A signal to the group must not cost the checkpoint; a failed run must not wait for its workers for ever."""
+    before = multiprocessing.active_children()
+    batches = iter(make_loader(NuScenesClips(config_of(root)), batch_size=1, steps=1000, seed=0, workers=1))
+    next(batches)
+    (worker,) = [process for process in multiprocessing.active_children() if process not in before]
+    for name in ("TERM", "INT"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    for _ in range(6):
+        next(batches)
+    worker.terminate()
+    worker.join(timeout=4)
+    assert not worker.is_alive()
+
+
 def test_a_loader_dropped_early_ends_at_once(root):
-    """Its workers ignore signals, so nothing but the loader's own word can end them."""
     before = multiprocessing.active_children()
     loader = make_loader(NuScenesClips(config_of(root)), batch_size=1, steps=1000, seed=0, workers=2)
     batches = iter(loader)
