@@ -194,8 +194,9 @@ def _collate(items: list[Clip | UserError]) -> Clip | UserError:
 def _leave_signals(worker: int) -> None:
     """A signal sent to the whole process group is for the main process, which still has a checkpoint to save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey_parent, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none: there a worker keeps ending at any SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
 
 
 def _obey_parent() -> None:
