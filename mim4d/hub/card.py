@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 from huggingface_hub import ModelCardData
+from huggingface_hub.utils import yaml_dump
 
 from .folder import EncoderConfig
 from .licensing import NUSCENES, hub_metadata
@@ -105,8 +106,9 @@ from mim4d import MIM4DEncoder
 encoder = MIM4DEncoder.from_pretrained("{repo or "FOLDER"}")
 ```
 
-Images are RGB in 0..1, normalised by mean {mean} and standard deviation {std}; [N, {channels}, H, W] with H and W
-multiples of 32. Training saw {height} x {width} pixels. Weights are safetensors; `config.json` has their sha256."""
+- Images: RGB in 0..1, normalised by mean {mean} and standard deviation {std}.
+- Shape: [N, {channels}, H, W], H and W multiples of 32. Its own size is {height} x {width} pixels.
+- Weights: safetensors; `config.json` has their sha256."""
 
 
 def _training(about: dict[str, Any]) -> str:
@@ -116,7 +118,7 @@ def _training(about: dict[str, Any]) -> str:
         "Steps": about.get("steps"),
         "Clips a step": about.get("clips_per_step"),
         "Converted from": about.get("converted_from"),
-        "Written by": f"mim4d {about['version']}" if about.get("version") else None,
+        "Made with": f"mim4d {about['version']}" if about.get("version") else None,
     }
     lines = [f"- {name}: {value}" for name, value in rows.items() if value is not None]
     if "steps" not in about:
@@ -172,7 +174,5 @@ def _licence(license: str | None, about: dict[str, Any]) -> str:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    lines = "\n".join(f"{name}: {value}" for name, value in settings.items())
-    return (
-        f"The run's complete settings.\n\n<details>\n<summary>config</summary>\n\n```yaml\n{lines}\n```\n\n</details>"
-    )
+    text = yaml_dump(settings, sort_keys=False)
+    return f"As `mim4d-pretrain --config FILE` reads them.\n\n<details>\n\n```yaml\n{text}```\n\n</details>"

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..hub.licensing import license_of_data, strictest
 from ..hub.sources import has_form_of_path
-from .config import SCRATCH, PretrainConfig, flatten, to_dict
+from .config import SCRATCH, PretrainConfig, to_dict
 from .weights import license_of
 
 _OF_THIS_MACHINE = ("dataroot", "out", "workers")
@@ -21,11 +21,11 @@ def provenance(config: PretrainConfig, rows: list[dict[str, float]], clips_per_s
         clips_per_step: Of all processes together.
 
     Returns:
-        ``init``, ``data``, ``dataset`` and ``split``, ``steps``, ``clips_per_step``, ``settings`` by dotted name, and
-        the first and last logged losses and measures. No path of this machine is in it.
+        ``init``, ``data``, ``dataset`` and ``split``, ``steps``, ``clips_per_step``, ``settings`` that ``--config``
+        reads, and the first and last logged losses and measures. No path of this machine is in it.
     """
     init = _nameable(config.init)
-    settings = {name: value for name, value in flatten(to_dict(config)).items() if name not in _OF_THIS_MACHINE}
+    settings = {name: value for name, value in to_dict(config).items() if name not in _OF_THIS_MACHINE}
     return {
         "init": init,
         "data": config.data,

@@ -18,7 +18,7 @@ MADE = {
     "split": "train",
     "steps": 30000,
     "clips_per_step": 16,
-    "settings": {"frames": 3, "optim.lr": 0.0004},
+    "settings": {"frames": 3, "tolerance": None, "optim": {"lr": 0.0004, "betas": [0.9, 0.999]}},
     "measured": {
         "first": {"step": 1, "direct_rgb": 0.3},
         "last": {"step": 30000, "direct_rgb": 0.1, "val_direct_psnr": 21},
@@ -50,7 +50,7 @@ def test_it_says_how_it_was_trained_and_what_for(tmp_path):
         "- Clips a step: 16",
         "| direct_rgb | 0.3 | 0.1 |",
         "| val_direct_psnr |  | 21 |",
-        "optim.lr: 0.0004",
+        "  lr: 0.0004",
         "256 x 704 pixels",
         'timm.create_model("hf-hub:org/name", pretrained=True, features_only=True)',
         'MIM4DEncoder.from_pretrained("org/name")',

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -13,6 +14,7 @@ import mim4d  # noqa: F401  # registers the encoders
 from mim4d.errors import UserError
 from mim4d.hub.folder import save_encoder
 from mim4d.pretrain.checkpoint import list_checkpoints
+from mim4d.pretrain.config import PretrainConfig, overlay
 from mim4d.pretrain.trainer import train
 from mim4d.tensors import read_tensors
 from tests.pretrain.runs import environment, tiny
@@ -78,7 +80,7 @@ def test_the_config_says_how_the_weights_were_made_and_nothing_of_this_machine(r
         "mini_train",
     )
     assert (made["steps"], made["clips_per_step"]) == (2, 1)
-    assert made["settings"]["optim.lr"] == 1e-3
+    assert overlay(PretrainConfig(), made["settings"], Path("card")).optim.lr == 1e-3
     assert made["measured"]["first"]["step"] == 1
     assert made["measured"]["last"].keys() >= {"step", "loss", "direct_rgb", "direct_depth", "temporal_depth"}
     assert str(tmp_path) not in text
