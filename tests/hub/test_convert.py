@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import mim4d
 from mim4d.errors import WeightsError
 from mim4d.hub import convert_checkpoint
-from mim4d.hub.folder import save_encoder
+from mim4d.hub.folder import check_folder, save_encoder
 from tests.hub import calls, checkpoints
 from tests.reference.openmmlab_convnext import openmmlab_convnext
 
@@ -221,3 +221,17 @@ def test_resnets_have_the_same_names_everywhere(tmp_path):
     assert set(written) == {f"img_backbone.{name}" for name in model.state_dict()}
     converted = convert_checkpoint(tmp_path / "mmdet.pth")
     assert all(torch.equal(converted[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_run_in_half_precision_keeps_what_is_known_of_it(tmp_path):
+    made = {"init": "scratch", "data": "synthetic", "dataset": "v1.0-mini", "split": "mini_train", "steps": 300}
+    folder = tmp_path / "run" / "encoder"
+    save_encoder(calls.small(), folder, image_size=(96, 256), license="apache-2.0", provenance=made)
+    code, _, err = calls.run("convert", str(tmp_path / "run"), str(tmp_path / "half"), "--half")
+    assert code == 0, err
+    half = check_folder(tmp_path / "half")
+    assert made.items() <= half.provenance.items()
+    assert (half.about["license"], half.about["input_size"]) == ("apache-2.0", [3, 96, 256])
+    assert half.model_args == check_folder(folder).model_args
+    card = calls.run("card", str(tmp_path / "half"))[1]
+    assert "no real image at all" in card
