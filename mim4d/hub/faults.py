@@ -53,7 +53,9 @@ def told(
     elif writing and caused_by(OfflineModeIsEnabled):
         text = f"HF_HUB_OFFLINE is set: unset it to publish {repo}"
     elif caused_by(OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and not status):
-        text = f"{what} is not in the cache and HF_HUB_OFFLINE is set: fetch it once, with `mim4d-hub pull {at}`"
+        text = f"{what} is not in the cache, and HF_HUB_OFFLINE is set: fetch it once without"
+    elif isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+        text = f"cannot keep {what}: {error}"  # the disk, not the network
     elif caused_by(GatedRepoError):
         text = f"{repo} is gated: ask for access at {constants.ENDPOINT}/{repo}, then log in ({LOGIN})"
     elif caused_by(RevisionNotFoundError):

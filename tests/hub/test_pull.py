@@ -166,6 +166,12 @@ def test_wrong_bytes_are_found_without_symbolic_links_too(client, hub, expected,
     assert not weights.exists()
 
 
+def test_a_cache_that_cannot_be_written(client, expected, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    told = refused(client, "org/name", cache_dir=str(tmp_path / "file" / "cache"))
+    assert told.startswith("cannot keep config.json of org/name: ")
+
+
 # --- what was published is bad ---------------------------------------------------------------------------------------
 
 
@@ -235,8 +241,7 @@ def test_offline_works_from_the_cache(client, offline, hub, expected):
 
 def test_offline_says_how_to_get_what_is_not_in_the_cache(offline, hub):
     assert refused(offline, "org/name") == (
-        "config.json of org/name is not in the cache and HF_HUB_OFFLINE is set: fetch it once, with `mim4d-hub pull "
-        "org/name`"
+        "config.json of org/name is not in the cache, and HF_HUB_OFFLINE is set: fetch it once without"
     )
     assert not hub.seen
 
