@@ -141,8 +141,7 @@ def from_config(config: PretrainedCfg, *, cache_dir: str | Path | None = None) -
     Raises:
         WeightsError: If it cannot be had or is damaged.
     """
-    about = config.to_dict()
-    about.pop("state_dict", None)
+    about = dataclasses.replace(config, state_dict=None).to_dict()
 
     def weights(tensors: dict[str, Tensor], source: str) -> Weights:
         return Weights(tensors=tensors, source=source, about=about)
@@ -159,7 +158,8 @@ def from_config(config: PretrainedCfg, *, cache_dir: str | Path | None = None) -
         filename = config.hf_hub_filename or WEIGHTS
         file = fetch(repo, filename, revision=revision or None, cache_dir=cache_dir)
         return weights(read_tensors(file), f"{repo}/{filename}")
-    url = config.url if isinstance(config.url, str) else ""
+    assert config.url, "callers see to it that there are weights"
+    url = config.url if isinstance(config.url, str) else config.url[0]  # timm may name the file beside it
     return weights(_guard(lambda: _download(url, cache_dir), url), url)
 
 

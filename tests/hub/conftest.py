@@ -61,6 +61,8 @@ def environment(server, tmp_path_factory) -> dict[str, str]:
     return {
         "HF_ENDPOINT": server.endpoint,
         "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "NO_PROXY": "127.0.0.1",
         "HF_TOKEN": "hf_writer",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": "0",
