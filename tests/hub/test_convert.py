@@ -209,20 +209,6 @@ def test_a_target_with_other_things_in_it_is_left_alone(released, tmp_path):
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
-def test_resnets_have_the_same_names_everywhere(tmp_path):
-    """mmdet's, torchvision's and timm's are the same but for the beginning."""
-    names = timm.list_models("mim4d_resnet*")
-    if not names:
-        pytest.skip("there are no ResNets yet")
-    model = timm.create_model("mim4d_resnet18", num_classes=0)
-    save_encoder(model, tmp_path / "encoder")
-    calls.run("convert", str(tmp_path / "encoder"), str(tmp_path / "mmdet.pth"), "--prefix", "img_backbone.")
-    written = torch.load(tmp_path / "mmdet.pth", weights_only=True)["state_dict"]
-    assert set(written) == {f"img_backbone.{name}" for name in model.state_dict()}
-    converted = convert_checkpoint(tmp_path / "mmdet.pth")
-    assert all(torch.equal(converted[name], tensor) for name, tensor in model.state_dict().items())
-
-
 def test_a_run_in_half_precision_keeps_what_is_known_of_it(tmp_path):
     made = {"init": "scratch", "data": "synthetic", "dataset": "v1.0-mini", "split": "mini_train", "steps": 300}
     folder = tmp_path / "run" / "encoder"
