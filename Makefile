@@ -17,8 +17,6 @@ help:
 demo test: export MALLOC_MMAP_MAX_ = 0
 demo test: export MALLOC_TRIM_THRESHOLD_ = 2147483647
 demo test: export MALLOC_ARENA_MAX = 1
-# Threads that wait give their core away: others may need it, the data loader first of all.
-demo test: export OMP_WAIT_POLICY = PASSIVE
 
 install: $(VENV)/installed
 
