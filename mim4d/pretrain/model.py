@@ -1,7 +1,6 @@
 """MIM4D (arXiv 2403.08760): the whole forward pass, steps 1 to 8, on one screen."""
 
 from dataclasses import dataclass, field
-from typing import cast
 
 import timm
 import torch
@@ -68,14 +67,15 @@ class MIM4D(nn.Module):
                 f"{config.encoder} has no masked forward: pretraining needs one of timm.list_models('mim4d_*')"
             )
         self.encoder = encoder
-        for part in (encoder.head, *[encoder.stem, *encoder.stages][: config.frozen]):
-            part.requires_grad_(False)  # nothing in pretraining sees the head's norm
+        encoder.requires_grad_(False)  # nothing in pretraining sees the head
+        for part in encoder.parts()[config.frozen :]:
+            part.requires_grad_(True)
         normalise = resolve_model_data_config(encoder)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(normalise["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
-        self.neck = Neck(config.neck, [cast(int, stage["num_chs"]) for stage in encoder.feature_info])
+        self.neck = Neck(config.neck, encoder.widths())
         self.lift = Lift(config.lift, config.neck.channels, self.neck.stride, config.grid)
         temporal = config.frames > 1
         self.temporal = (

@@ -7,6 +7,7 @@ import timm
 import torch
 
 from mim4d import MIM4DEncoder
+from mim4d.convnext import MIM4DConvNeXt
 from mim4d.errors import UserError, WeightsError
 from mim4d.hub.folder import save_encoder
 from tests.hub import calls
@@ -74,7 +75,7 @@ def test_what_timm_could_not_rebuild_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"made with arguments that config\.json cannot hold"):
         save_encoder(calls.small(act_layer=torch.nn.ReLU), tmp_path / "encoder")
     with pytest.raises(UserError, match="this encoder has no name"):
-        save_encoder(MIM4DEncoder(), tmp_path / "encoder")
+        save_encoder(MIM4DConvNeXt(), tmp_path / "encoder")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""MIM4DEncoder: timm's ConvNeXt to the letter, and a masked forward that is submanifold convolution."""
+"""MIM4DConvNeXt: timm's ConvNeXt to the letter, and a masked forward that is submanifold convolution."""
 
 import copy
 import subprocess
@@ -13,6 +13,7 @@ from timm.models.convnext import ConvNeXt
 
 import mim4d
 from mim4d import MIM4DEncoder
+from mim4d.convnext import MIM4DConvNeXt
 from tests.reference.masked_convnext import masked_convnext
 
 SIZES = ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
@@ -121,7 +122,7 @@ def test_import_is_light():
     heavy = {"accelerate", "nuscenes", "matplotlib", "tensorboard", "tyro", "dacite", "rich", "PIL.ImageDraw"}
     assert not heavy & {name.partition(".")[0] for name in loaded}
     assert not [name for name in loaded if name.startswith(("mim4d.pretrain", "mim4d.data", "mim4d.world"))]
-    assert "mim4d.encoder" in loaded
+    assert {"mim4d.encoder", "mim4d.convnext"} <= set(loaded)
     assert mim4d.__version__
 
 
@@ -362,4 +363,4 @@ def test_nothing_visible_at_all():
 
 def test_it_is_timms_class():
     """So isinstance checks and weight filters written for timm's ConvNeXt hold."""
-    assert issubclass(MIM4DEncoder, ConvNeXt)
+    assert issubclass(MIM4DConvNeXt, ConvNeXt)
