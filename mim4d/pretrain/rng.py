@@ -53,7 +53,7 @@ def uniform(seeds: Tensor, stream: Stream, shape: tuple[int, ...]) -> Tensor:
         shape: The shape wanted for each clip.
 
     Returns:
-        [B, *shape] float32 on the device of ``seeds``.
+        ``[B, *shape]`` float32 on the device of ``seeds``.
     """
     keys = hash64(hash64(seeds) + int(stream))
     counter = torch.arange(math.prod(shape), device=seeds.device)

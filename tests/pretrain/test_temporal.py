@@ -69,12 +69,13 @@ def test_time_embedding_tells_past_from_future_and_any_two_gaps_apart():
 def test_attention_against_loops(frames, heads, points):
     attention = DeformableAttention(8, heads, points)
     shake(attention, 0.5)
-    queries, keys = random(2, 5, 6, 8), random(2, frames, 5, 6, 8, seed=1)
+    queries, keys, values = random(2, 5, 6, 8), *random(2, 2, frames, 5, 6, 8, seed=1)
     with torch.no_grad():
-        got, offsets, shares = attention(queries, keys)
+        got, offsets, shares = attention(queries, keys, values)
     weights = {name: value.detach().double().numpy() for name, value in attention.named_parameters()}
     for b in range(2):
-        expected = reference.attend(weights, queries[b].double().numpy(), keys[b].double().numpy(), heads, points)
+        one = (x[b].double().numpy() for x in (queries, keys, values))
+        expected = reference.attend(weights, *one, heads, points)
         np.testing.assert_allclose(got[b], expected[0], atol=1e-4)
         np.testing.assert_allclose(offsets[b], expected[1], atol=1e-5)
         np.testing.assert_allclose(shares[b], expected[2], atol=1e-5)
@@ -85,14 +86,18 @@ def test_attention_against_loops(frames, heads, points):
 def test_attention_gradients_against_loops():
     attention = DeformableAttention(4, 2, 2)
     shake(attention, 0.5)
-    queries, keys = random(1, 3, 4, 4).requires_grad_(), random(1, 2, 3, 4, 4, seed=1).requires_grad_()
+    inputs = {
+        "queries": random(1, 3, 4, 4),
+        "keys": random(1, 2, 3, 4, 4, seed=1),
+        "values": random(1, 2, 3, 4, 4, seed=3),
+    }
     pull = random(3, 4, 4, seed=2)
-    (attention(queries, keys)[0][0] * pull).sum().backward()
-    tensors = {"queries": queries, "keys": keys, **dict(attention.named_parameters())}
+    (attention(*(x.requires_grad_() for x in inputs.values()))[0][0] * pull).sum().backward()
+    tensors = {**inputs, **dict(attention.named_parameters())}
     numbers = {name: value.detach().double().numpy() for name, value in tensors.items()}
 
     def loss(changed):
-        features, _, _ = reference.attend(changed, changed["queries"][0], changed["keys"][0], 2, 2)
+        features, _, _ = reference.attend(changed, *(changed[name][0] for name in inputs), 2, 2)
         return (features * pull.double().numpy()).sum()
 
     generator = np.random.default_rng(0)
@@ -105,9 +110,19 @@ def test_attention_gradients_against_loops():
         assert (tensor.grad.double().numpy() * direction).sum() == pytest.approx(expected, abs=1e-4 * size), name
 
 
+def test_a_point_that_sits_on_a_cell_feels_both_neighbours_of_the_step_ahead():
+    """Training starts with whole-cell offsets: their gradient is the difference to the next cell, not a half of it."""
+    attention = DeformableAttention(1, 1, 1)
+    with torch.no_grad():
+        attention.output.weight.fill_(1)
+    ramp = torch.arange(6.0).expand(1, 1, 5, 6)[..., None]  # grows by 1 a cell along x
+    attention(torch.zeros(1, 5, 6, 1), torch.zeros(1, 1, 5, 6, 1), ramp)[0][0, :-1, :-1].sum().backward()
+    torch.testing.assert_close(attention.offsets.bias.grad, torch.tensor([4.0 * 5, 0.0]))
+
+
 def test_new_attention_looks_in_all_directions_and_most_at_what_is_near():
     """Deformable DETR's start, head h in direction h and point k at k cells, with shares that fall as exp(-k)."""
-    _, offsets, shares = DeformableAttention(8, 4, 3)(random(1, 5, 6, 8), random(1, 2, 5, 6, 8))
+    _, offsets, shares = DeformableAttention(8, 4, 3)(random(1, 5, 6, 8), *random(2, 1, 2, 5, 6, 8))
     fall = np.exp([0, -1, -2])
     for h, (x, y) in enumerate([(1, 0), (0, 1), (-1, 0), (0, -1)]):
         for p in range(3):
@@ -115,6 +130,17 @@ def test_new_attention_looks_in_all_directions_and_most_at_what_is_near():
             torch.testing.assert_close(offsets[..., h, p, :], expected, atol=1e-6, rtol=0)
             share = fall[p] / fall.sum() / 2  # of two frames
             torch.testing.assert_close(shares[..., h, p], torch.full((1, 2, 5, 6), share).float())
+
+
+def test_new_decoder_hands_on_the_mean_of_its_branches():
+    """Volumes that are the same everywhere: no sampling point can miss. What is left are the queries' small starts."""
+    torch.manual_seed(0)
+    decoder = TemporalDecoder(SMALL, CHANNELS, GRID, 3)
+    near, far = random(2, 1, CHANNELS, 2, 1, 1).expand(2, 1, CHANNELS, *GRID.shape)
+    with torch.no_grad():
+        volume = decoder(torch.stack([near, far], dim=1), torch.tensor([[-0.5, 1.0]])).volume
+    inner = (..., slice(3, -3), slice(3, -3))  # the outer cells' points look out of the grid
+    torch.testing.assert_close(volume[inner], (near + far)[inner] / 2, atol=0.1, rtol=0)
 
 
 # Which frames, when
@@ -291,9 +317,9 @@ def test_flow_and_features_agree_about_a_moving_thing():
         attention.output.weight.copy_(torch.eye(4))
         attention.output.bias.zero_()
     now = (4, 2)  # row (y), column (x) of the blob at the target's time
-    keys = torch.zeros(1, 1, 10, 7, 4)
-    keys[0, 0, now[0], now[1] + 2, 1] = 1.0  # in the later frame
-    found, _, _ = attention(torch.zeros(1, 10, 7, 4), keys)
+    values = torch.zeros(1, 1, 10, 7, 4)
+    values[0, 0, now[0], now[1] + 2, 1] = 1.0  # in the later frame
+    found, _, _ = attention(torch.zeros(1, 10, 7, 4), torch.zeros_like(values), values)
     assert found[0, ..., 1].argmax().item() == now[0] * 7 + now[1]
     assert found.sum().item() == pytest.approx(1, abs=1e-5)
 

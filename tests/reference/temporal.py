@@ -25,13 +25,14 @@ def bilinear(plane, x, y):
     return value
 
 
-def attend(weights, queries, keys, heads, points):
+def attend(weights, queries, keys, values, heads, points):
     """Deformable attention.
 
     Args:
         weights: By name: ``offsets``, ``scores`` and ``output``, each ``.weight`` and ``.bias``.
         queries: [Y, X, E].
         keys: [S, Y, X, E].
+        values: [S, Y, X, E].
         heads: A whole share of E each.
         points: Sampled points a head and frame.
 
@@ -62,7 +63,7 @@ def attend(weights, queries, keys, heads, points):
                 for s in range(frames):
                     for p in range(points):
                         dx, dy = offsets[s, y, x, h, p]
-                        value = bilinear(keys[s, :, :, part], x + dx, y + dy)
+                        value = bilinear(values[s, :, :, part], x + dx, y + dy)
                         mixed[part] += attention[s, y, x, h, p] * value
             features[y, x] = weights["output.weight"] @ mixed + weights["output.bias"]
     return features, offsets, attention
