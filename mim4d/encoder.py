@@ -1,7 +1,7 @@
 """What every image backbone here is: timm's model with one method more, the masked forward that pretraining needs."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ class MIM4DEncoder(nn.Module):
     those of timm's class.
     """
 
-    feature_info: Any  # timm's models set it: channels, stride and name of what can be taken out
+    if TYPE_CHECKING:  # TorchScript takes the annotations of a class for attributes that it must be able to type
+        feature_info: Any  # timm's models set it: channels, stride and name of what can be taken out
 
     @classmethod
     def from_pretrained(
