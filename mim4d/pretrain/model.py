@@ -83,6 +83,14 @@ class MIM4D(nn.Module):
         )
         sky = config.supervision == "rgb"
         self.renderer = Renderer(config.render, config.lift.channels, config.grid, sky=sky)
+        self.train()
+
+    def train(self, mode: bool = True) -> "MIM4D":
+        """As of any module, but frozen parts stay in evaluation mode: no drop path, and BatchNorm's statistics hold."""
+        super().train(mode)
+        for part in self.encoder.parts()[: self.config.frozen]:
+            part.eval()
+        return self
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
         """One training step's losses.
