@@ -1,16 +1,17 @@
-# The two commands of the README: each sets up what is missing and does its work.
+# The commands of the README: each sets up what is missing and does its work.
 #   make demo   makes a small world, pretrains on it, leaves its run in runs/demo
 #   make test   lint, types and all tests
+#   make docs   builds the documentation into build/docs
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install clean
+.PHONY: demo test docs install clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,3s/^# *//p' Makefile
+	@sed -n '1,4s/^# *//p' Makefile
 
 # Fresh memory is slow to map on some machines: let the C library keep what it has (1.5 to 1.9 times faster steps on a
 # CPU in one trial). Python's own behaviour does not change.
@@ -35,5 +36,9 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+docs: install
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs build/docs
+	@echo "open build/docs/index.html"
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build
