@@ -1,0 +1,48 @@
+"""What tests of masked forwards share: masks, pixels and sites under them, and how near is near."""
+
+import torch
+from hypothesis import strategies as st
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_mask(*shape, seed=0):
+    """About half of the patches."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+
+
+def pixels(visible):
+    """A patch mask [N, h, w] at the resolution of the image: [N, 1, H, W]."""
+    return torch.kron(visible, torch.ones(1, 32, 32)).bool()[:, None]
+
+
+def at_sites(visible, feature):
+    """A patch mask [N, h, w] as [N, 1, H, W] of a feature map."""
+    factor = feature.shape[-1] // visible.shape[-1]
+    return torch.kron(visible, torch.ones(1, factor, factor)).bool()[:, None].expand_as(feature)
+
+
+def masks(n, h, w):
+    """Any pattern, image by image; all-visible, none-visible and one-visible images come up often."""
+    one = st.integers(0, h * w - 1).map(lambda i: [k == i for k in range(h * w)])
+    image = st.one_of(
+        st.just([True] * (h * w)),
+        st.just([False] * (h * w)),
+        one,
+        st.lists(st.booleans(), min_size=h * w, max_size=h * w),
+    )
+    return st.lists(image, min_size=n, max_size=n).map(lambda m: torch.tensor(m).view(n, h, w))
+
+
+def gradient(leaf):
+    """What backward left, zeros where it never came by."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def close(got, want, tolerance, what):
+    """Nearer than ``tolerance`` of the largest value."""
+    scale = max(1.0, float(want.detach().abs().max()))
+    error = float((got.detach().double() - want.detach()).abs().max())
+    assert error <= tolerance * scale, f"{what}: off by {error:.2g} at a scale of {scale:.2g}"
