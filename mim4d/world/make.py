@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ..errors import UserError
-from .atlas import hand_of, location_of, make_atlas
+from .atlas import MASKS, hand_of, location_of, make_atlas
 from .capture import PERIOD, SceneJob, capture, write_atomically
 from .scene import travel_within
 from .tables import TableBuilder
@@ -154,19 +154,20 @@ def _travel(config: WorldConfig) -> float:
 
 
 def _jobs(root: Path, config: WorldConfig) -> list[SceneJob]:
-    """Lay out the maps, write their masks, and list the scenes."""
+    """Lay out the maps, write them, and list the scenes."""
     named = scene_names(config.version, config.scenes)
     offsets: dict[int, tuple[float, float]] = {}
     for location in sorted({location_of(place) for _, place in named}):
         places = sorted({place for _, place in named if location_of(place) == location})
         atlas = make_atlas(config.seed, places, _travel(config))
         offsets |= atlas.offsets
-        write_atomically(root / _mask_name(config, location), atlas.mask)
+        write_atomically(root / _mask_name(location), atlas.mask)
+        write_atomically(root / "maps" / "expansion" / f"{location}.json", atlas.expansion.encode())
     return [scene_job(config, name, place, offsets[place]) for name, place in named]
 
 
-def _mask_name(config: WorldConfig, location: str) -> str:
-    return f"maps/{TableBuilder(config.seed, config.version).token('map', location)}.png"
+def _mask_name(location: str) -> str:
+    return f"maps/{MASKS[location]}.png"
 
 
 def scene_job(config: WorldConfig, name: str, place: int, offset: tuple[float, float]) -> SceneJob:
@@ -222,7 +223,7 @@ def _finish(root: Path, config: WorldConfig, jobs: Sequence[SceneJob]) -> None:
         builder.add_scene(job, location_of(job.place), [json.loads(file.read_text()) for file in files])
     for location in sorted({location_of(job.place) for job in jobs}):
         logs = [job.logfile for job in jobs if location_of(job.place) == location]
-        builder.add_map(location, logs, _mask_name(config, location))
+        builder.add_map(location, logs, _mask_name(location))
     unfinished = root / f".{config.version}"
     shutil.rmtree(unfinished, ignore_errors=True)
     builder.write(unfinished)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .shapes import Kind, Material, Shapes, corners, join, shape
+from .shapes import Kind, Material, Shapes, corners, join, placed, shape
 
 Size = tuple[float, float, float]
 """Length, width and height of the upright box that holds a thing, metres."""
@@ -178,6 +178,45 @@ def bus(rng: np.random.Generator, braking: bool = False) -> Model:
         *_wheels(length, width, 0.48, (length / 2 - 2.6, -length / 2 + 3.0)),
     ]
     return _model("vehicle.bus.rigid", parts)
+
+
+def trailer(rng: np.random.Generator) -> Model:
+    """A box trailer left by its tractor: two axles at the back, a drawbar and its legs in front."""
+    length, width, height = rng.uniform(7.5, 11.0), rng.uniform(2.3, 2.5), rng.uniform(3.2, 3.8)
+    look = (2.0, 0.0, float(rng.integers(1 << 12)))
+    body = ((length - 1.2) / 2, width / 2, (height - 1.1) / 2)
+    parts = [
+        shape(Kind.BOX, (-0.6, 0, (1.1 + height) / 2), body, _pick(rng, PAINTS), material=Material.PAINT, look=look),
+        shape(Kind.BOX, (-0.6, 0, 0.95), (length / 2 - 0.8, width / 2 - 0.3, 0.12), DARK),
+        shape(Kind.BOX, (length / 2 - 0.6, 0, 0.85), (0.6, 0.1, 0.08), STEEL),
+        *[shape(Kind.BOX, (length / 2 - 1.8, side * 0.7, 0.45), (0.08, 0.08, 0.45), STEEL) for side in (-1, 1)],
+        *_wheels(length, width, 0.48, (-length / 2 + 1.5, -length / 2 + 2.7)),
+    ]
+    return _model("vehicle.trailer", parts)
+
+
+def excavator(rng: np.random.Generator) -> Model:
+    """A yellow digger: tracks, a cab with its engine behind, and an arm whose bucket rests on the ground."""
+    width, reach = rng.uniform(2.2, 2.5), rng.uniform(2.2, 2.8)
+    yellow = tuple(rng.uniform(0.8, 1.1) * np.array((0.62, 0.38, 0.03)))
+    parts = [
+        *[shape(Kind.BOX, (0, side * (width / 2 - 0.25), 0.4), (1.5, 0.25, 0.4), DARK) for side in (-1, 1)],
+        shape(Kind.BOX, (-0.5, 0, 1.35), (1.3, width / 2 - 0.1, 0.45), yellow, material=Material.PAINT),
+        shape(
+            Kind.PRISM,
+            (0.4, 0.45, 2.2),
+            (0.7, 0.5, 0.6),
+            yellow,
+            form=(0.25, 0.05, 0.05),
+            material=Material.CABIN,
+            look=(1.0,),
+        ),
+        shape(Kind.BOX, (0.8 + reach / 2, -0.35, 2.7), (reach / 2, 0.16, 0.22), yellow),
+        shape(Kind.BOX, (0.8 + reach, -0.35, 1.75), (0.16, 0.14, 1.05), yellow),
+        shape(Kind.PRISM, (0.8 + reach, -0.35, 0.4), (0.4, 0.5, 0.4), STEEL, form=(0.15, 0.3, 0.05)),
+    ]
+    rear, front = 1.8, 0.8 + reach + 0.4
+    return _model("vehicle.construction", [placed(join(parts), (rear - front) / 2, 0.0, 0.0)])
 
 
 def pedestrian(rng: np.random.Generator, walking: bool = True) -> Model:

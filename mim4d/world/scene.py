@@ -55,6 +55,7 @@ def make_scene(seed: int, number: int, place: int, hand: int, duration: float) -
     pick = int(rng.choice(len(stories), p=[odds for odds, _ in stories]))
     stories[pick][1]()
     cast.roadworks()
+    cast.left_standing(np.random.default_rng([seed, number, 5]))
     cast.fill_kerbs()
     cast.fill_pavements()
     cast.cyclists()
@@ -298,3 +299,16 @@ class _Cast:
             if road.clear_of_junctions(np.array([spot]))[0] > 0.0:
                 shift = -side * 0.1 * i
                 self._add(Actor(models.traffic_cone(rng), Motion(road.curve, out - shift, spot, 1, STILL)))
+
+    def left_standing(self, rng: np.random.Generator) -> None:
+        """Now and then a trailer without its tractor, and a digger: by the kerb, or on the pavement beside it."""
+        road, street = self.road, self.place.street
+        for make in (models.trailer, models.excavator):
+            for side in rng.permutation((-1, 1))[: int(rng.integers(0, 3))]:
+                s = float(self.near + rng.uniform(-25.0, 45.0))
+                model = make(rng)
+                if road.clear_of_junctions(np.array([s]))[0] > model.size[0] / 2:
+                    direction = int(-side * road.hand)
+                    edge = road.half_width + (0.0 if road.parking else street.frontage)
+                    out = side * (edge - model.size[1] / 2 - 0.1)
+                    self._add(Actor(model, Motion(road.curve, out, s, direction, STILL), parked=True))
