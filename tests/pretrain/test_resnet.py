@@ -1,0 +1,33 @@
+"""Pretraining a ResNet: its BatchNorm is what ConvNeXts do not have."""
+
+import timm
+import torch
+
+from mim4d.pretrain.checkpoint import list_checkpoints
+from mim4d.pretrain.model import MIM4D
+from mim4d.pretrain.trainer import train
+from mim4d.tensors import read_tensors
+from tests.pretrain.runs import losses, tiny
+from tests.toy import toy_clip, toy_config
+
+
+def test_a_run_trains_it_and_timm_loads_it_as_its_own(root, tmp_path, fresh_accelerate):
+    out = train(tiny(root, tmp_path / "run", "--model", "mim4d_resnet18", "--steps", "2", "--precision", "bf16"))
+    assert len(losses(out)) == 2
+    weights = read_tensors(list_checkpoints(out / "checkpoints")[-1] / "model.safetensors")
+    loaded = timm.create_model(f"local-dir:{out / 'encoder'}", pretrained=True)
+    assert type(loaded) is timm.models.resnet.ResNet
+    assert loaded.pretrained_cfg["architecture"] == "resnet18"
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, weights[f"encoder.{name}"]), name
+    assert loaded.bn1.num_batches_tracked == 2
+    assert loaded.layer4[1].bn2.running_mean.any()
+
+
+def test_frozen_parts_keep_their_statistics():
+    model = MIM4D(toy_config(encoder="mim4d_resnet18", frozen=2))
+    before = {name: buffer.clone() for name, buffer in model.encoder.named_buffers()}
+    model.train()(toy_clip(1))["loss"].backward()
+    changed = {name.split(".")[0] for name, buffer in model.encoder.named_buffers() if not buffer.equal(before[name])}
+    learns = {name.split(".")[0] for name, p in model.encoder.named_parameters() if p.grad is not None}
+    assert changed == learns == {"layer2", "layer3", "layer4"}
