@@ -16,7 +16,11 @@ from mim4d import MIM4DEncoder
 from mim4d.convnext import MIM4DConvNeXt
 from tests.reference.masked_convnext import masked_convnext
 
-SIZES = ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
+NAMES = (
+    *(f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")),
+    *(f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base")),
+)
+"""timm's."""
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24))
 
 
@@ -30,9 +34,13 @@ def shake(model, seed=0):
     return model
 
 
-def small(base="atto", **changes) -> MIM4DEncoder:
-    """A narrow encoder; ``atto`` has its MLPs as 1x1 convolutions, ``tiny`` as linear layers."""
-    return shake(timm.create_model(f"mim4d_convnext_{base}", **SMALL, **changes)).eval()
+KINDS = ("convnext_atto", "convnext_tiny", "convnextv2_atto", "convnextv2_tiny")
+"""``atto`` has its MLPs as 1x1 convolutions, ``tiny`` as linear layers; V2 has a response norm in them."""
+
+
+def small(kind="convnext_atto", **changes) -> MIM4DEncoder:
+    """A narrow encoder."""
+    return shake(timm.create_model(f"mim4d_{kind}", **SMALL, **changes)).eval()
 
 
 def noise(*shape, seed=0):
@@ -58,41 +66,54 @@ def at_sites(visible, feature):
 # --- dense use -------------------------------------------------------------------------------------------------------
 
 
-def test_timm_lists_and_creates_every_size():
-    assert set(timm.list_models("mim4d_convnext_*")) == {f"mim4d_convnext_{size}" for size in SIZES}
-    with torch.device("meta"):
-        for size in SIZES:
-            assert isinstance(timm.create_model(f"mim4d_convnext_{size}"), MIM4DEncoder)
+def test_timm_lists_every_size():
+    assert set(timm.list_models("mim4d_convnext*")) == {f"mim4d_{name}" for name in NAMES}
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_keys_and_shapes_are_timms(size):
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_and_shapes_are_timms(name):
     with torch.device("meta"):
-        ours = timm.create_model(f"mim4d_convnext_{size}")
-        timms = timm.create_model(f"convnext_{size}", num_classes=0)
+        ours = timm.create_model(f"mim4d_{name}")
+        timms = timm.create_model(name, num_classes=0)
+    assert isinstance(ours, MIM4DEncoder)
     assert [(k, v.shape) for k, v in ours.state_dict().items()] == [(k, v.shape) for k, v in timms.state_dict().items()]
     assert ours.feature_info == timms.feature_info
 
 
-@pytest.mark.parametrize(("size", "changes"), [("atto", {}), ("nano", SMALL), ("tiny", SMALL)])
-def test_dense_numbers_are_timms(size, changes):
-    ours = shake(timm.create_model(f"mim4d_convnext_{size}", **changes)).eval()
-    timms = timm.create_model(f"convnext_{size}", num_classes=0, **changes).eval()
-    timms.load_state_dict(ours.state_dict(), strict=True)
-    images = noise(2, 3, 64, 96)
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_are_timms(name):
+    """All models here have the very same tensors, so that the largest take their memory once."""
+    ours = shake(timm.create_model(f"mim4d_{name}", drop_path_rate=0.2))
+    with torch.device("meta"):
+        timms = timm.create_model(name, num_classes=0, drop_path_rate=0.2)
+        nets = [timm.create_model(n, features_only=True, drop_path_rate=0.2) for n in (f"mim4d_{name}", name)]
+    timms.load_state_dict(ours.state_dict(), strict=True, assign=True)
+    body = [tensor for key, tensor in ours.state_dict().items() if not key.startswith("head.")]
+    for net in nets:
+        net.load_state_dict(dict(zip(net.state_dict(), body, strict=True)), strict=True, assign=True)
+    assert nets[0].state_dict().keys() == nets[1].state_dict().keys()
+    assert nets[0].feature_info.channels() == nets[1].feature_info.channels()
+    assert nets[0].feature_info.reduction() == [4, 8, 16, 32]
+
+    images = noise(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(ours(images), timms(images))
-        assert torch.equal(ours.forward_features(images), timms.forward_features(images))
+        for training in (True, False):
+            results = []
+            for model in (ours, timms, *nets):
+                torch.manual_seed(0)
+                maps = model.train(training)(images)
+                results.append(maps if isinstance(maps, list) else [maps])
+            for a, b in ((0, 1), (2, 3)):
+                assert all(torch.equal(x, y) for x, y in zip(results[a], results[b], strict=True))
+            assert results[0][0].abs().max() > 0.1
 
 
-@pytest.mark.parametrize("size", ["atto", "tiny"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(64, 96), (50, 70)])
-def test_features_only_is_timms(size, shape):
-    ours = shake(timm.create_model(f"mim4d_convnext_{size}", features_only=True, **SMALL)).eval()
-    timms = timm.create_model(f"convnext_{size}", features_only=True, **SMALL).eval()
+def test_features_only_has_timms_numbers(kind, shape):
+    ours = shake(timm.create_model(f"mim4d_{kind}", features_only=True, **SMALL)).eval()
+    timms = timm.create_model(kind, features_only=True, **SMALL).eval()
     timms.load_state_dict(ours.state_dict(), strict=True)
-    assert ours.feature_info.channels() == timms.feature_info.channels()
-    assert ours.feature_info.reduction() == [4, 8, 16, 32]
     images = noise(2, 3, *shape)
     with torch.no_grad():
         for a, b in zip(ours(images), timms(images), strict=True):
@@ -174,22 +195,22 @@ def masks(n, h, w):
     return st.lists(image, min_size=n, max_size=n).map(lambda m: torch.tensor(m).view(n, h, w))
 
 
-@pytest.mark.parametrize("base", ["atto", "tiny"])
-def test_masked_is_the_slow_reference(base):
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_is_the_slow_reference(kind):
     visible = torch.tensor([[[1, 0, 1], [1, 1, 0]], [[0, 0, 0], [0, 1, 0]]]).bool()
-    check_against_reference(small(base), noise(2, 3, 64, 96), visible)
+    check_against_reference(small(kind), noise(2, 3, 64, 96), visible)
 
 
-@pytest.mark.parametrize("base", ["atto", "tiny"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(visible=masks(2, 2, 2), seed=st.integers(0, 1000))
-def test_masked_is_the_slow_reference_whatever_the_mask(base, visible, seed):
-    check_against_reference(small(base), noise(2, 3, 64, 64, seed=seed), visible)
+def test_masked_is_the_slow_reference_whatever_the_mask(kind, visible, seed):
+    check_against_reference(small(kind), noise(2, 3, 64, 64, seed=seed), visible)
 
 
-@pytest.mark.parametrize("base", ["atto", "tiny"])
-def test_all_visible_is_dense(base):
-    model, images = small(base), noise(2, 3, 96, 64)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_visible_is_dense(kind):
+    model, images = small(kind), noise(2, 3, 96, 64)
     with torch.no_grad():
         masked = model.forward_masked(images, torch.ones(2, 3, 2, dtype=torch.bool))
         dense = model.forward_intermediates(images, intermediates_only=True)
@@ -197,13 +218,13 @@ def test_all_visible_is_dense(base):
         close(a, b.double(), 1e-6, "dense")
 
 
-@pytest.mark.parametrize("base", ["atto", "tiny"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf, 1e30, 0.0])
-def test_hidden_pixels_change_nothing_at_all(base, junk):
+def test_hidden_pixels_change_nothing_at_all(kind, junk):
     images, visible = noise(3, 3, 96, 128), some_mask(3, 3, 4)
     results = []
     for seen in (images, torch.where(pixels(visible), images, junk)):
-        model = small(base)
+        model = small(kind)
         maps = model.forward_masked(seen, visible)
         sum(m.square().sum() for m in maps).backward()
         results.append([*maps, *(gradient(p) for p in model.parameters())])
@@ -282,14 +303,6 @@ def test_models_whose_patches_overlap_are_refused(arguments):
         model.forward_masked(noise(1, 3, 64, 64), torch.ones(1, 2, 2, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("base", ["atto", "tiny"])
-def test_a_norm_over_the_whole_image_is_refused(base):
-    """ConvNeXt-V2's response norm averages over an image's sites: packed sites would average over the batch."""
-    model = small(base, use_grn=True)
-    with pytest.raises(ValueError, match="forward_masked"):
-        model.forward_masked(noise(1, 3, 64, 64), torch.ones(1, 2, 2, dtype=torch.bool))
-
-
 @pytest.mark.parametrize(
     "arguments", [dict(patch_size=2), dict(kernel_sizes=5), dict(ls_init_value=None), dict(conv_bias=True)]
 )
@@ -305,9 +318,9 @@ def test_other_variants_work(arguments):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", ["atto", "tiny"])
-def test_drop_path_drops_whole_blocks_and_keeps_hidden_sites_zero(base):
-    model = small(base, drop_path_rate=0.9).train()
+@pytest.mark.parametrize("kind", KINDS)
+def test_drop_path_drops_whole_blocks_and_keeps_hidden_sites_zero(kind):
+    model = small(kind, drop_path_rate=0.9).train()
     images, visible = noise(4, 3, 64, 64), some_mask(4, 2, 2, seed=1)
     torch.manual_seed(0)
     first = model.forward_masked(images, visible)
@@ -319,15 +332,15 @@ def test_drop_path_drops_whole_blocks_and_keeps_hidden_sites_zero(base):
     first[-1].sum().backward()
     with torch.no_grad():
         still = model.eval().forward_masked(images, visible)
-        assert torch.equal(still[-1], small(base).forward_masked(images, visible)[-1])
+        assert torch.equal(still[-1], small(kind).forward_masked(images, visible)[-1])
 
 
-@pytest.mark.parametrize("base", ["atto", "tiny"])
-def test_checkpointing_gives_the_same_gradients(base):
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointing_gives_the_same_gradients(kind):
     images, visible = noise(2, 3, 64, 64), some_mask(2, 2, 2)
     gradients = []
     for checkpointing in (False, True):
-        model = small(base, drop_path_rate=0.3).train()
+        model = small(kind, drop_path_rate=0.3).train()
         model.set_grad_checkpointing(checkpointing)
         torch.manual_seed(5)
         sum(m.square().mean() for m in model.forward_masked(images, visible)).backward()
@@ -338,9 +351,9 @@ def test_checkpointing_gives_the_same_gradients(base):
         assert torch.equal(gradients[0][name], gradients[1][name]), name
 
 
-@pytest.mark.parametrize("base", ["atto", "tiny"])
-def test_bf16_autocast(base):
-    model, images, visible = small(base), noise(2, 3, 64, 96), some_mask(2, 2, 3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_autocast(kind):
+    model, images, visible = small(kind), noise(2, 3, 64, 96), some_mask(2, 2, 3)
     exact = model.forward_masked(images, visible)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = model.forward_masked(images, visible)

@@ -1,7 +1,7 @@
 """ConvNeXt on sparse sites: a dictionary of the sites that exist, and no others (submanifold convolution).
 
-Float64 from the formulas of ConvNeXt (arXiv 2201.03545, figure 4) and SparK (arXiv 2301.03580, section 3.1); in torch
-only for its autograd. Parameters come as a state dict with timm's names.
+Float64 from the formulas of ConvNeXt (arXiv 2201.03545, figure 4), ConvNeXt-V2 (arXiv 2301.00808, section 3.3) and
+SparK (arXiv 2301.03580, section 3.1); in torch only for its autograd. Parameters come as a state dict with timm's names.
 """
 
 import math
@@ -43,7 +43,7 @@ def masked_convnext(parameters, images, visible, patch=32):
             )
             stride *= 2
         number = 0
-        while f"{name}.blocks.{number}.gamma" in parameters:
+        while f"{name}.blocks.{number}.norm.weight" in parameters:
             x = block(sites, x, parameters, f"{name}.blocks.{number}")
             number += 1
         maps.append(scatter(sites, x, (len(images), images.shape[2] // stride, images.shape[3] // stride)))
@@ -51,13 +51,28 @@ def masked_convnext(parameters, images, visible, patch=32):
 
 
 def block(sites, x, parameters, name):
-    """Depthwise convolution, norm, two linear layers with GELU between, layer scale, shortcut; x [M, C]."""
+    """Depthwise convolution, norm, two linear layers with GELU between, layer scale, shortcut; x [M, C].
+
+    V2 has a response norm after the GELU in place of the layer scale.
+    """
     y = depthwise(sites, x, parameters[f"{name}.conv_dw.weight"], parameters[f"{name}.conv_dw.bias"])
     y = layer_norm(y, parameters, f"{name}.norm")
     y = y @ parameters[f"{name}.mlp.fc1.weight"].flatten(1).T + parameters[f"{name}.mlp.fc1.bias"]
     y = y * (1 + torch.erf(y / math.sqrt(2))) / 2
+    if f"{name}.mlp.grn.weight" in parameters:
+        y = response_norm(sites, y, parameters[f"{name}.mlp.grn.weight"], parameters[f"{name}.mlp.grn.bias"])
     y = y @ parameters[f"{name}.mlp.fc2.weight"].flatten(1).T + parameters[f"{name}.mlp.fc2.bias"]
-    return x + parameters[f"{name}.gamma"] * y
+    return x + (parameters[f"{name}.gamma"] * y if f"{name}.gamma" in parameters else y)
+
+
+def response_norm(sites, x, weight, bias):
+    """Each channel by its length over the sites of an image, relative to the mean channel's; x [M, C]."""
+    y = torch.zeros_like(x)
+    for n in {n for n, _, _ in sites}:
+        own = torch.tensor([k for k, site in enumerate(sites) if site[0] == n])
+        length = (x[own] ** 2).sum(0).sqrt()
+        y = y.index_add(0, own, x[own] * (length / (length.mean() + EPS)))
+    return x + weight * y + bias
 
 
 def depthwise(sites, x, weight, bias):
