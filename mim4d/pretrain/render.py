@@ -141,13 +141,8 @@ class Renderer(nn.Module):
         along = directions[:, None].expand(n, s, 3).reshape(-1, 3)
         sdf, normals, colour = self.field(points, along, table, first.repeat_interleave(s))
 
-        # Section distances by the slope along the ray (NeuS section 3.1, eq. 13), and only where the ray goes inwards.
-        drop = F.relu(-(along * normals).sum(-1)).view(n, s) * step / self.field.scale
-        sdf = sdf.view(n, s)
-        enter = torch.sigmoid((sdf + drop / 2) * self.field.inv_s)
-        leave = torch.sigmoid((sdf - drop / 2) * self.field.inv_s)
-        alpha = ((enter - leave + 1e-5) / (enter + 1e-5)).clamp(0, 1)
-        weights = alpha * transmittance(alpha)
+        slopes = (along * normals).sum(-1).view(n, s)
+        weights = section_weights(sdf.view(n, s), slopes, step / self.field.scale, self.field.inv_s)
 
         opacity = weights.sum(1)
         rgb = (weights[..., None] * colour.view(n, s, 3)).sum(1)
@@ -155,3 +150,21 @@ class Renderer(nn.Module):
             rgb = rgb + (1 - opacity)[:, None] * torch.sigmoid(self.sky)
         depth = (weights * middle).sum(1) / opacity.clamp(min=1e-6)
         return rgb, depth, opacity
+
+
+def section_weights(sdf: Tensor, slopes: Tensor, steps: Tensor, inv_s: Tensor) -> Tensor:
+    """Rendering weights of a ray's sections (NeuS section 3.1, eq. 13).
+
+    Args:
+        sdf: [n, S], at the middle of each section, scene units.
+        slopes: [n, S], its slope along the ray there; only where it falls does the ray enter something.
+        steps: [n, S], the sections' lengths, scene units.
+        inv_s: The surface's sharpness, scalar.
+
+    Returns:
+        [n, S], not negative, each ray's sum at most 1.
+    """
+    drop = F.relu(-slopes) * steps / 2
+    enter, leave = torch.sigmoid((sdf + drop) * inv_s), torch.sigmoid((sdf - drop) * inv_s)
+    alpha = ((enter - leave + 1e-5) / (enter + 1e-5)).clamp(0, 1)
+    return alpha * transmittance(alpha)
