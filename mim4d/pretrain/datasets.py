@@ -15,7 +15,7 @@ from ..data.index import cache_folder
 from ..errors import UserError
 from ..version import __version__
 from ..world import make_world
-from .config import NO_SPLIT, PretrainConfig, held_out_split
+from .config import NO_SPLIT, PretrainConfig, SyntheticConfig, held_out_split
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +28,8 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
             not; or if there is no LiDAR to learn depth from.
     """
     if config.data == "synthetic":
-        root = world_root(config)
         with accelerator.local_main_process_first():
-            if not (root / config.version).is_dir():
-                _make(config, root)
+            root = synthetic_root(config.dataroot, config.version, config.world)
         config = dataclasses.replace(config, dataroot=str(root))
     with accelerator.local_main_process_first():  # the first start on a root writes the index that the others read
         clips = NuScenesClips(config.data_config(config.split))
@@ -50,20 +48,26 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
         return clips, None
 
 
-def world_root(config: PretrainConfig) -> Path:
-    """The folder of the world that a config asks for, whether it is made yet or not."""
-    if config.dataroot:
-        return Path(config.dataroot).expanduser()
-    what = {"mim4d": __version__, "version": config.version, **dataclasses.asdict(config.world)}
-    return cache_folder() / f"world-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
+def synthetic_root(dataroot: str, version: str, config: SyntheticConfig) -> Path:
+    """The folder of a drawn world, which is made first if it is missing.
 
+    Args:
+        dataroot: Where it is or goes; empty for a cache folder.
+        version: Of the tables, such as v1.0-mini.
+        config: What is drawn.
 
-def _make(config: PretrainConfig, root: Path) -> None:
-    world = dataclasses.asdict(config.world)
+    Raises:
+        UserError: If it cannot be made, or ``dataroot`` holds something else.
+    """
+    world = dataclasses.asdict(config)
+    what = {"mim4d": __version__, "version": version, **world}
+    name = f"world-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
+    root = Path(dataroot).expanduser() if dataroot else cache_folder() / name
+    if (root / version).is_dir():
+        return root
     console = Console(stderr=True)
     console.print(f"making a world in {root}, this once", markup=False, highlight=False, soft_wrap=True)
     with Progress(console=console) as bar:
         task = bar.add_task("key frames")
-        make_world(
-            root, config.version, **world, progress=lambda done, whole: bar.update(task, completed=done, total=whole)
-        )
+        make_world(root, version, **world, progress=lambda done, whole: bar.update(task, completed=done, total=whole))
+    return root
