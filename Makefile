@@ -31,6 +31,7 @@ demo: install
 	$(BIN)/mim4d-pretrain --preset demo --data synthetic --out runs/demo $(if $(wildcard runs/demo/checkpoints),--resume)
 
 test: install
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/integrations/requirements.txt
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

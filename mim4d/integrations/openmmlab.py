@@ -1,0 +1,273 @@
+"""The encoder as an OpenMMLab backbone: importing this module registers it as ``MIM4DEncoder``.
+
+The registry is that of mmengine, which mmdet 3.x and mmdetection3d 1.x inherit, or mmdet 2.x's ``BACKBONES``, whichever
+is installed. A config needs these lines::
+
+    custom_imports = dict(imports=["mim4d.integrations.openmmlab"])
+    ...
+    img_backbone=dict(
+        type="MIM4DEncoder",
+        arch="convnext_small",
+        out_indices=(2, 3),
+        init_cfg=dict(type="Pretrained", checkpoint="org/name"),
+    ),
+
+Modules have the names that OpenMMLab's own backbones give them, down to the blocks: ``downsample_layers.{i}`` and
+``stages.{i}.{j}`` in a ConvNeXt, ``conv1``, ``bn1`` and ``layer{i}.{j}`` in a ResNet. mmdet's constructor for
+layer-wise learning rates goes by them (and by a class name with "ConvNeXt" in it), and ``mim4d-hub convert`` reads a
+whole encoder back out of a detector's checkpoint. Stages after the last of ``out_indices`` are left out, so every
+parameter gets a gradient and ``find_unused_parameters`` can stay off.
+"""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import UserError, WeightsError
+from ..hub.folder import FAMILY, find_folder
+from ..hub.load import load_weights
+from ..hub.sources import Weights, from_anywhere, from_folder
+
+STAGES = 4
+_HEAD = ("head.",)
+"""Beginning of a ConvNeXt's names that are no part of its stages: the norm after pooling."""
+
+
+class Backbone(nn.Module):
+    """What the registered backbones share; made by :func:`mim4d_encoder`.
+
+    A subclass has the encoder's modules under OpenMMLab's names.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = True,
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.arch = full_name(arch)
+        self.out_indices = _checked_stages(out_indices)
+        if frozen_stages not in range(-1, STAGES + 1):
+            raise UserError(f"frozen_stages: expected -1 (none), 0 (the stem) or 1 to {STAGES}, got {frozen_stages!r}")
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self.drop_path_rate = drop_path_rate
+        self.init_cfg = init_cfg  # detectors of mmdet3d 0.x and 1.0 set it later, from their own ``pretrained``
+
+        encoder = self._new_encoder()
+        stages = encoder.feature_info[-STAGES:]  # a ResNet's begins with its stem
+        info = [stages[i] for i in self.out_indices]
+        self.out_channels: tuple[int, ...] = tuple(stage["num_chs"] for stage in info)
+        self.out_strides: tuple[int, ...] = tuple(stage["reduction"] for stage in info)
+        for name, part in self._parts(encoder).items():
+            self.add_module(name, part)
+        self.train()
+
+    def _new_encoder(self) -> Any:
+        return timm.create_model(self.arch, num_classes=0, drop_path_rate=self.drop_path_rate)
+
+    def _parts(self, encoder: Any) -> dict[str, nn.Module]:
+        """An encoder's modules by OpenMMLab's names, as far as ``out_indices`` need them."""
+        raise NotImplementedError
+
+    def _stages(self) -> Iterator[tuple[list[nn.Module], nn.Sequential]]:
+        """Each stage: what comes before its blocks, and its blocks."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps, as timm's ``features_only`` gives them.
+
+        Args:
+            images: [N, 3, H, W], RGB, normalised with ImageNet's mean and deviation.
+
+        Returns:
+            For each of ``out_indices`` a map [N, C_i, H/s_i, W/s_i], s = 4, 8, 16, 32.
+        """
+        x, maps = images, []
+        for index, (entrance, blocks) in enumerate(self._stages()):
+            for module in entrance:
+                x = module(x)
+            for block in blocks:
+                x = checkpoint(block, x, use_reentrant=False) if self.with_cp and x.requires_grad else block(x)
+            if index in self.out_indices:
+                maps.append(x)
+        return tuple(maps)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set the mode; frozen stages, and with ``norm_eval`` all BatchNorms, stay in evaluation."""
+        super().train(mode)
+        for module in self._frozen():
+            module.eval().requires_grad_(False)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _frozen(self) -> Iterator[nn.Module]:
+        for index, (entrance, blocks) in enumerate(self._stages()):
+            if index < self.frozen_stages:
+                yield from (*entrance, blocks)
+            elif index == self.frozen_stages == 0:
+                yield from entrance
+
+    def init_weights(self) -> None:
+        """Load what ``init_cfg`` names, as detectors call for before training; without one, weights stay random.
+
+        Raises:
+            UserError: If ``init_cfg`` is not understood.
+            WeightsError: If there are no such weights, or they are damaged or of another architecture: nothing is
+                loaded in part.
+        """
+        if not self.init_cfg:
+            return
+        encoder = self._new_encoder()
+        load_weights(encoder, _weights(self.init_cfg), optional=_HEAD)
+        self.load_state_dict(nn.ModuleDict(self._parts(encoder)).state_dict())
+
+
+class ConvNeXtBackbone(Backbone):
+    """A ConvNeXt with the names of mmpretrain's, down to the blocks."""
+
+    downsample_layers: nn.ModuleList
+    stages: nn.ModuleList
+
+    def _parts(self, encoder: ConvNeXt) -> dict[str, nn.Module]:
+        stages: Any = list(encoder.stages)[: max(self.out_indices) + 1]
+        # timm's first stage has nothing before its blocks, OpenMMLab's has the stem.
+        entrances = [encoder.stem, *(stage.downsample for stage in stages[1:])]
+        return {
+            "downsample_layers": nn.ModuleList(entrances),
+            "stages": nn.ModuleList([stage.blocks for stage in stages]),
+        }
+
+    def _stages(self) -> Iterator[tuple[list[nn.Module], nn.Sequential]]:
+        for entrance, blocks in zip(self.downsample_layers, self.stages, strict=True):
+            assert isinstance(blocks, nn.Sequential)
+            yield [entrance], blocks
+
+
+class ResNetBackbone(Backbone):
+    """A ResNet with mmdet's names, which are timm's: checkpoints move both ways."""
+
+    STEM = ("conv1", "bn1", "act1", "maxpool")
+
+    def _parts(self, encoder: ResNet) -> dict[str, nn.Module]:
+        layers = (f"layer{index + 1}" for index in range(max(self.out_indices) + 1))
+        return {name: encoder.get_submodule(name) for name in (*self.STEM, *layers)}
+
+    def _stages(self) -> Iterator[tuple[list[nn.Module], nn.Sequential]]:
+        for index in range(max(self.out_indices) + 1):
+            blocks = self.get_submodule(f"layer{index + 1}")
+            assert isinstance(blocks, nn.Sequential)
+            yield [self.get_submodule(name) for name in self.STEM] if index == 0 else [], blocks
+
+
+def mim4d_encoder(arch: str, **arguments: Any) -> Backbone:
+    """``dict(type="MIM4DEncoder", arch=..., ...)`` in a config.
+
+    Args:
+        arch: ``convnext_small``, ``resnet50``, ... or the full name in timm, ``mim4d_convnext_small``.
+        arguments: ``out_indices``: stages to return, 0 to 3, whose strides are 4, 8, 16 and 32; all four if left out.
+            ``frozen_stages``: as in mmdet's ResNet, -1 for none, 0 for the stem, n for the stem and n stages.
+            ``norm_eval``: BatchNorms keep their running statistics; True, and without effect in a ConvNeXt.
+            ``with_cp``: recompute blocks in the backward pass, to save memory.
+            ``drop_path_rate``: stochastic depth, growing up to this rate in the last block.
+            ``init_cfg``: ``dict(type="Pretrained", checkpoint=...)`` with a run or an exported folder, a Hub id
+            (``org/name``, ``@revision`` if wanted), a file, or the name of weights in timm. A file can be an OpenMMLab
+            checkpoint, of a detector too: the image backbone is found in it, or is what ``prefix=`` says.
+
+    Raises:
+        UserError: If an argument is wrong.
+    """
+    known = list(inspect.signature(Backbone).parameters)
+    if unknown := [name for name in arguments if name not in known]:
+        raise UserError(f"MIM4DEncoder takes no {', '.join(unknown)}: its arguments are {', '.join(known)}")
+    backbone = ResNetBackbone if "resnet" in full_name(arch) else ConvNeXtBackbone
+    return backbone(arch, **arguments)
+
+
+def full_name(arch: str) -> str:
+    """An architecture's name in timm.
+
+    Raises:
+        UserError: If there is no such architecture.
+    """
+    known = timm.list_models(f"{FAMILY}*")
+    name = str(arch) if str(arch).startswith(FAMILY) else f"{FAMILY}{arch}"
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        raise UserError(f"arch: there is no {arch!r}; near are {', '.join(n.removeprefix(FAMILY) for n in near)}")
+    return name
+
+
+def _checked_stages(out_indices: Sequence[int]) -> tuple[int, ...]:
+    try:
+        found = tuple(out_indices)
+    except TypeError:
+        found = ()
+    if not found or list(found) != sorted(set(found)) or not set(found) <= set(range(STAGES)):
+        raise UserError(f"out_indices: expected stages of 0 to {STAGES - 1} in their order, got {out_indices!r}")
+    return found
+
+
+def _weights(init_cfg: Mapping[str, Any]) -> Weights:
+    """What ``init_cfg`` names."""
+    given = dict(init_cfg) if isinstance(init_cfg, Mapping) else {}
+    given.pop("map_location", None)  # the weights go to where the module is
+    kind, source, prefix = given.pop("type", None), given.pop("checkpoint", None), given.pop("prefix", None)
+    if kind != "Pretrained" or not source or given:
+        raise UserError(
+            f'init_cfg: expected dict(type="Pretrained", checkpoint=...), with prefix=... if need be, got {init_cfg!r}'
+        )
+    if "://" in str(source):
+        raise UserError(
+            f"init_cfg: checkpoint {source}: expected a folder, a file, a Hub id or the name of weights in timm, such "
+            "as resnet50.tv_in1k for torchvision://resnet50"
+        )
+    path = Path(source).expanduser()
+    weights = from_folder(find_folder(path)) if path.is_dir() else from_anywhere(str(source))
+    if not prefix:
+        return weights
+    beginning = prefix.rstrip(".") + "."
+    tensors = {
+        f"backbone.{name.removeprefix(beginning)}": tensor  # so what is no part of a timm backbone is known as such
+        for name, tensor in weights.tensors.items()
+        if name.startswith(beginning)
+    }
+    if not tensors:
+        raise WeightsError(f"{weights.source} has no names that begin with {beginning}")
+    return dataclasses.replace(weights, tensors=tensors)
+
+
+def _registries() -> Iterator[Any]:
+    """The registries of what is installed."""
+    if find_spec("mmengine"):
+        from mmengine.registry import MODELS
+
+        yield MODELS
+    if find_spec("mmdet") and find_spec("mmcv") and find_spec("mmcv.runner"):  # mmcv 2 has no runner
+        from mmdet.models.builder import BACKBONES
+
+        yield BACKBONES
+
+
+for _registry in _registries():
+    _registry.register_module(name="MIM4DEncoder", module=mim4d_encoder, force=True)

@@ -1,0 +1,1 @@
+"""mmcv 2 has no such module."""
