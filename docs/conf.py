@@ -1,5 +1,9 @@
 """Sphinx: `make docs` builds the pages of this folder into build/docs."""
 
+from typing import Any
+
+from sphinx.application import Sphinx
+
 from mim4d import __version__
 
 project = "mim4d"
@@ -14,7 +18,7 @@ extensions = [
 ]
 myst_heading_anchors = 3
 
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "description"
@@ -28,3 +32,14 @@ add_module_names = False
 html_theme = "furo"
 html_title = f"mim4d {version}"
 html_copy_source = False
+
+
+def not_a_type(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon takes "type: meaning" for the form of an attribute's docstring; here a colon is just a colon."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", not_a_type, priority=400)  # before napoleon's, at 500

@@ -28,7 +28,7 @@ from mim4d.clip import Clip
 from mim4d.data import NuScenesClips
 from mim4d.encoder import PATCH
 from mim4d.errors import UserError
-from mim4d.geometry import VoxelGrid, invert, make_pose, rotation_from_quaternion, transform
+from mim4d.geometry import VoxelGrid, box_interval, invert, make_pose, rotation_from_quaternion, transform
 from mim4d.pretrain.checkpoint import load_strict
 from mim4d.pretrain.config import complete
 from mim4d.pretrain.datasets import open_data
@@ -36,7 +36,7 @@ from mim4d.pretrain.folder import RunFolder
 from mim4d.pretrain.model import MIM4D, pick
 from mim4d.pretrain.pictures import MAX_DEPTH, lidar_pixels, render_views
 from mim4d.pretrain.rays import choose_rays
-from mim4d.pretrain.render import IMPORTANCE_INV_S
+from mim4d.pretrain.render import IMPORTANCE_INV_S, NEAR, section_weights
 from mim4d.pretrain.sampling import importance, stratified, surface_weights
 from mim4d.pretrain.trainer import first_model
 from mim4d.pretrain.warp import warp
@@ -197,7 +197,7 @@ def masks(scene: Scene, _: list[Mover]) -> Figure:
     return figure
 
 
-def lift(scene: Scene, _: list[Mover]) -> Figure:
+def lifted(scene: Scene, _: list[Mover]) -> Figure:
     """What is seen, its features, the depth that the lift gives them, LiDAR; and the volume from above."""
     clip = scene.clip
     seen = visible_images(scene)[-1]
@@ -255,11 +255,16 @@ def warped(scene: Scene, _: list[Mover]) -> Figure:
 
 def temporal(scene: Scene, _: list[Mover]) -> Figure:
     """What the decoder is given, what it makes of it, and what it never saw."""
-    figure = Figure(figsize=(13.5, 4.7), dpi=100, layout="constrained")
+    figure = Figure(figsize=(13.5, 4.9), dpi=100, layout="constrained")
     axes = figure.subplots(1, 3)
-    maps = colours_of(scene.warped.mean(1), scene.rebuilt, scene.volumes[:, -1])
-    titles = ("given: the other frames, warped (their mean)", "rebuilt", "dropped: the frame's own")
-    for axis, bev, title in zip(axes, maps, titles, strict=True):
+    given, dropped = colours_of(scene.warped.mean(1), scene.volumes[:, -1])
+    (rebuilt,) = colours_of(scene.rebuilt)
+    titles = (
+        "given: the other frames, warped (their mean)",
+        "rebuilt (own colours)",
+        "dropped: the frame's own",
+    )
+    for axis, bev, title in zip(axes, (given, rebuilt, dropped), titles, strict=True):
         from_above(axis, scene.grid, bev)
         axis.set_title(title, fontsize=10)
     return figure
@@ -282,50 +287,52 @@ def flow(scene: Scene, boxes: list[Mover]) -> Figure:
 
 
 def ray(scene: Scene, _: list[Mover]) -> Figure:
-    """One ray: where it is sampled, the signed distance along it, and the weights, beside the LiDAR's distance."""
-    model, clip = scene.model, scene.clip
-    rays = choose_rays(clip, scene.targets, 64, scene.grid, "rgbd")
-    field, config = model.renderer.field, model.config.render
+    """One ray: where it is sampled, the signed distance there, and the weights, beside the LiDAR's distance."""
+    model = scene.model
+    renderer, field = model.renderer, model.renderer.field
+    rays = choose_rays(scene.clip, scene.targets, 64, scene.grid, "rgbd")
     own = pick(scene.volumes, scene.targets)
-    rendered = model.renderer(own, rays.origins, rays.directions)
+    depth = renderer(own, rays.origins, rays.directions).depth
     # An ordinary ray: its error is the median of those that end at middle distance.
-    error = (rendered.depth - rays.depth).abs().where(rays.valid & (rays.depth > 10) & (rays.depth < 30), torch.nan)
+    error = (depth - rays.depth).abs().where(rays.valid & (rays.depth > 10) & (rays.depth < 30), torch.nan)
     number = int((error - error.nanmedian()).abs().nan_to_num(torch.inf).argmin())
-    origin, direction = rays.origins[0, number], rays.directions[0, number]
-    near, far = torch.tensor([1.0]), torch.tensor([min(1.6 * float(rays.depth[0, number]), 50.0)])
+    lidar, found = float(rays.depth[0, number]), float(depth[0, number])
 
+    # The renderer's own steps, for this ray alone.
+    origin, direction = rays.origins[0, number, None], rays.directions[0, number, None]
+    near, far = box_interval(origin, direction, scene.grid.low(origin), scene.grid.high(origin))
+    near = near.clamp(min=NEAR)
     table = own.permute(0, 2, 3, 4, 1).reshape(-1, own.shape[1])
+    even = stratified(near, far, torch.full((1, renderer.config.uniform_samples), 0.5))
 
-    def distance(along: Tensor) -> Tensor:
-        return field.distance(origin + along[0, :, None] * direction, table, torch.zeros(along.shape[1]).long())[None]
+    def at(distances: Tensor) -> tuple[Tensor, ...]:
+        points = origin + distances[0, :, None] * direction
+        return field(points, direction.expand_as(points), table, torch.zeros(len(points)).long())
 
-    even = stratified(near, far, torch.full((1, config.uniform_samples), 0.5))
-    coarse = surface_weights(even / field.scale, distance(even), IMPORTANCE_INV_S)
-    placed = importance(even, coarse, config.importance_samples)
-    fine = torch.linspace(float(near), float(far), 400)[None]
-    sdf = distance(fine)
-    weights = surface_weights(fine / field.scale, sdf, float(field.inv_s))
+    coarse = surface_weights(even / field.scale, at(even)[0][None], IMPORTANCE_INV_S)
+    distances = importance(even, coarse, renderer.config.importance_samples)
+    steps = torch.cat([distances, far[:, None]], dim=1).diff(dim=1)
+    middles = distances + steps / 2
+    sdf, normals, _ = at(middles)
+    weights = section_weights(sdf[None], (normals @ direction[0])[None], steps / field.scale, field.inv_s)
 
     figure = Figure(figsize=(9.5, 4.2), dpi=100, layout="constrained")
-    top, middle = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
-    top.plot(fine[0], sdf[0] * field.scale, color="tab:blue")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    fine = torch.linspace(float(near), float(far), 500)[None]
+    top.plot(fine[0], at(fine)[0] * field.scale, color="tab:blue")
     top.axhline(0, color="grey", linewidth=0.8)
     top.set_ylabel("signed distance, m")
-    middle.plot(fine[0, 1:], weights[0] / weights.max(), color="tab:orange")
-    middle.set_ylabel("weight (scaled)")
-    middle.set_xlabel("distance along the ray, m")
-    middle.plot(even[0], torch.full_like(even[0], -0.12), "|", color="grey", markersize=9)
-    added = placed[0][~torch.isin(placed[0], even[0])]
-    middle.plot(added, torch.full_like(added, -0.28), "|", color="tab:red", markersize=9)
-    for axis in (top, middle):
-        axis.axvline(float(rays.depth[0, number]), color="black", linestyle="--", linewidth=1)
-        axis.axvline(float(rendered.depth[0, number]), color="tab:green", linewidth=1.2)
-    middle.set_ylim(-0.42, 1.1)
-    marks = {"even samples": "grey", "importance samples": "tab:red"}
-    handles = [top.plot([], [], "|", color=c, markersize=9, label=name)[0] for name, c in marks.items()]
-    handles.append(top.plot([], [], color="black", linestyle="--", label="LiDAR")[0])
-    handles.append(top.plot([], [], color="tab:green", label="rendered depth")[0])
-    top.legend(handles=handles, fontsize=9, ncols=4, loc="upper right")
+    bottom.bar(distances[0], weights[0], width=steps[0], align="edge", color="tab:orange", edgecolor="white", lw=0.3)
+    bottom.set_ylabel("weight")
+    bottom.set_xlabel("distance along the ray, m")
+    low = -0.1 * float(weights.max())
+    added = distances[0][~torch.isin(distances[0], even[0])]
+    bottom.plot(even[0], torch.full_like(even[0], low), "|", color="grey", markersize=8, label="even")
+    bottom.plot(added, torch.full_like(added, 2.2 * low), "|", color="tab:red", markersize=8, label="importance")
+    for axis in (top, bottom):
+        axis.axvline(lidar, color="black", linestyle="--", linewidth=1, label="LiDAR")
+        axis.axvline(found, color="tab:green", linewidth=1.2, label="rendered depth")
+    bottom.legend(fontsize=9, loc="upper right")
     return figure
 
 
@@ -348,7 +355,7 @@ def rendered(scene: Scene, _: list[Mover]) -> Figure:
     return figure
 
 
-PICTURES = (masks, lift, warped, temporal, flow, ray, rendered)
+PICTURES = (masks, lifted, warped, temporal, flow, ray, rendered)
 
 
 # Parts of them.
