@@ -3,12 +3,18 @@
 ConvNeXt, beside timm's: the original code and the MIM4D and UniPAD releases say ``downsample_layers.0.0`` for
 ``stem.0``, ``stages.0.1.dwconv`` for ``stages.0.blocks.1.conv_dw`` and ``pwconv1`` for ``mlp.fc1``; mmpretrain says
 ``depthwise_conv`` and ``pointwise_conv1``. In OpenMMLab the norm after the last stage is ``norm3``, in timm it is the
-head's. ResNets have the same names everywhere.
+head's.
+
+ResNets have the same names everywhere. Two things hide behind them. Older checkpoints lack BatchNorm's counters of
+batches, which are zero then, as in torch. And bottlenecks with the stride in their first convolution (``style="caffe"``
+in mmdet) have the very tensors of timm's, whose stride is in the 3x3 one (``style="pytorch"``), but compute something
+else.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 
+import torch
 from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -53,7 +59,8 @@ def to_timm_names(tensors: Mapping[str, Tensor], model: nn.Module, source: str) 
     """
     backbone, _ = split_backbone(tensors)
     if not isinstance(model, ConvNeXt):
-        return backbone
+        counters = [name for name in model.state_dict() if name.endswith(".num_batches_tracked")]
+        return {**{name: torch.zeros((), dtype=torch.long) for name in counters}, **backbone}
     try:
         return checkpoint_filter_fn({_original(name): _linear(name, t) for name, t in backbone.items()}, model)
     except RuntimeError as error:  # a matrix that is not of the model's size

@@ -54,6 +54,7 @@ def convert_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
     ``timm.create_model("convnext_small", num_classes=0).load_state_dict(convert_checkpoint(path))`` then computes what
     the checkpoint's backbone does; the output norm ``norm3`` becomes ``head.norm``, which timm applies after pooling.
+    A ResNet has to be of mmdet's ``style="pytorch"``: those of the other style look the same, but are another network.
 
     Args:
         path: A ``.pth`` file of MIM4D, UniPAD, mmdet or mmpretrain; other ConvNeXt and ResNet weights do as well.

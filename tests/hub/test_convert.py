@@ -209,6 +209,44 @@ def test_a_target_with_other_things_in_it_is_left_alone(released, tmp_path):
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(("size", "prefix"), [(18, "img_backbone."), (50, "backbone."), (18, "")])
+def test_resnets_have_the_same_names_everywhere(size, prefix, tmp_path):
+    """mmdet's, torchvision's and timm's are the same but for the beginning."""
+    model = calls.shaken(timm.create_model(f"mim4d_resnet{size}"))
+    model.bn1.running_mean.normal_(generator=torch.Generator().manual_seed(3))
+    expected = model.state_dict()
+    save_encoder(model, tmp_path / "encoder")
+    calls.run("convert", str(tmp_path / "encoder"), str(tmp_path / "mmdet.pth"), "--prefix", prefix)
+    written = torch.load(tmp_path / "mmdet.pth", weights_only=True)["state_dict"]
+    assert {name: list(tensor.shape) for name, tensor in written.items()} == {
+        prefix + name: list(tensor.shape) for name, tensor in expected.items()
+    }
+    written |= {"neck.conv.weight": torch.ones(2)} if prefix else {"fc.weight": torch.ones(5, model.num_features)}
+    detector = checkpoints.save({"state_dict": written}, tmp_path / "detector.pth")
+    code, out, _ = calls.run("convert", str(detector), str(tmp_path / "again"))
+    assert (code, f"a mim4d_resnet{size}; dropped: 1 of {'neck' if prefix else 'fc'}" in out) == (0, True)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True)
+    assert type(plain) is timm.models.resnet.ResNet
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_old_resnets_without_counters_are_read_as_torch_reads_them(tmp_path):
+    model = timm.create_model("mim4d_resnet18")
+    state_dict = {f"backbone.{n}": t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    converted = convert_checkpoint(checkpoints.save({"state_dict": state_dict}, tmp_path / "old.pth"))
+    assert converted.keys() == model.state_dict().keys()
+    assert all(torch.equal(converted[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_resnets_with_more_than_timms_are_refused(tmp_path):
+    """Deformable convolutions, as BEV detectors have them, are no ResNet of timm's."""
+    state_dict = {f"img_backbone.{n}": t for n, t in timm.create_model("mim4d_resnet50").state_dict().items()}
+    state_dict["img_backbone.layer3.0.conv2_offset.weight"] = torch.zeros(27, 256, 3, 3)
+    path = checkpoints.save({"state_dict": state_dict}, tmp_path / "dcn.pth")
+    with pytest.raises(WeightsError, match=r"nearest is mim4d_resnet50, but layer3.0.conv2_offset.weight is unknown"):
+        convert_checkpoint(path)
+
+
 def test_a_run_in_half_precision_keeps_what_is_known_of_it(tmp_path):
     made = {"init": "scratch", "data": "synthetic", "dataset": "v1.0-mini", "split": "mini_train", "steps": 300}
     folder = tmp_path / "run" / "encoder"
