@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FAMILY = "mim4d_"
 """What our names have before timm's: ``mim4d_convnext_small``."""
-_OF_TRAINING = ("drop_rate", "drop_path_rate")
+_PASSING = ("drop_rate", "drop_path_rate", "device", "dtype")
 """Arguments that a model was made with which are no part of what it computes."""
 
 
@@ -182,7 +182,7 @@ def timm_config(encoder: nn.Module, *, image_size: tuple[int, int] | None, licen
     if about is None:
         raise UserError('this encoder has no name: make it with timm.create_model("mim4d_...")')
     height, width = image_size or about["input_size"][1:]
-    model_args = {k: v for k, v in getattr(encoder, "model_args", {}).items() if k not in _OF_TRAINING}
+    model_args = {k: v for k, v in getattr(encoder, "model_args", {}).items() if k not in _PASSING}
     try:
         json.dumps(model_args)
     except TypeError as error:
