@@ -6,13 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+OFFSETS_SCALE = 0.1
+"""Learning rate of what says where the temporal decoder looks, as a share of lr (Deformable DETR, arXiv 2010.04159,
+section 5). A few thousandths a step, all one way, would be metres in no time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay."""
 
     lr: float = 4e-4
-    """Peak learning rate of all but the encoder."""
+    """Peak learning rate of all but the encoder and the temporal decoder's offsets, which have a tenth of it."""
     backbone_scale: float | None = None
     """The encoder's learning rate, as a share of lr; None: 0.1 where --init brings weights, 1 from scratch."""
     weight_decay: float = 0.01
@@ -67,7 +71,7 @@ def lr_scale(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what learns in ``model``, in up to four groups: encoder or not, decayed or not.
+    """AdamW over what learns in ``model``, in a group for each learning rate, with and without decay.
 
     Each group's ``peak`` is its learning rate at full scale.
 
@@ -76,20 +80,25 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         config: The optimiser's settings.
     """
     backbone_scale = 1.0 if config.backbone_scale is None else config.backbone_scale
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # Matrices and kernels; queries and position embeddings are parameters of their own, not called weight.
             decayed = parameter.ndim > 1 and name.endswith(".weight")
-            groups.setdefault((name.startswith("encoder."), decayed), []).append(parameter)
+            scale = 1.0
+            if name.startswith("encoder."):
+                scale = backbone_scale
+            elif ".offsets." in name:
+                scale = OFFSETS_SCALE
+            groups.setdefault((scale, decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "peak": config.lr * (backbone_scale if in_encoder else 1.0),
+                "peak": config.lr * scale,
                 "weight_decay": config.weight_decay if decayed else 0.0,
             }
-            for (in_encoder, decayed), parameters in groups.items()
+            for (scale, decayed), parameters in groups.items()
         ],
         lr=config.lr,
         betas=config.betas,

@@ -6,7 +6,6 @@ from .lift import LiftConfig
 from .neck import NeckConfig
 from .optim import OptimConfig
 from .render import RenderConfig
-from .temporal import TemporalConfig
 
 GPU24 = PretrainConfig()
 """The defaults."""
@@ -47,10 +46,11 @@ DEMO = PretrainConfig(
         grid=VoxelGrid(x=(-40, 40), y=(-40, 40), z=(-2, 6), voxel=(1.25, 1.25, 1.0)),
         neck=NeckConfig(stages=(2, 3), channels=64),
         lift=LiftConfig(depth_range=(1.0, 45.0), depth_step=1.0, depth_channels=64, channels=16),
-        temporal=TemporalConfig(short_channels=64, long_channels=32),
         render=RenderConfig(rays_per_view=64, uniform_samples=32, importance_samples=16),
     ),
-    world=SyntheticConfig(keyframes=10),
+    # Many short scenes: from eight long ones the temporal decoder learns the scenes by heart.
+    version="v1.0-trainval",
+    world=SyntheticConfig(scenes=32, keyframes=6),
 )
 """Minutes on 2 CPU cores."""
 

@@ -167,8 +167,9 @@ def test_another_batch_is_refused_with_what_it_must_be(tmp_path):
         load(path, model, optimizer, identity={"clips_per_step": 8})
 
 
-def test_norms_biases_and_queries_do_not_decay_and_the_encoder_learns_slower():
+def test_norms_biases_and_queries_do_not_decay_and_encoder_and_offsets_learn_slower():
     model = Toy()
+    model.attention = nn.ModuleDict({"offsets": nn.Linear(2, 2)})
     optimizer = make_optimizer(model, OptimConfig(lr=1.0, backbone_scale=0.1, weight_decay=0.5))
     set_lr(optimizer, 0.5)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -185,6 +186,8 @@ def test_norms_biases_and_queries_do_not_decay_and_the_encoder_learns_slower():
         "queries": (0.5, 0),
         "rest.weight": (0.5, 0.5),
         "rest.bias": (0.5, 0),
+        "attention.offsets.weight": (0.05, 0.5),
+        "attention.offsets.bias": (0.05, 0),
     }
 
 
