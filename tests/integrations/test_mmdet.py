@@ -1,5 +1,8 @@
 """``MIM4DEncoder`` in the real mmdet 3.x: necks, a detector from its config, layer-wise learning rates, its ResNet."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -106,6 +109,27 @@ def test_a_detector_from_a_config_loads_its_weights_and_learns(models, tmp_path,
     assert losses[-1] < losses[0]
     assert all(torch.equal(a, b) for a, b in zip(frozen, detector.backbone.stages[0].parameters(), strict=True))
     assert all(p.grad is None for p in detector.backbone.downsample_layers[0].parameters())
+
+
+BEVFORMER = """
+model = dict(
+    type="BEVFormer",
+    pretrained=dict(img="torchvision://resnet50"),
+    img_backbone=dict(type="ResNet", depth=50, num_stages=4, out_indices=(3,), style="pytorch"),
+    img_neck=dict(type="FPN", in_channels=[2048], out_channels=256, num_outs=1, add_extra_convs="on_output"),
+)
+"""
+
+
+def test_the_example_config_changes_another_codebases(models, tmp_path):
+    """examples/bevformer_tiny_mim4d.py beside a config with the lines that matter of BEVFormer's."""
+    (tmp_path / "bevformer_tiny.py").write_text(BEVFORMER)
+    shutil.copy(Path(__file__).parents[2] / "examples/bevformer_tiny_mim4d.py", tmp_path)
+    config = Config.fromfile(tmp_path / "bevformer_tiny_mim4d.py").model
+    assert config.type == "BEVFormer"
+    assert config.pretrained is None
+    backbone, neck = models.build(config.img_backbone), models.build(config.img_neck)
+    assert [tuple(m.shape) for m in neck(backbone(torch.randn(1, 3, 64, 96)))] == [(1, 256, 2, 3)]
 
 
 @pytest.mark.parametrize("decay_type", ["layer_wise", "stage_wise"])

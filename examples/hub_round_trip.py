@@ -1,0 +1,43 @@
+"""Push an encoder to the Hugging Face Hub and pull it back, in Python; `mim4d-hub push` and `pull` do it in a shell.
+
+hf auth login
+python examples/hub_round_trip.py --run runs/demo --repo your-name/my-encoder --private
+"""
+
+import sys
+from pathlib import Path
+
+import timm
+import torch
+import tyro
+
+from mim4d import MIM4DEncoder
+from mim4d.errors import UserError
+
+
+def main(repo: str, run: Path = Path("runs/demo"), private: bool = False) -> None:
+    """Publish, fetch, compare.
+
+    Args:
+        repo: ORG/NAME, made if it does not exist.
+        run: A run of mim4d-pretrain, or a folder with an encoder.
+        private: Make the repository private.
+    """
+    encoder = MIM4DEncoder.from_pretrained(run)
+    print(f"pushed: {encoder.push_to_hub(repo, private=private)}")
+
+    pulled = MIM4DEncoder.from_pretrained(repo)  # with our methods
+    plain = timm.create_model(f"hf-hub:{repo}", pretrained=True, features_only=True).eval()  # timm's own class
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = encoder.forward_intermediates(image, intermediates_only=True)
+        for other in (pulled.forward_intermediates(image, intermediates_only=True), plain(image)):
+            assert all(torch.equal(a, b) for a, b in zip(expected, other, strict=True))
+    print(f"pulled {repo}: its features are those that were pushed")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,253 @@
+r"""Your own calibrated video as a root in nuScenes format, to pretrain on. LiDAR may be there or not.
+
+    python examples/own_video.py --recordings my-drives --out my-root
+    mim4d-pretrain --dataroot my-root --version v1.0-own --split train --val-split val \
+        --cameras front left --supervision rgb --out runs/own
+
+What it reads:
+
+    my-drives/calibration.json                  {"front": {"intrinsics": 3x3, "ego_from_sensor": 4x4}, "left": ...}
+    my-drives/DRIVE/poses.csv                   time,x,y,z,qw,qx,qy,qz: global_from_ego, more often than images
+    my-drives/DRIVE/front/1532402927612460.jpg  an image, undistorted; its name is its time
+    my-drives/DRIVE/LIDAR_TOP/....bin           a sweep, if you have any: float32 x, y, z, intensity, ring of its points
+
+Times are in microseconds, lengths in metres. Intrinsics count pixel centres at integers, as OpenCV does. The ego frame
+is x forward, y left, z up, on the ground under the rear axle; a camera's is x right, y down, z forward. Look at what
+came out before you train: ``python examples/lidar_on_images.py --dataroot my-root --version v1.0-own --split train``.
+"""
+
+import csv
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from PIL import Image
+from pyquaternion import Quaternion
+
+from mim4d.errors import UserError
+
+VERSION = "v1.0-own"
+LIDAR = "LIDAR_TOP"
+KEY_FRAME = 500_000
+"""Microseconds between samples: two a second, as in nuScenes. All else is a sweep, which --sweeps brings in."""
+NEAR = 100_000
+"""How far a sensor's record may be from its sample, microseconds."""
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Poses:
+    """Where the car was."""
+
+    times: NDArray[np.int64]
+    translations: NDArray[np.float64]
+    rotations: list[Quaternion]
+
+    @classmethod
+    def read(cls, file: Path) -> "Poses":
+        """Read a drive's ``poses.csv``."""
+        try:
+            with file.open(newline="") as lines:
+                rows = sorted(csv.DictReader(lines), key=lambda row: int(row["time"]))
+            return cls(
+                np.array([int(row["time"]) for row in rows]),
+                np.array([[float(row[axis]) for axis in "xyz"] for row in rows]),
+                [Quaternion([float(row[f"q{axis}"]) for axis in "wxyz"]).normalised for row in rows],
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file}: expected columns time,x,y,z,qw,qx,qy,qz ({error!r})") from error
+
+    def at(self, time: int, what: Path) -> tuple[list[float], list[float]]:
+        """Translation and rotation at a time, between the two poses around it."""
+        if not len(self.times) or not self.times[0] <= time <= self.times[-1]:
+            raise UserError(f"{what}: its time lies outside those of the drive's poses.csv")
+        after = max(int(np.searchsorted(self.times, time)), 1) if len(self.times) > 1 else 0
+        before = max(after - 1, 0)
+        span = self.times[after] - self.times[before]
+        share = float(time - self.times[before]) / float(span) if span else 0.0
+        translation = (1 - share) * self.translations[before] + share * self.translations[after]
+        rotation = Quaternion.slerp(self.rotations[before], self.rotations[after], share)
+        return translation.tolist(), rotation.elements.tolist()
+
+
+def convert(recordings: Path, root: Path) -> tuple[list[str], list[str]]:
+    """Write the root; images and sweeps are linked to, not copied.
+
+    Returns:
+        The drives and the sensors.
+
+    Raises:
+        UserError: If something is missing or does not fit together.
+    """
+    try:
+        calibration = json.loads((recordings / "calibration.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{recordings / 'calibration.json'}: {error}") from error
+    drives = sorted(path for path in recordings.iterdir() if path.is_dir())
+    if not drives or not calibration:
+        raise UserError(f"{recordings}: no drives, or no sensors in calibration.json")
+    if root.exists():
+        raise UserError(f"{root} is there already: name another folder")
+    names = [drive.name for drive in drives]
+
+    tables = _tables(calibration, names)
+    try:
+        for drive in drives:
+            _add_drive(tables, drive, list(calibration), root)
+        _write(root, tables, names)
+    except BaseException:
+        shutil.rmtree(root, ignore_errors=True)
+        raise
+    return names, list(calibration)
+
+
+def _write(root: Path, tables: dict[str, list[Row]], drives: list[str]) -> None:
+    """The tables, the map that the devkit wants to see, and the splits: the last of several drives is held out."""
+    (root / "maps").mkdir()
+    Image.new("L", (8, 8)).save(root / "maps/none.png")
+    (root / VERSION).mkdir()
+    train = drives[:-1] or drives
+    splits = {"train": train, "val": [drive for drive in drives if drive not in train]}
+    for name, rows in [*tables.items(), ("splits", splits)]:
+        (root / VERSION / f"{name}.json").write_text(json.dumps(rows, indent=0))
+
+
+def _tables(calibration: dict[str, Any], drives: list[str]) -> dict[str, list[Row]]:
+    """All tables of the devkit, with what does not depend on a drive; there are no annotations."""
+    empty = ("category", "attribute", "visibility", "instance", "sample_annotation")
+    tables: dict[str, list[Row]] = {
+        name: [] for name in (*empty, "sensor", "calibrated_sensor", "ego_pose", "scene", "sample", "sample_data")
+    }
+    for channel, sensor in calibration.items():
+        try:
+            pose = np.array(sensor["ego_from_sensor"], dtype=float).reshape(4, 4)
+            intrinsics = [] if channel == LIDAR else np.array(sensor["intrinsics"], dtype=float).reshape(3, 3).tolist()
+            rotation = Quaternion(matrix=pose[:3, :3], rtol=1e-4, atol=1e-4)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"calibration.json: {channel}: {error!r}") from error
+        modality = "lidar" if channel == LIDAR else "camera"
+        tables["sensor"].append({"token": f"sensor-{channel}", "channel": channel, "modality": modality})
+        tables["calibrated_sensor"].append(
+            {
+                "token": channel,
+                "sensor_token": f"sensor-{channel}",
+                "translation": pose[:3, 3].tolist(),
+                "rotation": rotation.elements.tolist(),
+                "camera_intrinsic": intrinsics,
+            }
+        )
+    tables["log"] = [{"token": d, "logfile": d, "vehicle": "", "date_captured": "", "location": ""} for d in drives]
+    tables["map"] = [{"token": "map", "log_tokens": drives, "category": "", "filename": "maps/none.png"}]
+    return tables
+
+
+def _add_drive(tables: dict[str, list[Row]], drive: Path, channels: list[str], root: Path) -> None:
+    """One drive as a scene."""
+    poses = Poses.read(drive / "poses.csv")
+    files = {channel: _files(drive / channel) for channel in channels}
+    reference = np.array(list(files[LIDAR if files.get(LIDAR) else channels[0]]))
+    wanted = np.arange(reference[0], reference[-1] + 1, KEY_FRAME)
+    samples = np.unique(reference[_nearest(reference, wanted)])
+    tokens = [f"{drive.name}-{time}" for time in samples]
+    tables["scene"].append(
+        {
+            "token": drive.name,
+            "name": drive.name,
+            "description": "",
+            "log_token": drive.name,
+            "nbr_samples": len(tokens),
+            "first_sample_token": tokens[0],
+            "last_sample_token": tokens[-1],
+        }
+    )
+    for row, time in zip(_linked([{"token": token} for token in tokens]), samples.tolist(), strict=True):
+        tables["sample"].append({**row, "timestamp": time, "scene_token": drive.name})
+    for channel, found in files.items():
+        times = np.array(list(found))
+        nearest = _nearest(times, samples)
+        key_frames = {int(times[n]): i for i, n in enumerate(nearest) if abs(times[n] - samples[i]) <= NEAR}
+        rows = []
+        for time, file in found.items():
+            key = time in key_frames
+            following = min(int(np.searchsorted(samples, time)), len(samples) - 1)
+            suffix = ".pcd.bin" if channel == LIDAR else file.suffix
+            name = f"{'samples' if key else 'sweeps'}/{channel}/{drive.name}__{time}{suffix}"
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).symlink_to(file.resolve())
+            translation, rotation = poses.at(time, file)
+            token = f"{drive.name}-{channel}-{time}"
+            pose = {"token": token, "timestamp": time, "translation": translation, "rotation": rotation}
+            tables["ego_pose"].append(pose)
+            width, height = (0, 0) if channel == LIDAR else Image.open(file).size
+            rows.append(
+                {
+                    "token": token,
+                    "sample_token": tokens[key_frames[time] if key else following],
+                    "ego_pose_token": token,
+                    "calibrated_sensor_token": channel,
+                    "timestamp": time,
+                    "fileformat": suffix[1:4],
+                    "is_key_frame": key,
+                    "height": height,
+                    "width": width,
+                    "filename": name,
+                }
+            )
+        tables["sample_data"].extend(_linked(rows))
+
+
+def _files(folder: Path) -> dict[int, Path]:
+    """A sensor's files by their times, in order."""
+    try:
+        found = {int(file.name.partition(".")[0]): file for file in sorted(folder.iterdir())}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: expected files named by their time in microseconds ({error})") from error
+    if not found:
+        raise UserError(f"{folder} is empty")
+    return dict(sorted(found.items()))
+
+
+def _nearest(times: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each wanted time the index of the nearest of ``times``, which are sorted."""
+    after = np.searchsorted(times, wanted).clip(0, len(times) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(wanted - times[before] <= times[after] - wanted, before, after)
+
+
+def _linked(rows: list[Row]) -> list[Row]:
+    """The same rows, each with the tokens of its neighbours."""
+    for row in rows:
+        row.update(prev="", next="")
+    for earlier, later in pairwise(rows):
+        earlier["next"], later["prev"] = later["token"], earlier["token"]
+    return rows
+
+
+def main(recordings: Path, out: Path) -> None:
+    """Write the root and say how to train on it; the last drive is held out.
+
+    Args:
+        recordings: Folder of calibration.json and the drives.
+        out: The root to make.
+    """
+    drives, channels = convert(recordings, out)
+    cameras = " ".join(channel for channel in channels if channel != LIDAR)
+    splits = f"--split train --val-split {'val' if len(drives) > 1 else 'none'}"
+    supervision = "" if LIDAR in channels else " --supervision rgb"
+    print(f"{out}: {len(drives)} drives, {len(channels)} sensors. Now:")
+    print(f"mim4d-pretrain --dataroot {out} --version {VERSION} {splits} --cameras {cameras}{supervision}")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")
