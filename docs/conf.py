@@ -1,5 +1,6 @@
 """Sphinx: `make docs` builds the pages of this folder into build/docs."""
 
+import re
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -7,7 +8,7 @@ from sphinx.application import Sphinx
 from mim4d import __version__
 
 project = "mim4d"
-author = "the mim4d authors"
+copyright = author = "the mim4d authors"
 version = release = __version__
 
 extensions = [
@@ -20,6 +21,7 @@ myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -30,16 +32,23 @@ napoleon_use_ivar = True
 add_module_names = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_title = f"mim4d {version}"
 html_copy_source = False
 
 
-def not_a_type(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Napoleon takes "type: meaning" for the form of an attribute's docstring; here a colon is just a colon."""
+def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are written to be read in the code and in --help: here flags become code."""
+    for number, line in enumerate(lines):
+        parts = line.split("``")
+        parts[::2] = [re.sub(r"(?<![\w-])--[a-z][\w.-]*\b", r"``\g<0>``", part) for part in parts[::2]]
+        lines[number] = "``".join(parts)
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+        # Napoleon takes "words: more words" for type and meaning, unless something stands before: an empty comment.
+        lines[:0] = ["..", ""]
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-process-docstring", not_a_type, priority=400)  # before napoleon's, at 500
+    app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon's, at 500
