@@ -10,7 +10,7 @@ from timm.models.resnet import ResNet
 
 from mim4d import MIM4DEncoder
 from mim4d.resnet import MIM4DResNet
-from tests.masked import at_sites, close, gradient, masks, noise, pixels, some_mask
+from tests.encoders import at_sites, close, gradient, masks, noise, pixels, shake, some_mask
 from tests.reference.masked_resnet import MaskedResNet
 
 SIZES = (18, 34, 50, 101)
@@ -18,22 +18,6 @@ SMALL = dict(layers=(1, 1, 2, 1), channels=(8, 12, 16, 24))
 BLOCKS = pytest.mark.parametrize("size", [18, 50])  # basic blocks, bottlenecks
 ALL = torch.ones(2, 2, 3, dtype=torch.bool)
 STAGES = [1, 2, 3, 4]  # of the five maps of timm's ResNet; 0 is the stem
-
-
-def shake(model, seed=0):
-    """Random values for all that a checkpoint holds, of the size that training gives them: as created, the last norm
-    of a block silences it and every running mean is 0."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            values = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(values.abs() + 0.5)
-            elif tensor.dim() > 1:
-                tensor.copy_(values / tensor[0].numel() ** 0.5)
-            elif tensor.is_floating_point():
-                tensor.copy_(0.3 * values + name.endswith("weight"))
-    return model
 
 
 def small(size=18, **changes) -> MIM4DResNet:

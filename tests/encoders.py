@@ -1,7 +1,23 @@
-"""What tests of masked forwards share: masks, pixels and sites under them, and how near is near."""
+"""What tests of encoders share: weights, images, masks, the pixels and sites under them, and how near is near."""
 
 import torch
 from hypothesis import strategies as st
+
+
+def shake(model, seed=0):
+    """Random values for all that a checkpoint holds, of the size that training gives them: as created, layer scale
+    or the last norm of a block silences it, and every running mean is 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            values = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("running_var"):
+                tensor.copy_(values.abs() + 0.5)
+            elif tensor.dim() > 1:
+                tensor.copy_(values / tensor[0].numel() ** 0.5)
+            elif tensor.is_floating_point():
+                tensor.copy_(0.3 * values + name.endswith("weight"))
+    return model
 
 
 def noise(*shape, seed=0):
