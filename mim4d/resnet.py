@@ -18,8 +18,9 @@ class MIM4DResNet(MIM4DEncoder, ResNet):
     """timm's ResNet; the arguments are those of :class:`timm.models.resnet.ResNet`.
 
     In training mode the masked forward takes BatchNorm's statistics from visible sites alone, of the images that one
-    process has, and the running statistics follow them. As fewer than two sites have no variance, they are normalised
-    by the running statistics, which then stay as they are.
+    process has, and the running statistics follow them, twice a step under gradient checkpointing as in the dense
+    forward. As fewer than two sites have no variance, they are normalised by the running statistics, which then stay as
+    they are.
     """
 
     def parts(self) -> list[nn.Module]:

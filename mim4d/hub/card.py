@@ -95,7 +95,7 @@ def _use(config: EncoderConfig, repo: str | None) -> str:
 import timm
 
 backbone = timm.create_model("{where}", pretrained=True, features_only=True)
-features = backbone(images)  # four maps, strides 4, 8, 16, 32
+features = backbone(images)[-4:]  # strides 4, 8, 16, 32
 ```
 
 With mim4d, for the masked forward as well:

@@ -73,7 +73,7 @@ class PretrainConfig:
     val_split: str = ""
     """Scenes held out to evaluate on. Empty: the version's validation split, where it is there; none: nothing."""
     model: str = "mim4d_convnext_small"
-    """The encoder: mim4d_convnext[v2]_{atto,femto,pico,nano,tiny,small,base}, mim4d_convnext_large, mim4d_resnet{18,34,50,101}."""
+    """The encoder: mim4d_convnext_{atto to large}, mim4d_convnextv2_{atto to base}, mim4d_resnet{18,34,50,101}."""
     init: str = SCRATCH
     """First weights: scratch, a timm name (convnext_base.dinov3_lvd1689m), a Hub id, a file, or a run's encoder/."""
     frames: int = 3

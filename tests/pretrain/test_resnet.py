@@ -2,10 +2,12 @@
 
 import timm
 import torch
+from safetensors.torch import save_file
 
 from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.model import MIM4D
 from mim4d.pretrain.trainer import train
+from mim4d.pretrain.weights import initialise
 from mim4d.tensors import read_tensors
 from tests.pretrain.runs import losses, tiny
 from tests.toy import toy_clip, toy_config
@@ -22,6 +24,15 @@ def test_a_run_trains_it_and_timm_loads_it_as_its_own(root, tmp_path, fresh_acce
         assert torch.equal(tensor, weights[f"encoder.{name}"]), name
     assert loaded.bn1.num_batches_tracked == 2
     assert loaded.layer4[1].bn2.running_mean.any()
+
+
+def test_a_classifier_of_imagenets_classes_is_a_first_weight(tmp_path):
+    classifier = timm.create_model("resnet18")
+    save_file(classifier.state_dict(), tmp_path / "resnet18.safetensors")
+    encoder = timm.create_model("mim4d_resnet18")
+    told = initialise(encoder, str(tmp_path / "resnet18.safetensors"))
+    assert told.endswith("0 missing, left out: fc.bias, fc.weight")
+    assert all(torch.equal(tensor, classifier.state_dict()[name]) for name, tensor in encoder.state_dict().items())
 
 
 def test_frozen_parts_keep_their_statistics():
