@@ -1,8 +1,6 @@
 """MIM4DConvNeXt: timm's ConvNeXt to the letter, and a masked forward that is submanifold convolution."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -11,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models.convnext import ConvNeXt
 
-import mim4d
-from mim4d import MIM4DEncoder
-from mim4d.convnext import MIM4DConvNeXt
+from mim4d import MIM4DEncoder, convnext
+from mim4d.convnext import MIM4DConvNeXt, Patches, masked_block
+from tests.encoders import at_sites, close, gradient, masks, noise, pixels, shake, some_mask
 from tests.reference.masked_convnext import masked_convnext
 
 NAMES = (
@@ -22,18 +20,6 @@ NAMES = (
 )
 """timm's."""
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24))
-
-
-def shake(model, seed=0):
-    """Random values for every parameter: as created, layer scale makes blocks almost invisible, and biases are 0."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
-    return model
-
-
 KINDS = ("convnext_atto", "convnext_tiny", "convnextv2_atto", "convnextv2_tiny")
 """``atto`` has its MLPs as 1x1 convolutions, ``tiny`` as linear layers; V2 has a response norm in them."""
 
@@ -41,26 +27,6 @@ KINDS = ("convnext_atto", "convnext_tiny", "convnextv2_atto", "convnextv2_tiny")
 def small(kind="convnext_atto", **changes) -> MIM4DEncoder:
     """A narrow encoder."""
     return shake(timm.create_model(f"mim4d_{kind}", **SMALL, **changes)).eval()
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def some_mask(*shape, seed=0):
-    """About half of the patches."""
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-
-
-def pixels(visible):
-    """A patch mask [N, h, w] at the resolution of the image: [N, 1, H, W]."""
-    return torch.kron(visible, torch.ones(1, 32, 32)).bool()[:, None]
-
-
-def at_sites(visible, feature):
-    """A patch mask [N, h, w] as [N, 1, H, W] of a feature map."""
-    factor = feature.shape[-1] // visible.shape[-1]
-    return torch.kron(visible, torch.ones(1, factor, factor)).bool()[:, None].expand_as(feature)
 
 
 # --- dense use -------------------------------------------------------------------------------------------------------
@@ -127,7 +93,7 @@ def test_a_classifier_can_be_asked_for():
 
 
 def test_the_declared_config_is_what_the_model_takes():
-    model = timm.create_model("mim4d_convnext_atto").eval()
+    model = timm.create_model("mim4d_convnextv2_atto").eval()
     config = timm.data.resolve_model_data_config(model)
     assert config["input_size"] == (3, 256, 704)
     with torch.no_grad():
@@ -135,16 +101,6 @@ def test_the_declared_config_is_what_the_model_takes():
             model.forward_features(torch.zeros(1, *config["input_size"])).shape[-2:]
             == model.pretrained_cfg["pool_size"]
         )
-
-
-def test_import_is_light():
-    code = "import sys, mim4d; print(*sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"accelerate", "nuscenes", "matplotlib", "tensorboard", "tyro", "dacite", "rich", "PIL.ImageDraw"}
-    assert not heavy & {name.partition(".")[0] for name in loaded}
-    assert not [name for name in loaded if name.startswith(("mim4d.pretrain", "mim4d.data", "mim4d.world"))]
-    assert {"mim4d.encoder", "mim4d.convnext"} <= set(loaded)
-    assert mim4d.__version__
 
 
 # --- the masked forward ----------------------------------------------------------------------------------------------
@@ -169,30 +125,6 @@ def check_against_reference(model, images, visible, tolerance=1e-5):
     close(gradient(images), gradient(images64), 10 * tolerance, "pixels")
     for name, parameter in model.named_parameters():
         close(gradient(parameter), gradient(twins[name]), 10 * tolerance, name)
-
-
-def gradient(leaf):
-    """What backward left, zeros where it never came by."""
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def close(got, want, tolerance, what):
-    """Nearer than ``tolerance`` of the largest value."""
-    scale = max(1.0, float(want.detach().abs().max()))
-    error = float((got.detach().double() - want.detach()).abs().max())
-    assert error <= tolerance * scale, f"{what}: off by {error:.2g} at a scale of {scale:.2g}"
-
-
-def masks(n, h, w):
-    """Any pattern, image by image; all-visible, none-visible and one-visible images come up often."""
-    one = st.integers(0, h * w - 1).map(lambda i: [k == i for k in range(h * w)])
-    image = st.one_of(
-        st.just([True] * (h * w)),
-        st.just([False] * (h * w)),
-        one,
-        st.lists(st.booleans(), min_size=h * w, max_size=h * w),
-    )
-    return st.lists(image, min_size=n, max_size=n).map(lambda m: torch.tensor(m).view(n, h, w))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,13 +189,39 @@ def test_visible_patches_do_look_at_their_visible_neighbours():
     assert apart[-1].abs().max() > 1e-3
 
 
-def test_images_of_a_batch_do_not_mix():
-    model, images, visible = small(), noise(3, 3, 64, 96), some_mask(3, 2, 3, seed=3)
+@pytest.mark.parametrize("kind", ["convnext_atto", "convnextv2_tiny"])
+def test_images_of_a_batch_do_not_mix(kind):
+    model, images, visible = small(kind), noise(3, 3, 64, 96), some_mask(3, 2, 3, seed=3)
     with torch.no_grad():
         together = model.forward_masked(images, visible)
         for n in range(3):
             for a, b in zip(together, model.forward_masked(images[n : n + 1], visible[n : n + 1]), strict=True):
                 torch.testing.assert_close(a[n : n + 1], b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_same_without_onednn_and_for_channels_last(kind, monkeypatch):
+    model, images, visible = small(kind), noise(2, 3, 64, 96), some_mask(2, 2, 3)
+    expected = model.forward_masked(images, visible)
+    model = model.to(memory_format=torch.channels_last)
+    monkeypatch.setattr(convnext, "_ONEDNN", False)
+    for a, b in zip(
+        model.forward_masked(images.contiguous(memory_format=torch.channels_last), visible), expected, strict=True
+    ):
+        close(a, b.double(), 1e-6, "channels last")
+
+
+def test_a_block_compiles_to_one_graph():
+    block, visible = small("convnextv2_atto").stages[3].blocks[0], some_mask(2, 2, 3)
+    patches = Patches(*visible.nonzero(as_tuple=True))
+    results = []
+    for run in (masked_block, torch.compile(masked_block, backend="eager", fullgraph=True)):
+        x = noise(len(patches.image), 1, 1, 24).requires_grad_()
+        y = run(block, x, patches, visible.shape)
+        y.square().sum().backward()
+        results.append([y, x.grad])
+    for a, b in zip(*results, strict=True):
+        close(a, b.double(), 1e-6, "compiled")
 
 
 def test_strides_and_widths():

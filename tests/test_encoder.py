@@ -1,0 +1,54 @@
+"""MIM4DEncoder: what all families have in common."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+import mim4d
+
+NAMES = timm.list_models("mim4d_*")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def encoder(request):
+    with torch.device("meta"):
+        return timm.create_model(request.param)
+
+
+def test_every_model_is_one(encoder):
+    assert isinstance(encoder, mim4d.MIM4DEncoder)
+    assert encoder.num_classes == 0
+
+
+def test_parts_are_all_but_the_head(encoder):
+    parts = encoder.parts()
+    assert len(parts) == 5
+    inside = [id(parameter) for part in parts for parameter in part.parameters()]
+    outside = [name for name, parameter in encoder.named_parameters() if id(parameter) not in inside]
+    assert len(inside) == len(set(inside))
+    assert all(name.startswith("head.") for name in outside)
+
+
+def test_widths_are_the_four_last_maps(encoder):
+    maps = encoder.forward_intermediates(torch.empty(1, 3, 64, 64, device="meta"), indices=4, intermediates_only=True)
+    assert encoder.widths() == [m.shape[1] for m in maps]
+    assert [m.shape[2] for m in maps] == [16, 8, 4, 2]
+
+
+@pytest.mark.parametrize("visible", [(1, 2, 3), (2, 2, 2), (2, 64, 64)])
+def test_a_mask_that_does_not_fit_is_named(encoder, visible):
+    with pytest.raises(ValueError, match=r"expected \[2, 2, 3\] \(images are 64 x 96, a patch is 32 px\), got"):
+        encoder.forward_masked(torch.empty(2, 3, 64, 96, device="meta"), torch.ones(visible, dtype=torch.bool))
+
+
+def test_import_is_light():
+    code = "import sys, mim4d; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"accelerate", "nuscenes", "matplotlib", "tensorboard", "tyro", "dacite", "rich", "PIL.ImageDraw"}
+    assert not heavy & {name.partition(".")[0] for name in loaded}
+    assert not [name for name in loaded if name.startswith(("mim4d.pretrain", "mim4d.data", "mim4d.world"))]
+    assert {"mim4d.encoder", "mim4d.convnext"} <= set(loaded)
+    assert mim4d.__version__
