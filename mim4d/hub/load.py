@@ -13,6 +13,8 @@ from .names import CLASSIFIERS, to_timm_names
 from .published import nothing_published
 from .sources import Weights, from_config
 
+SOURCES = ("state_dict", "file", "url", "hf_hub_id")
+"""Where a config of timm's may point at weights."""
 STEMS = ("stem.0.weight", "conv1.weight")
 """The convolution that sees the image."""
 
@@ -53,6 +55,7 @@ def build_encoder(
     Raises:
         WeightsError: If there are no such weights, they cannot be had, are damaged or of another architecture.
     """
+    pretrained_cfg_overlay = _one_source(pretrained_cfg_overlay)
     weights = pretrained_weights(model, pretrained_cfg, pretrained_cfg_overlay, cache_dir) if pretrained else None
 
     def build(**model_args: Any) -> nn.Module:
@@ -78,6 +81,13 @@ def build_encoder(
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         **{**defaults, **kwargs},
     )
+
+
+def _one_source(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An overlay that names weights takes the place of all others that the model's config knows, packaged ones too."""
+    if not overlay or not any(overlay.get(source) for source in SOURCES):
+        return overlay
+    return {**dict.fromkeys(SOURCES), **overlay}
 
 
 def pretrained_weights(
