@@ -277,11 +277,16 @@ def flow(scene: Scene, boxes: list[Mover]) -> Figure:
     axes = figure.subplots(1, 2)
     annotated = annotated_flow(boxes, grid)
     top = max(2.0, float(annotated.norm(dim=0).max()))
-    for axis, found, title in zip(axes, (scene.flow[0], annotated), ("found", "annotated"), strict=True):
-        image = from_above(axis, grid, found.norm(dim=0).numpy(), cmap="magma", vmin=0, vmax=top)
-        draw_flow(axis, found, grid)
+    for axis, shown, title in zip(axes, (scene.flow[0], annotated), ("found", "annotated"), strict=True):
+        image = from_above(axis, grid, shown.norm(dim=0).numpy(), cmap="magma", vmin=0, vmax=top)
         dots(axis, scene.points(-1), "white", 0.5)
         axis.set_title(f"BEV flow: {title} (arrows: one second)", fontsize=10)
+    # Every third cell that moves faster than walking; every box that does.
+    found = scene.flow[0].permute(1, 2, 0)[::3, ::3]
+    moves = found.norm(dim=-1) > 1
+    draw_arrows(axes[0], grid.centers(found)[0, ::3, ::3, :2][moves].numpy(), found[moves].numpy())
+    moving = [box for box in boxes if np.linalg.norm(box.velocity) > 1]
+    draw_arrows(axes[1], np.array([box.middle for box in moving]), np.array([box.velocity for box in moving]))
     figure.colorbar(image, ax=axes, shrink=0.8, label="m/s")
     return figure
 
@@ -313,7 +318,7 @@ def ray(scene: Scene, _: list[Mover]) -> Figure:
     distances = importance(even, coarse, renderer.config.importance_samples)
     steps = torch.cat([distances, far[:, None]], dim=1).diff(dim=1)
     middles = distances + steps / 2
-    sdf, normals, _ = at(middles)
+    sdf, normals, _colour = at(middles)
     weights = section_weights(sdf[None], (normals @ direction[0])[None], steps / field.scale, field.inv_s)
 
     figure = Figure(figsize=(9.5, 4.2), dpi=100, layout="constrained")
@@ -332,7 +337,7 @@ def ray(scene: Scene, _: list[Mover]) -> Figure:
     for axis in (top, bottom):
         axis.axvline(lidar, color="black", linestyle="--", linewidth=1, label="LiDAR")
         axis.axvline(found, color="tab:green", linewidth=1.2, label="rendered depth")
-    bottom.legend(fontsize=9, loc="upper right")
+    bottom.legend(fontsize=9, loc="upper left")
     return figure
 
 
@@ -471,16 +476,10 @@ def dots(axis: Axes, points: Tensor, colour: str, size: float) -> None:
     axis.scatter(points[:, 1], points[:, 0], s=size, c=colour, linewidths=0, alpha=0.8)
 
 
-def draw_flow(axis: Axes, flow: Tensor, grid: VoxelGrid) -> None:
-    """A second of motion, every third cell that moves faster than walking."""
-    centers = grid.centers(flow)[0, ::3, ::3, :2]
-    arrows = flow[:, ::3, ::3].permute(1, 2, 0)
-    moves = arrows.norm(dim=-1) > 1
-    start, along = centers[moves], arrows[moves]
-    axis.quiver(
-        start[:, 1], start[:, 0], along[:, 1], along[:, 0],
-        color="cyan", angles="xy", scale_units="xy", scale=1, width=0.004,
-    )  # fmt: skip
+def draw_arrows(axis: Axes, start: Shown, along: Shown) -> None:
+    """Arrows [N, 2] from points [N, 2], metres, seen from above."""
+    (x, y), (dx, dy) = start.reshape(-1, 2).T, along.reshape(-1, 2).T
+    axis.quiver(y, x, dy, dx, color="cyan", angles="xy", scale_units="xy", scale=1, width=0.004)
 
 
 def save(figure: Figure, path: Path) -> None:
