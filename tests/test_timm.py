@@ -183,7 +183,8 @@ def test_the_config_is_complete_and_the_models_own(name):
     assert isinstance(model.get_submodule(config["first_conv"]), nn.Conv2d)
     assert model.get_submodule(config["classifier"]) is model.get_classifier()
     data = timm.data.resolve_data_config({}, model=model)
-    assert (data["input_size"], data["crop_pct"], data["interpolation"]) == ((3, 256, 704), 1.0, "bicubic")
+    assert (data["input_size"], data["crop_pct"], data["interpolation"]) == (config["input_size"], 1.0, "bicubic")
+    assert tuple(32 * side for side in config["pool_size"]) == config["input_size"][1:]
     assert (data["mean"], data["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert timm.data.resolve_data_config({"input_size": (3, 96, 96)}, model=model)["input_size"] == (3, 96, 96)
     assert timm.get_pretrained_cfg(name, allow_unregistered=False).license == "apache-2.0"
@@ -194,7 +195,7 @@ def test_configs_can_be_given_and_overlaid(name):
     for how in ({}, dict(features_only=True)):
         made = timm.create_model(name, **narrow(name), pretrained_cfg_overlay=dict(mean=(0.5, 0.5, 0.5)), **how)
         assert made.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
-        assert made.pretrained_cfg["input_size"] == (3, 256, 704)
+        assert made.pretrained_cfg["input_size"] == timm.get_pretrained_cfg(name).input_size
     config = dataclasses.replace(timm.get_pretrained_cfg(name), num_classes=9, input_size=(3, 32, 64))
     made = timm.create_model(name, **narrow(name), pretrained_cfg=config)
     assert (made.num_classes, made.pretrained_cfg["input_size"]) == (9, (3, 32, 64))
