@@ -1,4 +1,4 @@
-"""``MIM4DEncoder`` in the real mmdet 3.x: necks, a detector from its config, layer-wise learning rates, its ResNet."""
+"""``MIM4DEncoder`` in the real mmdet 3.x: necks, a detector from its config, layer-wise learning rates."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
 
 from mim4d.hub.folder import save_encoder
-from mim4d.hub.openmmlab import write_checkpoint
 from tests.hub import calls as hub_calls
 from tests.integrations import calls
 
@@ -151,27 +150,3 @@ def test_layer_wise_learning_rates_rise_from_the_stem_to_the_head(models, tmp_pa
     path = [rates[f"{step}.weight"] for step in steps]
     assert path == sorted(set(path))
     assert [g["weight_decay"] for g in groups if "backbone.stages.0.0.gamma" in g["param_names"]] == [0]
-
-
-@pytest.mark.parametrize("depth", [18, 50])
-def test_its_own_resnet_takes_our_weights_without_us(models, tmp_path, depth):
-    """For codebases whose Python or PyTorch is too old for this package: ``mim4d-hub convert RUN resnet.pth``."""
-    encoder = hub_calls.shaken(timm.create_model(f"mim4d_resnet{depth}"))
-    write_checkpoint(encoder.state_dict(), tmp_path / "resnet.pth")
-    theirs = models.build(
-        dict(
-            type="ResNet",
-            depth=depth,
-            style="pytorch",
-            init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "resnet.pth"), prefix="backbone."),
-        )
-    )
-    theirs.init_weights()
-    theirs.eval()
-    images = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        pairs = list(
-            zip(theirs(images), encoder.forward_intermediates(images, intermediates_only=True)[-4:], strict=True)
-        )
-    for got, want in pairs:
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
