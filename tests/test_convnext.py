@@ -11,6 +11,7 @@ from timm.models.convnext import ConvNeXt
 
 from mim4d import MIM4DEncoder, convnext
 from mim4d.convnext import MIM4DConvNeXt, Patches, masked_block
+from mim4d.hub.names import to_openmmlab_names, to_timm_names
 from tests.encoders import at_sites, close, gradient, masks, noise, pixels, shake, some_mask
 from tests.reference.masked_convnext import masked_convnext
 
@@ -101,6 +102,16 @@ def test_the_declared_config_is_what_the_model_takes():
             model.forward_features(torch.zeros(1, *config["input_size"])).shape[-2:]
             == model.pretrained_cfg["pool_size"]
         )
+
+
+@pytest.mark.parametrize("release", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_openmmlabs_names_lead_back(kind, release):
+    model = small(kind)
+    theirs = to_openmmlab_names(model.state_dict(), prefix="backbone.", release=release)
+    ours = to_timm_names(theirs, model, "test")
+    assert ours.keys() == model.state_dict().keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in model.state_dict().items())
 
 
 # --- the masked forward ----------------------------------------------------------------------------------------------
