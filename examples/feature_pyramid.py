@@ -7,6 +7,8 @@
 Exported encoders name timm's own architectures, so the last two need timm alone, not this package.
 """
 
+from typing import Any
+
 import timm
 import torch
 import tyro
@@ -22,8 +24,9 @@ class Pyramid(nn.Module):
     def __init__(self, backbone: str, channels: int = 64) -> None:
         super().__init__()
         pretrained = ":" in backbone  # local-dir:... and hf-hub:... have weights
-        self.backbone = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=(-3, -2, -1))
-        self.fpn = FeaturePyramidNetwork(self.backbone.feature_info.channels(), channels)
+        made: Any = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=(-3, -2, -1))
+        self.backbone: Any = made
+        self.fpn = FeaturePyramidNetwork(made.feature_info.channels(), channels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Take images [N, 3, H, W], return maps [N, C, H/s, W/s] by their stride s."""
@@ -34,8 +37,8 @@ class Pyramid(nn.Module):
 def channels_and_strides(backbone: str) -> tuple[list[int], list[int]]:
     """What a backbone will give, asked before it is built: on the meta device it takes no memory and no weights."""
     with torch.device("meta"):
-        info = timm.create_model(backbone, features_only=True, out_indices=(-3, -2, -1)).feature_info
-    return info.channels(), info.reduction()
+        model: Any = timm.create_model(backbone, features_only=True, out_indices=(-3, -2, -1))
+    return model.feature_info.channels(), model.feature_info.reduction()
 
 
 def main(backbone: str = "mim4d_convnext_atto") -> None:

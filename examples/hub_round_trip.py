@@ -6,6 +6,7 @@ python examples/hub_round_trip.py --run runs/demo --repo your-name/my-encoder --
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -23,10 +24,10 @@ def main(repo: str, run: Path = Path("runs/demo"), private: bool = False) -> Non
         run: A run of mim4d-pretrain, or a folder with an encoder.
         private: Make the repository private.
     """
-    encoder = MIM4DEncoder.from_pretrained(run)
+    encoder: Any = MIM4DEncoder.from_pretrained(run)
     print(f"pushed: {encoder.push_to_hub(repo, private=private)}")
 
-    pulled = MIM4DEncoder.from_pretrained(repo)  # with our methods
+    pulled: Any = MIM4DEncoder.from_pretrained(repo)  # with our methods
     plain = timm.create_model(f"hf-hub:{repo}", pretrained=True, features_only=True).eval()  # timm's own class
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():

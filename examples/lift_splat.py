@@ -10,6 +10,7 @@ something between 0.5 and 3 m above the ground: a label that any recording has.
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import timm
 import torch
@@ -38,10 +39,9 @@ class LiftSplat(nn.Module):
     def __init__(self, backbone: str, channels: int = 32) -> None:
         super().__init__()
         pretrained = ":" in backbone  # local-dir:... and hf-hub:... have weights
-        self.backbone = timm.create_model(
-            backbone, pretrained=pretrained, features_only=True, out_indices=(-2, -1)
-        )  # 1
-        fine, coarse = self.backbone.feature_info.channels()  # 2
+        made: Any = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=(-2, -1))  # one
+        fine, coarse = made.feature_info.channels()  # two
+        self.backbone: Any = made
         self.channels = channels
         self.neck = nn.Sequential(nn.Conv2d(fine + coarse, 128, 3, padding=1), nn.ReLU())
         self.depth_and_context = nn.Conv2d(128, len(DEPTHS) + channels, 1)
