@@ -14,10 +14,15 @@ def world() -> None:
     _start("world")
 
 
-def _start(name: str) -> None:
+def evaluate() -> None:
+    """``mim4d-eval``."""
+    _start("eval", "downstream")
+
+
+def _start(name: str, package: str = "") -> None:
     """Run a command's own entry point; exits with 2 and one line if what it imports is not installed."""
     try:
-        main = import_module(f".{name}.cli", __package__).main
+        main = import_module(f".{package or name}.cli", __package__).main
     except ModuleNotFoundError as error:
         print(f"error: mim4d-{name} needs: pip install 'mim4d[pretrain]' (no module {error.name})", file=sys.stderr)
         sys.exit(2)

@@ -43,7 +43,7 @@ def build_tables(root: Path, version: str) -> tuple[dict[str, Any], dict[str, ND
     Raises:
         UserError: If the devkit is not installed or cannot open the root, or the tables do not fit together.
     """
-    nusc = _open_devkit(root, version)
+    nusc = open_devkit(root, version)
     try:
         meta, arrays = _compact(nusc)
         meta["splits"] = _splits(root / version)
@@ -87,7 +87,7 @@ def _compact(nusc: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     return meta, {"records": records[order], "calibrations": _calibrations(nusc), "samples": times}
 
 
-def _open_devkit(root: Path, version: str) -> Any:
+def open_devkit(root: Path, version: str) -> Any:
     try:
         from nuscenes.nuscenes import NuScenes  # here, not above: it takes seconds and is an extra
     except ModuleNotFoundError as error:

@@ -1,0 +1,116 @@
+"""The settings of ``mim4d-eval``."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import UserError
+from ..pretrain.config import SPLITS, SyntheticConfig
+from ..pretrain.lift import LiftConfig
+from ..pretrain.neck import NeckConfig
+from ..pretrain.optim import OptimConfig
+from .model import BEVConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Train a small BEV model on a backbone's features and score it on held-out samples."""
+
+    task: Literal["bev-seg", "det3d", "hd-map"]
+    """bev-seg: IoU of vehicles and map layers; det3d: nuScenes' NDS and mAP; hd-map: Chamfer AP of vectorised lines."""
+    preset: Literal["demo", "gpu24"] = "gpu24"
+    """What the other settings start from: minutes on 2 CPU cores, or one GPU of 24 GB."""
+    backbone: str = "mim4d_convnext_small"
+    """A timm name (resnet50, convnext_tiny, mim4d_convnext_small), or the folder of a run or of its encoder/."""
+    init: Literal["random", "pretrained"] = "pretrained"
+    """The backbone's first weights: random ones, or those that timm, the Hub or the folder has for it."""
+    freeze: bool = False
+    """Leave the backbone as it is: a probe of its features. Without, all is trained, the backbone at a lower rate."""
+    data: Literal["nuscenes", "synthetic"] = "nuscenes"
+    """nuscenes: a folder in nuScenes format; synthetic: a drawn world, made in a cache folder when it is missing."""
+    dataroot: str = ""
+    """The folder that holds the version's tables, samples/ and maps/. Synthetic: empty for the cache folder."""
+    version: str = ""
+    """The folder of tables, such as v1.0-trainval. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
+    split: str = ""
+    """Scenes to learn from: an official split or scene names with commas. Empty: the version's training split."""
+    val_split: str = ""
+    """Scenes to score on; det3d needs a split that the devkit knows. Empty: the version's validation split."""
+    labels: float = 1.0
+    """Share of the training samples whose labels are used, above 0 to 1. Which ones follows from the seed, one of each
+    scene before a second of any; those of a smaller share are among those of a larger one."""
+    min_visibility: int = 2
+    """bev-seg: vehicles less visible than this are neither learnt nor scored; 2 leaves out those seen to less than 40 %
+    (Cross-View Transformers' rule), 1 none (Lift-Splat-Shoot's)."""
+    image_size: tuple[int, int] = (256, 704)
+    """Height and width in pixels, multiples of 32: images are scaled to the width, then rows are cut from the top."""
+    steps: int = 20000
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Samples a step."""
+    turn: float = 22.5
+    """Augmentation: the bird's-eye view is turned by up to this many degrees, and mirrored; 0 for none of both."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: mixed precision, where it is safe."""
+    seed: int = 0
+    """Of everything random: first weights, which labels, order of samples, augmentation."""
+    workers: int = 8
+    """Threads that read images ahead; 0 reads in turn."""
+    out: str = "runs/eval"
+    """The folder of the result."""
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            lr=1e-3, backbone_scale=0.2, weight_decay=0.05, warmup_steps=200, ema_decay=0.998
+        )
+    )
+    model: BEVConfig = field(default_factory=BEVConfig)
+    world: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in {"steps": 1, "batch_size": 1, "seed": 0, "workers": 0, "turn": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
+        if not 0 < self.labels <= 1:
+            raise ValueError(f"labels = {self.labels} is a share: above 0 and at most 1")
+        if not 1 <= self.min_visibility <= 4:
+            raise ValueError(f"min_visibility = {self.min_visibility} is one of nuScenes' levels 1 to 4")
+        if self.optim.accumulate != 1:
+            raise ValueError("optim.accumulate is not done here: set batch_size")
+
+
+DEMO = EvalConfig(
+    task="bev-seg",
+    preset="demo",
+    data="synthetic",
+    image_size=(128, 352),
+    steps=400,
+    batch_size=4,
+    precision="fp32",
+    workers=1,
+    optim=OptimConfig(lr=2e-3, backbone_scale=0.2, weight_decay=0.05, warmup_steps=20, clip_norm=10.0, ema_decay=0.99),
+    model=BEVConfig(
+        neck=NeckConfig(stages=(2, 3), channels=64),
+        lift=LiftConfig(depth_range=(1.0, 61.0), depth_step=1.5, depth_channels=64, channels=32),
+        coarse=2,
+        channels=48,
+    ),
+)
+"""Minutes on 2 CPU cores."""
+
+PRESETS = {"demo": DEMO, "gpu24": EvalConfig(task="bev-seg")}
+
+
+def complete(config: EvalConfig) -> EvalConfig:
+    """Fill in what follows from other settings: version and splits.
+
+    Raises:
+        UserError: If settings do not go together.
+    """
+    version = config.version or ("v1.0-mini" if config.data == "synthetic" else "v1.0-trainval")
+    split, val_split = SPLITS.get(version, ("", ""))
+    split, val_split = config.split or split, config.val_split or val_split
+    if config.data == "nuscenes" and not config.dataroot:
+        raise UserError("--data nuscenes needs --dataroot, the folder in nuScenes format (or try --data synthetic)")
+    if not split or not val_split or val_split == "none":
+        raise UserError(f"--version {version} has no split to learn from and to score on: name --split and --val-split")
+    return dataclasses.replace(config, version=version, split=split, val_split=val_split)

@@ -1,0 +1,168 @@
+"""A decoder of lines: queries that look at the BEV features, and move their points a little in every layer.
+
+As MapTR (arXiv 2208.14437, section 3.3): a query a point of a line, made of an instance's part and a point's part;
+attention among the points of a line and among lines apart from each other (MapTRv2, arXiv 2308.05736, section 3.3);
+features sampled round where the point is now (Deformable DETR, arXiv 2010.04159). And, so that points far off find
+their way, attention to the whole plane at a coarser resolution.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class VectorDecoder(nn.Module):
+    """BEV features -> lines."""
+
+    def __init__(
+        self, channels: int, *, classes: int, points: int, lines: int = 30, layers: int = 3, heads: int = 4
+    ) -> None:
+        """Make the decoder.
+
+        Args:
+            channels: C, of the features and the queries; a multiple of ``heads``.
+            classes: Kinds of lines.
+            points: P, of each line.
+            lines: N, the most that can be found.
+            layers: Rounds of looking and moving.
+            heads: Of every attention.
+        """
+        super().__init__()
+        self.line = nn.Parameter(torch.randn(lines, 1, channels) * 0.5)
+        self.point = nn.Parameter(torch.randn(points, channels) * 0.5)
+        middle = torch.rand(lines, 1, 2) * 0.8 + 0.1
+        angle = torch.rand(lines, 1) * 2 * math.pi
+        along = torch.linspace(-0.15, 0.15, points)
+        start = middle + torch.stack([angle.cos() * along, angle.sin() * along], dim=-1)  # short lines all over
+        self.start = nn.Parameter(start.clamp(0.02, 0.98).logit())
+        self.place = nn.Linear(4 * FREQUENCIES, channels)
+        self.layers = nn.ModuleList(DecoderLayer(channels, heads) for _ in range(layers))
+        self.classes = nn.ModuleList(_linear(channels, classes, bias=-2.0) for _ in range(layers))
+        self.moves = nn.ModuleList(
+            nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), _linear(channels, 2, bias=0.0))
+            for _ in range(layers)
+        )
+
+    def forward(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Find lines.
+
+        Args:
+            features: [B, C, Y, X].
+
+        Returns:
+            After each layer, logits [B, N, classes] and points [B, N, P, 2], (x, y) as shares of the grid, 0 to 1.
+        """
+        b = len(features)
+        coarse = F.avg_pool2d(features, 2, ceil_mode=True)
+        height, width = coarse.shape[-2:]
+        y, x = torch.meshgrid(
+            (torch.arange(height, device=features.device) + 0.5) / height,
+            (torch.arange(width, device=features.device) + 0.5) / width,
+            indexing="ij",
+        )
+        places = self.place(waves(torch.stack([x, y], dim=-1).flatten(0, 1)))  # [M, C]
+        plane = rearrange(coarse, "b c y x -> b (y x) c")
+        queries = (self.line + self.point).expand(b, -1, -1, -1)  # [B, N, P, C]
+        points = self.start.sigmoid().expand(b, -1, -1, -1)
+        found = []
+        for layer, classify, move in zip(self.layers, self.classes, self.moves, strict=True):
+            queries = layer(queries, self.place(waves(points)), points, features, plane, places)
+            points = (points.detach().clamp(1e-4, 1 - 1e-4).logit() + move(queries).float()).sigmoid()
+            found.append((classify(queries.mean(2)), points))
+        return found
+
+
+def _linear(channels: int, out: int, bias: float) -> nn.Linear:
+    """A layer that says ``bias`` at first."""
+    layer = nn.Linear(channels, out)
+    nn.init.zeros_(layer.weight)
+    nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+FREQUENCIES = 8
+"""Of the waves that tell where something is."""
+
+
+def waves(xy: Tensor) -> Tensor:
+    """Sines and cosines [..., 4 * FREQUENCIES] of places [..., 2] from 0 to 1."""
+    angles = xy[..., None] * (math.pi * 2.0 ** (torch.arange(FREQUENCIES, device=xy.device) * 0.75))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class DecoderLayer(nn.Module):
+    """One round: ask the other lines, the own points, the plane, what is near; think."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.lines = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.points = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.plane = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.near = NearAttention(channels, heads)
+        self.think = nn.Sequential(nn.Linear(channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, channels))
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(5))
+
+    def forward(
+        self, queries: Tensor, places: Tensor, points: Tensor, features: Tensor, plane: Tensor, plane_places: Tensor
+    ) -> Tensor:
+        """Go one round.
+
+        Args:
+            queries: [B, N, P, C].
+            places: The same, where they are.
+            points: [B, N, P, 2], 0 to 1.
+            features: [B, C, Y, X].
+            plane: [B, M, C], the features at a coarser resolution.
+            plane_places: [M, C], where they are.
+
+        Returns:
+            The queries [B, N, P, C].
+        """
+        b, n, p, _ = queries.shape
+        among = rearrange(queries, "b n p c -> (b p) n c")
+        asked = rearrange(queries + places, "b n p c -> (b p) n c")
+        answer = self.lines(asked, asked, among, need_weights=False)[0]
+        queries = self.norms[0](queries + rearrange(answer, "(b p) n c -> b n p c", b=b))
+        along = rearrange(queries, "b n p c -> (b n) p c")
+        asked = rearrange(queries + places, "b n p c -> (b n) p c")
+        answer = self.points(asked, asked, along, need_weights=False)[0]
+        queries = self.norms[1](queries + rearrange(answer, "(b n) p c -> b n p c", b=b))
+        asked = (queries + places).flatten(1, 2)
+        answer = self.plane(asked, plane + plane_places, plane, need_weights=False)[0]
+        queries = self.norms[2](queries + answer.unflatten(1, (n, p)))
+        queries = self.norms[3](queries + self.near(queries + places, points, features))
+        return self.norms[4](queries + self.think(queries))
+
+
+class NearAttention(nn.Module):
+    """Features at learned offsets from a point, weighed (Deformable DETR, eq. 2)."""
+
+    def __init__(self, channels: int, heads: int, samples: int = 4) -> None:
+        super().__init__()
+        self.heads, self.samples = heads, samples
+        self.values = nn.Conv2d(channels, channels, 1)
+        self.offsets = nn.Linear(channels, heads * samples * 2)
+        self.weights = nn.Linear(channels, heads * samples)
+        self.output = nn.Linear(channels, channels)
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+        angles = torch.arange(heads) * (2 * math.pi / heads)
+        rays = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        self.offsets.bias.data.copy_((rays[:, None] * torch.arange(samples)[:, None]).flatten())
+
+    def forward(self, queries: Tensor, points: Tensor, features: Tensor) -> Tensor:
+        """[B, N, P, C] at points [B, N, P, 2], of features [B, C, Y, X] -> [B, N, P, C]."""
+        n, p = queries.shape[1:3]
+        size = points.new_tensor([features.shape[-1], features.shape[-2]])
+        offsets = self.offsets(queries).float().unflatten(-1, (self.heads, self.samples, 2)) / size  # in cells
+        weights = self.weights(queries).float().unflatten(-1, (self.heads, self.samples)).softmax(-1)
+        places = rearrange(points[..., None, None, :] + offsets, "b n p h s d -> (b h) (n p) s d") * 2 - 1
+        values = rearrange(self.values(features).float(), "b (h c) y x -> (b h) c y x", h=self.heads)
+        found = F.grid_sample(values, places, align_corners=False)  # [B*heads, C/heads, N*P, samples]
+        mixed = (found * rearrange(weights, "b n p h s -> (b h) 1 (n p) s")).sum(-1)
+        mixed = rearrange(mixed, "(b h) c (n p) -> b n p (h c)", h=self.heads, n=n, p=p)
+        return self.output(mixed.to(queries.dtype))

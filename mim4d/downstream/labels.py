@@ -1,0 +1,223 @@
+"""What is true of a sample, in its ego frame: boxes from the tables, map layers from the map expansion.
+
+The ego frame is the car's at the sample's LiDAR sweep, as in :class:`mim4d.clip.Clip`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from ..data.tables import LIDAR, open_devkit
+from ..errors import UserError
+from ..geometry import VoxelGrid
+
+CLASSES = (
+    *("car", "truck", "bus", "trailer", "construction_vehicle"),
+    *("pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier"),
+)
+"""nuScenes' ten detection classes."""
+ATTRIBUTES = (
+    *("vehicle.moving", "vehicle.parked", "vehicle.stopped", "cycle.with_rider", "cycle.without_rider"),
+    *("pedestrian.moving", "pedestrian.standing", "pedestrian.sitting_lying_down"),
+)
+"""nuScenes' attributes, of which a box has one or none."""
+BOX = np.dtype(
+    [
+        ("center", "f8", 3),  # ego frame, metres
+        ("size", "f8", 3),  # length, width, height, metres
+        ("yaw", "f8"),  # of the length, about z in the ego frame, radians
+        ("velocity", "f8", 2),  # of the thing over ground, along the ego frame's x and y, m/s; NaN where not known
+        ("label", "i4"),  # of CLASSES, -1 for none of them
+        ("attribute", "i4"),  # of ATTRIBUTES, -1 for none
+        ("vehicle", "?"),  # nuScenes' category vehicle.*, of which some are in none of the ten classes
+        ("visibility", "i4"),  # 1 to 4: 0-40, 40-60, 60-80, 80-100 % seen by the six cameras
+        ("points", "i4"),  # LiDAR and radar points in it
+    ]
+)
+"""One annotated thing."""
+LAYERS = {
+    "drivable": ("drivable_area",),
+    "divider": ("road_divider", "lane_divider"),
+    "crossing": ("ped_crossing",),
+    "road": ("road_segment", "lane"),
+}
+"""Our names for what is read of the map expansion, and its layers."""
+
+
+class Annotations:
+    """The tables and maps of a root, asked sample by sample."""
+
+    def __init__(self, root: Path, version: str) -> None:
+        """Open them with the devkit.
+
+        Raises:
+            UserError: If that is not possible, or there is no annotation.
+        """
+        self.root = root
+        self.nusc: Any = open_devkit(root, version)
+        if not self.nusc.sample_annotation:
+            raise UserError(f"{root / version} has no annotation to learn from or to compare with")
+        names = {scene["token"]: scene["name"] for scene in self.nusc.scene}
+        samples = sorted(self.nusc.sample, key=lambda sample: (names[sample["scene_token"]], sample["timestamp"]))
+        self.tokens: tuple[str, ...] = tuple(sample["token"] for sample in samples)
+        """Of all samples by scene name and time: the order of :attr:`mim4d.data.index.Index.samples`."""
+        self._maps: dict[str, LayeredMap] = {}
+
+    def global_from_ego(self, token: str) -> NDArray[np.float64]:
+        """The car's pose [4, 4] at a sample's sweep, metres."""
+        from nuscenes.utils.geometry_utils import transform_matrix
+        from pyquaternion import Quaternion
+
+        shot = self.nusc.get("sample_data", self.nusc.get("sample", token)["data"][LIDAR])
+        pose = self.nusc.get("ego_pose", shot["ego_pose_token"])
+        return transform_matrix(pose["translation"], Quaternion(pose["rotation"]))
+
+    def boxes(self, token: str) -> NDArray[np.void]:
+        """All annotated things of a sample, [N] of :data:`BOX`."""
+        from nuscenes.eval.detection.utils import category_to_detection_name
+        from pyquaternion import Quaternion
+
+        global_from_ego = self.global_from_ego(token)
+        turn = global_from_ego[:3, :3].T
+        rows = np.zeros(len(anns := self.nusc.get("sample", token)["anns"]), BOX)
+        for row, ann in zip(rows, anns, strict=True):
+            record = self.nusc.get("sample_annotation", ann)
+            category = record["category_name"]
+            width, length, height = record["size"]
+            heading = turn @ Quaternion(record["rotation"]).rotation_matrix[:, 0]
+            attributes = [self.nusc.get("attribute", a)["name"] for a in record["attribute_tokens"]]
+            name = category_to_detection_name(category)
+            row["center"] = turn @ (np.array(record["translation"]) - global_from_ego[:3, 3])
+            row["size"] = length, width, height
+            row["yaw"] = np.arctan2(heading[1], heading[0])
+            row["velocity"] = (turn @ self.nusc.box_velocity(ann))[:2]
+            row["label"] = CLASSES.index(name) if name else -1
+            row["attribute"] = ATTRIBUTES.index(attributes[0]) if attributes else -1
+            row["vehicle"] = category.split(".")[0] == "vehicle"
+            row["visibility"] = int(record["visibility_token"] or 4)
+            row["points"] = record["num_lidar_pts"] + record["num_radar_pts"]
+        return rows
+
+    def map_layers(self, token: str, names: Sequence[str], reach: float) -> dict[str, list[BaseGeometry]]:
+        """The map round a sample.
+
+        Args:
+            token: Of the sample.
+            names: Of :data:`LAYERS`.
+            reach: Half the side of the square round the car that is cut out, metres.
+
+        Returns:
+            Polygons and lines by name, in the ego frame, metres. An object cut in two is one multipolygon or
+            multilinestring.
+
+        Raises:
+            UserError: If the root has no map expansion for the location.
+        """
+        scene = self.nusc.get("scene", self.nusc.get("sample", token)["scene_token"])
+        location = self.nusc.get("log", scene["log_token"])["location"]
+        if location not in self._maps:
+            self._maps[location] = LayeredMap(self.root, location)
+        pose = self.global_from_ego(token)
+        yaw = np.arctan2(pose[1, 0], pose[0, 0])
+        return {name: self._maps[location].near(name, pose[:2, 3], yaw, reach) for name in names}
+
+
+class LayeredMap:
+    """One location's map expansion, read by the devkit, with a spatial index of each layer."""
+
+    def __init__(self, root: Path, location: str) -> None:
+        """Read ``maps/expansion/<location>.json``.
+
+        Raises:
+            UserError: If it is missing, broken or of a version before 1.3.
+        """
+        import matplotlib
+
+        with matplotlib.rc_context():  # the devkit changes the style of all plots
+            from nuscenes.map_expansion.map_api import NuScenesMap
+
+        file = root / "maps" / "expansion" / f"{location}.json"
+        if not file.is_file():
+            raise UserError(
+                f"no map {file}: unpack nuScenes' map expansion 1.3 into {root / 'maps'} (a world that was drawn "
+                "without one has to be drawn anew)"
+            )
+        try:
+            devkit = NuScenesMap(str(root), location)
+        except Exception as error:  # json's, KeyErrors and bare Exceptions
+            raise UserError(f"the nuscenes-devkit cannot read the map {file}: {error}") from error
+        self._layers = {name: _read_layers(devkit, layers) for name, layers in LAYERS.items()}
+        self._trees = {name: shapely.STRtree(shapes) for name, shapes in self._layers.items()}
+
+    def near(self, name: str, middle: NDArray[np.float64], yaw: float, reach: float) -> list[BaseGeometry]:
+        """Objects of a layer in the square of half side ``reach`` metres round an ego car, in its frame."""
+        rotation = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
+        square = shapely.box(-reach, -reach, reach, reach)
+        on_map = shapely.transform(square, lambda ego: ego @ rotation.T + middle)
+        found = [self._layers[name][i] for i in sorted(self._trees[name].query(on_map, predicate="intersects"))]
+        in_ego = [shapely.transform(shape, lambda xy: (xy - middle) @ rotation) for shape in found]
+        return [part for shape in in_ego if not (part := shapely.intersection(shape, square)).is_empty]
+
+
+def _read_layers(devkit: Any, layers: Sequence[str]) -> list[BaseGeometry]:
+    """All geometries of some layers."""
+    shapes: list[BaseGeometry] = []
+    for layer in layers:
+        for record in getattr(devkit, layer):
+            if "line_token" in record:
+                shape = devkit.extract_line(record["line_token"])
+                shapes += [] if shape.is_empty else [shape]
+            else:
+                tokens = record.get("polygon_tokens") or [record["polygon_token"]]
+                shapes += [shapely.make_valid(devkit.extract_polygon(token)) for token in tokens]
+    return shapes
+
+
+def footprints(boxes: NDArray[np.void]) -> list[BaseGeometry]:
+    """The rectangles on the ground, ego frame, of boxes [N]."""
+    corners = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2 * boxes["size"][:, None, :2]  # [N, 4, 2]
+    cos, sin = np.cos(boxes["yaw"])[:, None], np.sin(boxes["yaw"])[:, None]
+    x = cos * corners[..., 0] - sin * corners[..., 1] + boxes["center"][:, None, 0]
+    y = sin * corners[..., 0] + cos * corners[..., 1] + boxes["center"][:, None, 1]
+    return list(shapely.polygons(np.stack([x, y], axis=-1)))
+
+
+def rasterise(shapes: Sequence[BaseGeometry], grid: VoxelGrid) -> NDArray[np.bool_]:
+    """Which cells have their middle in one of the polygons: [Y, X].
+
+    Lift-Splat-Shoot rounds corners to cells and lets OpenCV fill them with their borders, which shifts boxes by half a
+    cell and makes them up to a cell larger; this is what it approximates.
+    """
+    _, height, width = grid.shape
+    mask = np.zeros((height, width), dtype=bool)
+    xs = grid.x[0] + (np.arange(width) + 0.5) * grid.voxel[0]
+    ys = grid.y[0] + (np.arange(height) + 0.5) * grid.voxel[1]
+    for shape in shapes:
+        low_x, low_y, high_x, high_y = shape.bounds
+        columns = slice(*np.searchsorted(xs, [low_x, high_x]))
+        rows = slice(*np.searchsorted(ys, [low_y, high_y]))
+        window = np.meshgrid(xs[columns], ys[rows])
+        if window[0].size:
+            shapely.prepare(shape)
+            mask[rows, columns] |= shapely.contains_xy(shape, *window)
+    return mask
+
+
+def write_json(path: Path, values: Any, indent: int | None = None) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: If the disk refuses.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(values, indent=indent) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,153 @@
+"""Any timm backbone under a small BEV model: Lift-Splat-Shoot (arXiv 2008.05711) of one frame, and a head.
+
+Only the backbone's weights are ever carried over; neck, lift, trunk and head start anew.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from ..clip import Clip
+from ..errors import UserError
+from ..geometry import VoxelGrid
+from ..hub.folder import check_folder, find_folder
+from ..hub.sources import has_form_of_path
+from ..pretrain.lift import Lift, LiftConfig, ResidualBlock
+from ..pretrain.neck import Neck, NeckConfig, group_norm
+from ..tensors import first_line
+
+STRIDES = [4, 8, 16, 32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BEVConfig:
+    """All between the backbone and the head."""
+
+    neck: NeckConfig = field(default_factory=lambda: NeckConfig(stages=(2, 3), channels=128))
+    lift: LiftConfig = field(default_factory=lambda: LiftConfig(depth_channels=128, channels=64))
+    coarse: int = 1
+    """How many of the labels' cells (0.5 m of bev-seg, 0.8 m of det3d, 0.375 m of hd-map) a BEV feature is wide."""
+    channels: int = 128
+    """Width of the BEV trunk; twice as much where its resolution is a half or a quarter."""
+
+    def __post_init__(self) -> None:
+        if self.coarse < 1 or self.channels < 1:
+            raise ValueError(f"model.coarse = {self.coarse} and model.channels = {self.channels} must be at least 1")
+
+
+def make_encoder(name: str, *, pretrained: bool) -> nn.Module:
+    """A timm backbone as a pyramid of maps.
+
+    Args:
+        name: timm's or ours; or an encoder folder or a run of ``mim4d-pretrain``, whose architecture it is then.
+        pretrained: Whether to load its weights, or start from random ones.
+
+    Raises:
+        UserError: If there is no such backbone, its weights cannot be had, or it has no maps of strides 4 to 32.
+    """
+    if has_form_of_path(name) or Path(name).expanduser().is_dir():
+        folder = find_folder(Path(name).expanduser())
+        check_folder(folder)
+        name = f"local-dir:{folder}"
+    try:
+        encoder = timm.create_model(name, pretrained=pretrained, features_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # timm, the Hub's client and the models raise all kinds
+        raise UserError(f"--backbone {name}: {first_line(error)}") from error
+    info: Any = encoder.feature_info
+    if info.reduction()[-4:] != STRIDES:
+        raise UserError(
+            f"--backbone {name}: its maps have strides {', '.join(map(str, info.reduction()))}; needed is a pyramid "
+            "that ends with 4, 8, 16, 32, as ResNets, ConvNeXts and Swins have"
+        )
+    return encoder
+
+
+class BEVModel(nn.Module):
+    """Images of one frame -> what the task's head says."""
+
+    def __init__(self, config: BEVConfig, encoder: nn.Module, grid: VoxelGrid, head: nn.Module) -> None:
+        """Put the parts together.
+
+        Args:
+            config: Of what stands between the encoder and the head.
+            encoder: See :func:`make_encoder`.
+            grid: Of the labels.
+            head: See :meth:`mim4d.downstream.task.Task.head`.
+        """
+        super().__init__()
+        self.encoder = encoder
+        normalise = resolve_model_data_config(encoder)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", 255 * torch.tensor(normalise["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
+        info: Any = encoder.feature_info
+        self.neck = Neck(config.neck, info.channels()[-4:])
+        voxel = (grid.voxel[0] * config.coarse, grid.voxel[1] * config.coarse, grid.voxel[2])
+        grid = dataclasses.replace(grid, voxel=voxel)
+        self.lift = Lift(config.lift, config.neck.channels, self.neck.stride, grid)
+        self.trunk = Trunk(config.lift.channels * grid.shape[0], config.channels)
+        self.head = head
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """The maps [N, C_i, H/s_i, W/s_i] that the neck reads, of images [N, 3, H, W] uint8; coarser ones last."""
+        maps = self.encoder((images.float() - self.mean) / self.std)[-4:]
+        return [maps[stage] for stage in self.neck.stages]
+
+    def forward(self, clip: Clip, maps: Sequence[Tensor] | None = None) -> Any:
+        """What the head says.
+
+        Args:
+            clip: B clips of one frame.
+            maps: What :meth:`encode` says of their images [B*V, ...]; None to ask it.
+        """
+        images = clip.images.flatten(0, 2)
+        maps = self.encode(images) if maps is None else maps
+        every = dict(zip(self.neck.stages, maps, strict=True))
+        visible = torch.ones(len(images), maps[-1].shape[-2], maps[-1].shape[-1], dtype=torch.bool, device=clip.device)
+        features = self.neck([every.get(stage, maps[-1]) for stage in range(4)], visible)
+        volume = self.lift(features.unflatten(0, clip.images.shape[:3]), clip)
+        return self.head(self.trunk(volume[:, 0].flatten(1, 2)))  # height to channels: [B, C*Z, Y, X]
+
+
+class Trunk(nn.Module):
+    """A small U-Net over the BEV plane: full, half and quarter resolution."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        widths = (channels, 2 * channels, 2 * channels)
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), group_norm(channels), nn.ReLU()
+        )
+        self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths)
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), group_norm(b), nn.ReLU())
+            for a, b in pairwise(widths)
+        )
+        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
+        self.output = nn.Sequential(ResidualBlock(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, Y, X] -> [B, channels, Y, X]."""
+        x = self.stem(x)
+        levels = []
+        for block, down in zip(self.blocks, (*self.down, nn.Identity()), strict=True):
+            levels.append(x := block(x))
+            x = down(x)
+        top: Tensor | None = None
+        for level, lateral in reversed(list(zip(levels, self.laterals, strict=True))):
+            y = lateral(level)
+            top = y if top is None else y + F.interpolate(top, size=y.shape[-2:], mode="bilinear")
+        assert top is not None
+        return self.output(top)

@@ -1,0 +1,59 @@
+"""Truth and prediction from above, beside what the cameras saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+def save_picture(run: Run, path: Path, rows: int = 3, split: str = "val") -> None:
+    """Draw some samples of a split, evenly spaced: cameras, truth, prediction; and write a PNG.
+
+    Args:
+        run: Its best weights predict.
+        path: The file to write.
+        rows: How many samples, at most.
+        split: "val" or "train".
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    samples = run.data.val if split == "val" else run.data.train
+    rows = min(rows, len(samples))
+    numbers = [int((row + 0.5) * len(samples) / rows) for row in range(rows)]
+    model = run.best.eval()
+    with matplotlib.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(15, 3.7 * rows), dpi=90, layout="constrained")
+        sheet = figure.add_gridspec(2 * rows, 5, width_ratios=[1.25, 1.25, 1.25, 1.4, 1.4])
+        for row, number in enumerate(numbers):
+            clip = samples.clip(number)
+            for camera, name in enumerate(clip.cameras):
+                axis = figure.add_subplot(sheet[2 * row + camera // 3, camera % 3])
+                axis.imshow(clip.images[0, -1, camera].permute(1, 2, 0).numpy())
+                axis.set_title(name, fontsize=7)
+                axis.set_axis_off()
+            kept = run.truth(samples, number)
+            with_output = (None, run.predict(model, split, [number]))
+            for column, (what, output) in enumerate(zip(("truth", "prediction"), with_output, strict=True)):
+                axis = figure.add_subplot(sheet[2 * row : 2 * row + 2, 3 + column])
+                run.task.draw(axis, kept, output)
+                axis.plot([0.0], [0.0], marker="^", color="black", markersize=6)
+                axis.set_aspect("equal")
+                axis.set_title(f"{what}   {clip.names[0]}", fontsize=8)
+                axis.set_xlabel("left  <-  y, m", fontsize=7)
+                axis.tick_params(labelsize=6)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,234 @@
+"""A run of ``mim4d-eval``: train a head (and, unless it is frozen, the backbone), score it, leave the figures."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from ..clip import Clip
+from ..data.loader import ClipSampler
+from ..errors import UserError
+from ..pretrain.config import plain
+from ..pretrain.optim import lr_scale, make_optimizer, set_lr
+from ..version import __version__
+from .config import EvalConfig, complete
+from .data import EvalData, Samples
+from .detection import Detection
+from .hdmap import HDMap
+from .labels import write_json
+from .model import BEVModel, make_encoder
+from .pictures import save_picture
+from .segmentation import Segmentation
+from .task import Figures, Task
+from .turn import Turn
+
+METRICS = "metrics.json"
+
+
+def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = False) -> Figures:
+    """Train and score one model; its folder gets ``metrics.json``, ``picture.png`` and what belongs to the scores.
+
+    Args:
+        config: The settings.
+        data: Of an earlier run with the same root, splits and image size, to share what it has read; None to open it.
+        quiet: Say nothing on the way.
+
+    Returns:
+        What ``metrics.json`` holds: the task's figures by name, ``settings``, ``seconds`` and counts of samples.
+
+    Raises:
+        UserError: If something in the settings, the data or the folder is in the way.
+    """
+    began = time.monotonic()
+    config = complete(config)
+    out = Path(config.out).expanduser()
+    _claim(out)
+    console = Console(stderr=True, highlight=False, quiet=quiet)
+    data = data or EvalData(config)
+    run = Run(config, data)
+    learnt, held_out = len(run.chosen), len(data.val)
+    console.print(
+        f"mim4d {__version__}: {config.task} with {config.backbone} ({config.init}, "
+        f"{'frozen' if config.freeze else 'trained'}), {learnt} of {len(data.train)} samples to learn from, "
+        f"{held_out} to score on",
+        markup=False,
+        soft_wrap=True,
+    )
+    losses = run.train(console)
+    figures = run.score(out)
+    whole: Figures = {
+        **figures,
+        "loss": losses[-1],
+        "samples": learnt,
+        "val_samples": held_out,
+        "seconds": round(time.monotonic() - began, 1),
+        "mim4d": __version__,
+        "settings": plain(dataclasses.asdict(config)),
+    }
+    write_json(out / "losses.json", losses)
+    save_picture(run, out / "picture.png")
+    write_json(out / METRICS, whole, indent=1)  # last: where it is, all is
+    shown = {name: value for name, value in figures.items() if isinstance(value, float)}
+    console.print("  ".join(f"{name} {value:.4f}" for name, value in shown.items()), markup=False, soft_wrap=True)
+    return whole
+
+
+def _claim(out: Path) -> None:
+    """Make the folder of a run; one that was cut short is done again from its beginning.
+
+    Raises:
+        UserError: If it holds a result, or cannot be made.
+    """
+    if (out / METRICS).exists():
+        raise UserError(f"{out} holds a result already: give another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
+
+
+def make_task(config: EvalConfig) -> Task:
+    """The task that a config names."""
+    if config.task == "bev-seg":
+        return Segmentation(config.min_visibility)
+    return Detection() if config.task == "det3d" else HDMap()
+
+
+class Run:
+    """Data, model and optimiser of one run."""
+
+    def __init__(self, config: EvalConfig, data: EvalData) -> None:
+        """Put the parts together.
+
+        Raises:
+            UserError: If the backbone cannot be had.
+        """
+        self.config, self.data = config, data
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.task = make_task(config)
+        self.chosen = data.train.share(config.labels, config.seed)
+        torch.manual_seed(config.seed)
+        encoder = make_encoder(config.backbone, pretrained=config.init == "pretrained")
+        torch.manual_seed(config.seed + 1)  # all else starts the same, whatever the backbone drew
+        head = self.task.head(config.model.channels, config.model.coarse)
+        self.model = BEVModel(config.model, encoder, self.task.grid, head).to(self.device)
+        self.model.encoder.requires_grad_(not config.freeze)
+        self._train_mode()
+        self.optimizer = make_optimizer(self.model, config.optim)
+        decay = config.optim.ema_decay
+        self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
+        # What is known of a frozen backbone's maps can be used by every run with the same backbone.
+        seed = config.seed if config.init == "random" else None
+        key = (config.backbone, config.init, seed, config.model.neck.stages, config.image_size)
+        self.maps = data.maps(key, self._encode) if config.freeze else None
+
+    @property
+    def best(self) -> BEVModel:
+        """The weights that count: the average if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def train(self, console: Console) -> list[float]:
+        """All steps; the loss of each.
+
+        Raises:
+            UserError: If it is not finite.
+        """
+        config = self.config
+        losses: list[Tensor] = []
+        shown = began = time.monotonic()
+        for step, (numbers, clip, targets) in enumerate(self._batches(), 1):
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
+            set_lr(self.optimizer, lr_scale(step, config.steps, config.optim))
+            loss = self.task.loss(self._predict(self.model, "train", numbers, clip), targets)
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
+            self.optimizer.step()
+            if self.ema:
+                self.ema.update(self.model, step=step)
+            losses.append(loss.detach())
+            if time.monotonic() - shown > 5 or step in (1, config.steps):
+                shown = time.monotonic()
+                if not torch.isfinite(losses[-1]):
+                    raise UserError(f"the loss is {float(losses[-1])} at step {step}: lower --optim.lr")
+                left = (shown - began) / step * (config.steps - step) / 60
+                console.print(f"step {step}/{config.steps}  loss {float(losses[-1]):.3f}, {left:.1f} min left")
+        return torch.stack(losses).tolist()
+
+    def score(self, out: Path) -> Figures:
+        """The figures on the held-out samples."""
+        model = self.best.eval()
+        scores = self.task.scores(self.data.annotations, self.config.val_split)
+        size = self.config.batch_size
+        for first in range(0, len(self.data.val), size):
+            numbers = list(range(first, min(first + size, len(self.data.val))))
+            output = self.predict(model, "val", numbers)
+            kept = [self.truth(self.data.val, number) for number in numbers]
+            scores.add(output, kept, [self.data.val.tokens[number] for number in numbers])
+        return scores.result(out)
+
+    @torch.no_grad()
+    def predict(self, model: BEVModel, split: str, numbers: list[int]) -> Any:
+        """What a model says of samples of a split, as they are."""
+        samples = self.data.train if split == "train" else self.data.val
+        return self._predict(model, split, numbers, Clip.collate([samples.clip(number) for number in numbers]))
+
+    def truth(self, samples: Samples, number: int) -> Any:
+        """What the task keeps of a sample."""
+        return samples.truth(self.task, self.config.min_visibility, number)
+
+    def _predict(self, model: BEVModel, split: str, numbers: list[int], clip: Clip) -> Any:
+        clip = clip.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            maps = self.maps(split, numbers, clip) if self.maps else None
+            return model(clip, maps)
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        return self.model.encode(images)
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.config.freeze:
+            self.model.encoder.eval()  # its norms keep their statistics, too
+
+    def _batches(self) -> Iterator[tuple[list[int], Clip, list[Any]]]:
+        """Numbers of the samples of each step, their turned clips and their targets, read ahead by threads."""
+        config = self.config
+        sampler = ClipSampler(len(self.chosen), batch_size=config.batch_size, steps=config.steps, seed=config.seed)
+        if not config.workers:
+            yield from map(self._batch, sampler)
+            return
+        with ThreadPoolExecutor(config.workers) as pool:
+            waiting: list[Future[Any]] = []
+            for draws in sampler:
+                waiting.append(pool.submit(self._batch, draws))
+                if len(waiting) > config.workers:
+                    yield waiting.pop(0).result()
+            for future in waiting:
+                yield future.result()
+
+    def _batch(self, draws: list[tuple[int, int]]) -> tuple[list[int], Clip, list[Any]]:
+        numbers, clips, targets = [], [], []
+        for place, seed in draws:
+            number = self.chosen[place]
+            turn = Turn.draw(seed, self.config.turn) if self.config.turn else Turn.none()
+            numbers.append(number)
+            clips.append(turn.clip(self.data.train.clip(number)))
+            targets.append(self.task.target(self.truth(self.data.train, number), turn))
+        return numbers, Clip.collate(clips), targets
+
+
+def read_figures(out: Path) -> Figures | None:
+    """The figures of a finished run, None where there are none yet."""
+    file = out / METRICS
+    return json.loads(file.read_text()) if file.is_file() else None

@@ -1,0 +1,187 @@
+"""mim4d-eval: what a run leaves, that it can be repeated, and bad input in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from mim4d.downstream.cli import main
+from mim4d.downstream.model import make_encoder
+from mim4d.downstream.run import Run, evaluate
+from mim4d.errors import UserError
+from mim4d.hub.folder import save_encoder
+from tests.downstream.runs import arguments, tiny
+
+FIGURES = {
+    "bev-seg": ("iou_vehicle", "iou_drivable", "iou_divider", "iou_crossing", "iou_best_vehicle", "ap_vehicle"),
+    "det3d": ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "AP_car"),
+    "hd-map": ("map_AP", "map_AP_divider", "map_AP_boundary", "map_AP_crossing", "map_AP_divider_0.5"),
+}
+FILES = {"metrics.json", "losses.json", "picture.png"}
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a pretraining leaves."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("run") / "encoder"
+    save_encoder(timm.create_model("mim4d_convnext_atto"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", FIGURES)
+def test_a_run_leaves_its_figures(task, tiny_world, tmp_path, encoder_folder):
+    """The command itself, with what a pretraining exported."""
+    out = tmp_path / "run"
+    main(arguments(tiny_world, out, "--task", task, "--backbone", str(encoder_folder.parent), "--init", "pretrained"))
+    figures = json.loads((out / "metrics.json").read_text())
+    assert set(FIGURES[task]) <= figures.keys()
+    assert all(figures[name] is None or figures[name] >= 0 for name in FIGURES[task])
+    assert figures["settings"]["task"] == task
+    assert (figures["samples"], figures["val_samples"]) == (8, 4)
+    assert len(json.loads((out / "losses.json").read_text())) == 3
+    own = {"submission.json", "metrics_summary.json", "metrics_details.json"} if task == "det3d" else set()
+    assert {path.name for path in out.iterdir()} == FILES | own
+    picture = np.asarray(Image.open(out / "picture.png").convert("L"), float)
+    assert picture.std() > 20
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto", "mim4d_convnext_atto"])
+@pytest.mark.parametrize("freeze", [True, False])
+def test_any_backbone_frozen_or_trained(backbone, freeze, tiny_world, tmp_path, data):
+    config = tiny(tiny_world, tmp_path, "--backbone", backbone, "--freeze" if freeze else "--no-freeze")
+    run = Run(config, data)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    losses = run.train(_silent())
+    assert len(losses) == config.steps
+    assert np.isfinite(losses).all()
+    for name, value in run.model.state_dict().items():
+        if name.startswith("encoder.") and freeze:
+            assert torch.equal(value, before[name]), name  # the statistics of norms, too
+    moved = [n for n, v in run.model.state_dict().items() if not torch.equal(v, before[n])]
+    assert any(name.startswith("lift.") for name in moved)
+    assert any(name.startswith("encoder.") for name in moved) == (not freeze)
+
+
+def _silent():
+    from rich.console import Console
+
+    return Console(quiet=True)
+
+
+def test_the_same_command_gives_the_same_figures(tiny_world, tmp_path, data):
+    first, again, other = (
+        evaluate(tiny(tiny_world, tmp_path / name, "--seed", seed, "--workers", workers), d, quiet=True)
+        for name, seed, workers, d in (("a", "0", "0", data), ("b", "0", "2", None), ("c", "1", "0", data))
+    )
+    same = [name for name in first if name not in ("seconds", "settings")]
+    assert [first[name] for name in same] == [again[name] for name in same]
+    assert first["loss"] != other["loss"]
+
+
+def test_kept_maps_of_a_frozen_backbone_change_nothing(tiny_world, tmp_path, data):
+    run = Run(tiny(tiny_world, tmp_path, "--freeze"), data)
+    model = run.model.eval()
+    numbers = [1, 4]
+    from mim4d.clip import Clip
+
+    clip = Clip.collate([data.train.clip(number) for number in numbers])
+    with torch.no_grad():
+        straight = model(clip)
+    for _ in range(2):  # computed, then kept
+        torch.testing.assert_close(run.predict(model, "train", numbers), straight, atol=2e-2, rtol=2e-2)
+
+
+def test_few_labels_are_used_where_few_are_asked_for(tiny_world, tmp_path, data):
+    figures = evaluate(tiny(tiny_world, tmp_path / "run", "--labels", "0.25"), data, quiet=True)
+    assert figures["samples"] == 2
+
+
+def test_heads_start_the_same_under_any_weights(tiny_world, tmp_path, data, encoder_folder):
+    random = Run(tiny(tiny_world, tmp_path), data)
+    flags = ("--backbone", str(encoder_folder), "--init", "pretrained")
+    pretrained = Run(tiny(tiny_world, tmp_path, *flags), data)
+    theirs = pretrained.model.state_dict()
+    alike = {name: torch.equal(value, theirs[name]) for name, value in random.model.state_dict().items()}
+    assert all(same for name, same in alike.items() if not name.startswith("encoder."))
+    assert not all(same for name, same in alike.items() if name.startswith("encoder."))
+
+
+def test_the_backbone_learns_at_a_lower_rate(tiny_world, tmp_path, data):
+    run = Run(tiny(tiny_world, tmp_path, "--optim.lr", "1e-3", "--optim.backbone-scale", "0.2"), data)
+    assert {round(group["peak"], 9) for group in run.optimizer.param_groups} == {1e-3, 2e-4}
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must be refused; its one error line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert lines[-1] == error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--labels", "0"), "labels = 0.0 is a share: above 0 and at most 1"),
+        (("--labels", "1.5"), "labels = 1.5 is a share"),
+        (("--steps", "0"), "steps = 0 must be at least 1"),
+        (("--preset", "cloud"), "--preset cloud: there are demo, gpu24"),
+        (("--min-visibility", "5"), "levels 1 to 4"),
+        (("--backbone", "resnet19"), "--backbone resnet19: Unknown model (resnet19)"),
+        (("--backbone", "vit_tiny_patch16_224"), "its maps have strides 16"),
+        (("--backbone", "/no/such/run"), "there is no folder /no/such/run"),
+        (("--backbone", "mim4d_convnext_large", "--init", "pretrained"), "mim4d_convnext_large"),
+        (("--dataroot", "/no/such/root"), "--dataroot /no/such/root: no such folder"),
+        (("--dataroot", ""), "--data nuscenes needs --dataroot"),
+        (("--version", "v1.0-trainval"), "--version v1.0-trainval: not in"),
+        (("--version", "v1.0-test"), "name --split and --val-split"),
+        (("--val-split", "scene-9999"), "split scene-9999: neither a split"),
+        (("--task", "det3d", "--val-split", "scene-0103", "--steps", "1"), "cannot score"),
+        (("--optim.lr", "1e30", "--steps", "30", "--optim.clip-norm", "1e30"), "lower --optim.lr"),
+    ],
+)
+def test_bad_input_is_one_line(flags, message, tiny_world, tmp_path, capsys):
+    assert message in refused(arguments(tiny_world, tmp_path / "run", *flags), capsys)
+
+
+def test_a_result_is_not_overwritten(tiny_world, tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text("{}")
+    assert "holds a result already" in refused(arguments(tiny_world, tmp_path), capsys)
+    (tmp_path / "file").write_text("")
+    assert "cannot make the folder" in refused(arguments(tiny_world, tmp_path / "file"), capsys)
+
+
+def test_wrong_flags_end_with_two(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--task", "driving", "--data", "synthetic"])
+    assert stop.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "--task" in capsys.readouterr().err
+
+
+def test_help_names_every_setting():
+    """As the installed command says it."""
+    code = "from mim4d.commands import evaluate; evaluate()"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    for flag in ("task", "backbone", "init", "freeze", "data", "dataroot", "version", "labels", "steps", "seed", "out"):
+        assert f"--{flag}" in done.stdout
+
+
+def test_encoders_have_four_strides_or_are_refused():
+    assert make_encoder("resnet18", pretrained=False).feature_info.channels() == [64, 64, 128, 256, 512]
+    with pytest.raises(UserError, match="strides"):
+        make_encoder("vit_tiny_patch16_224", pretrained=False)
