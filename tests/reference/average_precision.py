@@ -1,5 +1,6 @@
 """Scores of downstream tasks, by loops over their definitions."""
 
+import itertools
 import math
 
 import numpy as np
@@ -31,7 +32,7 @@ def pixel_scores(logits: np.ndarray, truth: np.ndarray) -> tuple[float, float, f
 
 def walk(line: list[tuple[float, float]], count: int) -> list[tuple[float, float]]:
     """Points at equal distances along a line, found by walking it."""
-    lengths = [math.dist(a, b) for a, b in zip(line, line[1:], strict=False)]
+    lengths = [math.dist(a, b) for a, b in itertools.pairwise(line)]
     points = []
     for k in range(count):
         left = sum(lengths) * k / (count - 1)
