@@ -1,7 +1,7 @@
 """ConvNeXt on sparse sites: a dictionary of the sites that exist, and no others (submanifold convolution).
 
 Float64 from the formulas of ConvNeXt (arXiv 2201.03545, figure 4), ConvNeXt-V2 (arXiv 2301.00808, section 3.3) and
-SparK (arXiv 2301.03580, section 3.1); in torch only for its autograd. A state dict with timm's names has the parameters.
+SparK (arXiv 2301.03580, section 3.1); in torch only for its autograd. Parameters come as timm's state dict.
 """
 
 import math
