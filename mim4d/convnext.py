@@ -30,8 +30,8 @@ class MIM4DConvNeXt(MIM4DEncoder, ConvNeXt):
         return [self.stem, *stages]
 
     def _forward_masked(self, images: Tensor, visible: Tensor) -> list[Tensor]:
-        if self.stem[0].kernel_size != self.stem[0].stride:
-            raise ValueError("forward_masked needs a patch stem: others mix patches")
+        if self.stem[0].kernel_size != self.stem[0].stride or isinstance(self.stem[1], nn.GroupNorm):
+            raise ValueError("forward_masked needs a patch stem and norms of single sites: others mix patches")
         patches = Patches(*visible.nonzero(as_tuple=True))
         stages: Any = self.stages
         # Stem and downsampling have kernel = stride: a patch sees itself alone, and hidden pixels are never read.

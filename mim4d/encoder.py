@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -46,7 +47,8 @@ class MIM4DEncoder(nn.Module):
                 ``model.safetensors``.
             revision: Branch, tag or commit on the Hub.
             token: For private repositories; None for the one of ``hf auth login``.
-            kwargs: As for ``timm.create_model``: ``num_classes``, ``drop_path_rate``, ``cache_dir``, ...
+            kwargs: As for ``timm.create_model``: ``num_classes``, ``drop_path_rate``, ``cache_dir``, ...; with
+                ``features_only`` it is timm's wrapper of one.
 
         Raises:
             WeightsError: If there is nothing, or it is damaged, incomplete or of another architecture.
@@ -111,7 +113,8 @@ class MIM4DEncoder(nn.Module):
             The four stages' maps [N, C_i, H/s_i, W/s_i], s = 4, 8, 16, 32, with exact zeros at hidden sites.
 
         Raises:
-            ValueError: If the shapes do not fit, or if the model's stem, dilation or norms make patches mix.
+            ValueError: If the shapes do not fit, the mask is not bool, or the model's stem, dilation or norms make
+                patches mix.
         """
         n, _, height, width = images.shape
         if visible.shape != (n, height // PATCH, width // PATCH) or height % PATCH or width % PATCH:
@@ -119,6 +122,8 @@ class MIM4DEncoder(nn.Module):
                 f"visible: expected [{n}, {height / PATCH:g}, {width / PATCH:g}] (images are {height} x {width}, a "
                 f"patch is {PATCH} px), got {list(visible.shape)}"
             )
+        if visible.dtype != torch.bool:
+            raise ValueError(f"visible: expected a bool mask, got {visible.dtype}")
         strides = [stage["reduction"] for stage in self.feature_info[-4:]]
         if strides != [4, 8, 16, PATCH]:
             raise ValueError(f"forward_masked needs strides 4, 8, 16, 32 (here {strides}): others mix patches")

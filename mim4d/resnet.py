@@ -85,7 +85,7 @@ class _Sites:
     def unpack(self, packed: Tensor, hidden: float = 0.0) -> Tensor:
         n, height, width = self.shape
         flat = packed.new_full((n * height * width, packed.shape[1]), hidden).index_copy(0, self.index, packed)
-        return flat.view(n, height, width, -1).permute(0, 3, 1, 2)
+        return flat.view(n, height, width, packed.shape[1]).permute(0, 3, 1, 2)
 
     def of_images(self, values: Tensor) -> Tensor:
         """A value for each image [N, 1] as one for each site [M, 1]."""

@@ -264,6 +264,7 @@ def test_shapes_that_do_not_fit_are_named(image, mask, message):
         dict(output_stride=16),
         dict(patch_size=8),
         dict(patch_size=2, output_stride=8),
+        dict(norm_layer="groupnorm1"),
     ],
 )
 def test_models_whose_patches_overlap_are_refused(arguments):
@@ -273,7 +274,14 @@ def test_models_whose_patches_overlap_are_refused(arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [dict(patch_size=2), dict(kernel_sizes=5), dict(ls_init_value=None), dict(conv_bias=True)]
+    "arguments",
+    [
+        dict(patch_size=2),
+        dict(kernel_sizes=5),
+        dict(ls_init_value=None),
+        dict(conv_bias=False),
+        dict(norm_layer="rmsnorm2d"),
+    ],
 )
 def test_other_variants_work(arguments):
     model, images = small(**arguments), noise(1, 3, 64, 64)
