@@ -91,6 +91,7 @@ class EvalData:
         Raises:
             UserError: If the root, version, a split or the annotations are not there.
         """
+        self._of = _identity(config)
         root = Path(config.dataroot).expanduser()
         if config.data == "synthetic":
             root = synthetic_root(config.dataroot, config.version, config.world)
@@ -100,11 +101,25 @@ class EvalData:
         self.train, self.val = (Samples(c, self.annotations) for c in clips)
         self._maps: tuple[Any, dict[tuple[str, int], list[Tensor]]] = (None, {})
 
+    def check(self, config: EvalConfig) -> None:
+        """See that a complete config asks for this data.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        if _identity(config) != self._of:
+            raise ValueError(f"this data was opened for {self._of}, not for {_identity(config)}")
+
     def maps(self, key: Any, encode: Callable[[Tensor], list[Tensor]]) -> "Maps":
         """The maps of a frozen backbone, each computed once; those of one ``key`` at a time are kept."""
         if self._maps[0] != key:
             self._maps = (key, {})
         return Maps(self, self._maps[1], encode)
+
+
+def _identity(config: EvalConfig) -> tuple[Any, ...]:
+    """What the clips and labels of a config follow from."""
+    return config.data, config.dataroot, config.version, config.split, config.val_split, config.image_size, config.world
 
 
 class Maps:

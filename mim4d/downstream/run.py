@@ -47,6 +47,7 @@ def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = 
 
     Raises:
         UserError: If something in the settings, the data or the folder is in the way.
+        ValueError: If ``data`` was opened for other settings.
     """
     began = time.monotonic()
     config = complete(config)
@@ -54,6 +55,7 @@ def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = 
     _claim(out)
     console = Console(stderr=True, highlight=False, quiet=quiet)
     data = data or EvalData(config)
+    data.check(config)
     run = Run(config, data)
     learnt, held_out = len(run.chosen), len(data.val)
     console.print(

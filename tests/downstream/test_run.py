@@ -103,6 +103,11 @@ def test_few_labels_are_used_where_few_are_asked_for(tiny_world, tmp_path, data)
     assert figures["samples"] == 2
 
 
+def test_data_of_other_settings_is_refused(tiny_world, tmp_path, data):
+    with pytest.raises(ValueError, match="opened for"):
+        evaluate(tiny(tiny_world, tmp_path, "--image-size", "64", "96"), data)
+
+
 def test_heads_start_the_same_under_any_weights(tiny_world, tmp_path, data, encoder_folder):
     random = Run(tiny(tiny_world, tmp_path), data)
     flags = ("--backbone", str(encoder_folder), "--init", "pretrained")
