@@ -38,6 +38,7 @@ def build_encoder(
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | Path | None = None,
+    given_weights: Weights | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """timm's ``build_model_with_cfg``, but for how weights are loaded: verified, and strictly.
@@ -50,13 +51,16 @@ def build_encoder(
         pretrained_cfg: As timm passes it on.
         pretrained_cfg_overlay: As timm passes it on.
         cache_dir: Where the Hub's client keeps files; None for its own place.
+        given_weights: To load in place of those that the config points at.
         kwargs: For the class, and timm's own: ``features_only``, ``out_indices``, ``feature_cfg``.
 
     Raises:
         WeightsError: If there are no such weights, they cannot be had, are damaged or of another architecture.
     """
     pretrained_cfg_overlay = _one_source(pretrained_cfg_overlay)
-    weights = pretrained_weights(model, pretrained_cfg, pretrained_cfg_overlay, cache_dir) if pretrained else None
+    weights = given_weights
+    if pretrained and not weights:
+        weights = pretrained_weights(model, pretrained_cfg, pretrained_cfg_overlay, cache_dir)
 
     def build(**model_args: Any) -> nn.Module:
         made: Any = model_class(**model_args)

@@ -13,7 +13,6 @@ from ..files import write_folder
 from ..version import __version__
 from .faults import told
 from .folder import CARD, CONFIG, WEIGHTS, find_folder, save_encoder
-from .load import load_weights
 from .sources import Weights, fetch_encoder, from_folder, from_hub
 
 
@@ -51,10 +50,11 @@ def _made(weights: Weights, **kwargs: Any) -> Any:
         name = config.values["architecture"]
         raise WeightsError(f"{weights.source} is a {name}, which is no architecture of mim4d's")
     try:
-        encoder = timm.create_model(config.model, pretrained_cfg=weights.about, **{**config.model_args, **kwargs})
+        encoder = timm.create_model(
+            config.model, pretrained_cfg=weights.about, given_weights=weights, **{**config.model_args, **kwargs}
+        )
     except TypeError as error:  # an argument that the class does not have
         raise WeightsError(f"{weights.source}: cannot make a {config.model}: {error}") from error
-    load_weights(encoder, weights)
     return encoder.eval()
 
 

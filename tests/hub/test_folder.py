@@ -37,6 +37,16 @@ def test_the_masked_forward_is_there(folder):
     assert [m.shape[1] for m in maps] == list(calls.SMALL["dims"])
 
 
+@pytest.mark.parametrize("classes", [0, 3])
+def test_features_alone_can_be_asked_for(classes, tmp_path):
+    encoder = calls.small(num_classes=classes)
+    save_encoder(encoder, tmp_path)
+    backbone = MIM4DEncoder.from_pretrained(tmp_path, features_only=True, out_indices=(-2, -1))
+    assert backbone.feature_info.channels() == encoder.widths()[-2:]
+    assert not backbone.training
+    assert calls.features(backbone) == calls.features(encoder)[-2:]
+
+
 @pytest.mark.parametrize(
     "made",
     [{"num_classes": 3}, {"in_chans": 1}, {"use_grn": True}, {"conv_mlp": False}, {"ls_init_value": None}],
