@@ -17,6 +17,8 @@ import timm
 before, start = set(sys.modules), time.perf_counter()
 import mim4d
 seconds = time.perf_counter() - start
+trainer = [name for name in sys.modules if name.startswith(("mim4d.pretrain", "mim4d.data", "mim4d.world"))]
+assert not trainer, trainer
 import mim4d.hub.card, mim4d.hub.cli, mim4d.hub.pull, mim4d.hub.push
 print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
 """
