@@ -15,6 +15,7 @@ from mim4d import MIM4DEncoder
 from mim4d.hub.cli import main
 from mim4d.hub.folder import save_encoder
 from mim4d.hub.push import Publisher
+from tests.encoders import shake
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24))
 """A narrow encoder: a hundred kilobytes."""
@@ -26,13 +27,8 @@ def small(seed: int = 0, **changes) -> MIM4DEncoder:
 
 
 def shaken(model, seed: int = 0):
-    """Random values for every parameter: as created, layer scale makes blocks almost invisible."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
-    return model.eval()
+    """In evaluation mode, with random values for all that a checkpoint holds."""
+    return shake(model, seed).eval()
 
 
 def features(encoder) -> list[list[float]]:
