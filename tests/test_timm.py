@@ -1,7 +1,8 @@
 """Every way in which timm lets a model be used, on each of our names beside timm's own model with the same weights.
 
 timm's own tests run on our models too, as they are: in a checkout of timm's repository at the version installed,
-``pytest -p mim4d tests/test_models.py -k mim4d_`` (those with "pretrained" in their names need the Hub).
+``pytest -p mim4d tests/test_models.py -k mim4d_``. None is skipped; two need the Hub, for the authors' weights, and
+``-k "mim4d_ and not uvtr"`` leaves them out.
 """
 
 import dataclasses
