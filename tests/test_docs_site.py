@@ -6,11 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import timm
 import tyro
+import yaml
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
@@ -120,6 +122,9 @@ def check_script(script: Path, arguments: list[str], strict: bool) -> None:
 
 def test_settings_files_are_right(page, tmp_path):
     for block in blocks(page, "yaml"):
+        if page.name not in OURS:  # another codebase's
+            assert yaml.safe_load(block)
+            continue
         (tmp_path / "settings.yaml").write_text(block)
         config, _ = pretrain.parse(["--config", str(tmp_path / "settings.yaml"), "--dataroot", "/data/nuscenes"])
         complete(config)
@@ -142,6 +147,8 @@ def test_settings_named_in_the_text_exist():
 
 def test_python_is_python(page):
     for block in blocks(page, "python"):
+        if page.name not in OURS:  # it may go into another codebase's function
+            block = "def function():\n" + textwrap.indent(block, "    ")
         compile(block, str(page), "exec")
 
 

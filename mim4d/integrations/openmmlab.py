@@ -65,6 +65,8 @@ class Backbone(nn.Module):
         self.out_indices = _checked_stages(out_indices)
         if frozen_stages not in range(-1, STAGES + 1):
             raise UserError(f"frozen_stages: expected -1 (none), 0 (the stem) or 1 to {STAGES}, got {frozen_stages!r}")
+        if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
+            raise UserError(f"drop_path_rate: expected a share from 0 to below 1, got {drop_path_rate!r}")
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -223,7 +225,8 @@ def _checked_stages(out_indices: Sequence[int]) -> tuple[int, ...]:
         found = tuple(out_indices)
     except TypeError:
         found = ()
-    if not found or list(found) != sorted(set(found)) or not set(found) <= set(range(STAGES)):
+    wrong = any(not isinstance(index, int) or index not in range(STAGES) for index in found)
+    if not found or wrong or list(found) != sorted(set(found)):
         raise UserError(f"out_indices: expected stages of 0 to {STAGES - 1} in their order, got {out_indices!r}")
     return found
 
@@ -242,8 +245,13 @@ def _weights(init_cfg: Mapping[str, Any]) -> Weights:
             f"init_cfg: checkpoint {source}: expected a folder, a file, a Hub id or the name of weights in timm, such "
             "as resnet50.tv_in1k for torchvision://resnet50"
         )
+    source = str(source).removeprefix("local-dir:")  # timm's way to name a folder
     path = Path(source).expanduser()
-    weights = from_folder(find_folder(path)) if path.is_dir() else from_anywhere(str(source))
+    try:
+        weights = from_folder(find_folder(path)) if path.is_dir() else from_anywhere(source)
+    except WeightsError as error:
+        # runs/pretrain of another working directory reads like a name on the Hub.
+        raise error if path.exists() else WeightsError(f"{error} (and there is no {path.absolute()})") from error
     if not prefix:
         return weights
     beginning = prefix.rstrip(".") + "."

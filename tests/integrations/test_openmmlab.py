@@ -132,6 +132,14 @@ def test_drop_path_drops_in_training_alone():
     assert torch.equal(backbone(images(2, 3, 64, 64))[-1], backbone(images(2, 3, 64, 64))[-1])
 
 
+def test_it_can_be_copied_as_moving_averages_do():
+    backbone = hub_calls.shaken(build(frozen_stages=1, with_cp=True, drop_path_rate=0.1))
+    copied = copy.deepcopy(backbone)
+    assert not copied.train().stages[0].training
+    assert calls.features(copied) == calls.features(backbone)
+    assert not {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in backbone.parameters()}
+
+
 # --- frozen stages ---------------------------------------------------------------------------------------------------
 
 STEMS = {"convnext_atto": ("downsample_layers.0.",), "resnet18": ("conv1.", "bn1.")}
@@ -179,7 +187,7 @@ def test_norm_eval_keeps_all_statistics():
 # --- init_cfg --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("of", ["run", "folder", "weights file", "checkpoint of ours"])
+@pytest.mark.parametrize("of", ["run", "folder", "timm's name of it", "weights file", "checkpoint of ours"])
 def test_pretrained_from_what_was_exported(tmp_path, of):
     source = encoder()
     save_encoder(source, tmp_path / "runs/demo/encoder")
@@ -187,10 +195,12 @@ def test_pretrained_from_what_was_exported(tmp_path, of):
     places = {
         "run": "runs/demo",
         "folder": "runs/demo/encoder",
+        "timm's name of it": "runs/demo/encoder",
         "weights file": "runs/demo/encoder/model.safetensors",
         "checkpoint of ours": "checkpoint.pth",
     }
-    assert calls.features(loaded(checkpoint=str(tmp_path / places[of]))) == hub_calls.features(source)
+    before = "local-dir:" if of == "timm's name of it" else ""
+    assert calls.features(loaded(checkpoint=f"{before}{tmp_path / places[of]}")) == hub_calls.features(source)
 
 
 def test_pretrained_from_the_hub(client, hub):
@@ -319,7 +329,10 @@ def test_norms_can_be_spared_weight_decay():
         (dict(out_indices=()), "out_indices"),
         (dict(out_indices=3), "out_indices: .* got 3"),
         (dict(frozen_stages=5), r"frozen_stages: expected -1 \(none\), 0 \(the stem\) or 1 to 4, got 5"),
+        (dict(out_indices=[1.0, 2.0]), "out_indices"),
         (dict(frozen_stages=None), "frozen_stages"),
+        (dict(drop_path_rate=2), "drop_path_rate: expected a share from 0 to below 1, got 2"),
+        (dict(drop_path_rate="0.1"), "drop_path_rate"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -336,6 +349,7 @@ def test_wrong_arguments_are_named(arguments, message):
         ([dict(type="Pretrained", checkpoint="x.pth")], "init_cfg: expected dict"),
         (dict(type="Pretrained", checkpoint="torchvision://resnet50"), "resnet50.tv_in1k"),
         (dict(type="Pretrained", checkpoint="nothing.pth"), "no such file or folder: nothing.pth"),
+        (dict(type="Pretrained", checkpoint="local-dir:/nowhere"), r"\(and there is no /nowhere\)"),
         (dict(type="Pretrained", checkpoint="convnext_atom"), "timm has no weights convnext_atom; near are convnext"),
     ],
 )
