@@ -1,6 +1,7 @@
 """From the Hub, over the real client, with everything that can go wrong on the way."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -76,8 +77,13 @@ def test_no_name_of_a_repository(name, client):
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing", "runs/demo/encoder", Path("nothing")])
-def test_no_such_folder(name, client, hub):
-    assert refused(client, name) == f"there is no folder {name}"
+def test_no_such_folder(name, client, hub, tmp_path):
+    before = client(os.getcwd)
+    client(os.chdir, tmp_path)  # a clone may hold a run of the demo
+    try:
+        assert refused(client, name) == f"there is no folder {name}"
+    finally:
+        client(os.chdir, before)
     assert not hub.seen
 
 
