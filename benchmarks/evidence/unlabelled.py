@@ -1,0 +1,155 @@
+"""What a finished run has learnt, by the truth of clips it did not learn from: depth, rebuilt frames, and motion.
+
+Whatever a run was trained with, it is scored in one way: with nothing masked, along the same LiDAR rays.
+"""
+
+import dataclasses
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mim4d.clip import Clip
+from mim4d.data import evaluation_clips, make_evaluation_loader
+from mim4d.downstream.labels import Annotations, footprints, rasterise
+from mim4d.errors import UserError
+from mim4d.geometry import VoxelGrid, transform
+from mim4d.pretrain.checkpoint import load_strict
+from mim4d.pretrain.datasets import open_data
+from mim4d.pretrain.evaluate import evaluate
+from mim4d.pretrain.folder import RunFolder
+from mim4d.pretrain.model import MIM4D
+from mim4d.pretrain.trainer import Method, first_model
+from mim4d.tensors import read_tensors
+
+from .methods import Unwarped
+
+SEED = 0
+"""Of the rays, the same for runs of all seeds."""
+MOVING = 0.5
+"""Speed over ground from which a vehicle moves, m/s."""
+MIN_VISIBILITY = 2
+"""nuScenes' visibility from which a vehicle counts, as in BEV segmentation."""
+
+
+def unlabelled(run: Path, method: Method, *, clips: int) -> dict[str, float]:
+    """Score a finished run.
+
+    Args:
+        run: Its folder.
+        method: What made its model.
+        clips: How many held-out clips, spread evenly over the split.
+
+    Returns:
+        Nothing for a method that renders nothing. Else ``depth_abs_rel`` and ``depth_delta`` (the share of rays within
+        a factor of 1.25) of frames that are seen. Where there is a temporal path, ``temporal_rgb`` (0 to 1) and
+        ``temporal_depth`` (metres) of frames rebuilt from the others, beside ``mean_*`` and ``zero_*`` as of
+        :func:`mim4d.pretrain.evaluate.evaluate`; and ``moving_vehicles``, how many there are in the clips' current
+        frames, with ``flow_epe``, how far the flow over them is from their velocity (m/s), and ``zero_flow_epe``,
+        how far no flow is. The last two are not there without a moving vehicle.
+
+    Raises:
+        UserError: If there is no finished run, or no held-out clip with LiDAR.
+    """
+    folder = RunFolder(run)
+    config = folder.read_config()
+    model, _ = first_model(config, read_init=False, method=method)
+    if not isinstance(model, MIM4D):
+        return {}
+    newest = folder.newest()
+    if newest is None:
+        raise UserError(f"{run} has no checkpoint to score")
+    weights = newest / ("ema.safetensors" if config.optim.ema_decay else "model.safetensors")
+    load_strict(model, read_tensors(weights), weights)
+    # Of the config, not of the renderer: what was trained with a sky keeps it.
+    model.config = dataclasses.replace(model.config, mask_ratio=0.0, supervision="rgbd")
+    model.eval()
+
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
+    )
+    model.to(accelerator.device)
+    # Key frames with LiDAR, for the boxes are theirs, and no clip in another's place.
+    config = dataclasses.replace(config, supervision="rgbd", sweeps=False, on_error="raise")
+    _, held_out = open_data(config, accelerator)
+    if held_out is None:
+        raise UserError(f"{run} has no held-out split to be scored on")
+    loader = make_evaluation_loader(
+        held_out, count=clips, batch_size=config.batch_size, seed=SEED, workers=config.workers
+    )
+    errors = evaluate(model, loader, accelerator)
+    scores = {f"depth_{name}": errors[f"val_direct_{name}"] for name in ("abs_rel", "delta")}
+    if model.temporal is None:
+        return scores
+    for view in ("temporal", "mean", "zero"):
+        scores |= {f"{view}_{name}": errors[f"val_{view}_{name}"] for name in ("rgb", "depth")}
+
+    numbers = [number for number, _ in evaluation_clips(held_out, clips, SEED)]
+    sweeps = held_out.frames.lidar[held_out.clips[numbers, -1]]
+    annotations = _annotations(held_out.root, config.version)
+    samples = iter([annotations.tokens[row] for row in held_out.index.records["sample"][sweeps]])
+    missed: list[tuple[float, float]] = []
+    for clip in loader:
+        with accelerator.autocast():
+            flows = velocities(model, clip.to(accelerator.device))
+        for flow in flows.cpu().numpy():
+            missed += flow_errors(flow, moving(annotations.boxes(next(samples))), model.config.grid)
+    scores["moving_vehicles"] = float(len(missed))
+    if missed:
+        scores["flow_epe"], scores["zero_flow_epe"] = np.mean(missed, axis=0).tolist()
+    return scores
+
+
+@lru_cache(maxsize=1)
+def _annotations(root: Path, version: str) -> Annotations:
+    """Opening a large root takes the devkit many seconds, and runs to be compared share one."""
+    return Annotations(root, version)
+
+
+@torch.no_grad()
+def velocities(model: MIM4D, clip: Clip) -> Tensor:
+    """The flow of the current frame, from the other frames alone: [B, 2, Y, X] m/s over ground, in its ego frame.
+
+    The decoder's flow is how far away the nearest frame shows what is here now, over the gap in the time it was told.
+    This is put into seconds for a model that was told otherwise, and taken back to the current ego frame for one that
+    does so itself at no other place: neither is blamed for what it could not know.
+    """
+    if model.temporal is None or model.config.temporal.short_frames != 1:
+        raise ValueError("the flow must be of one nearest frame: temporal.short_frames = 1")
+    rows = torch.arange(clip.batch_size, device=clip.device)
+    targets = torch.full((clip.batch_size, 1), clip.num_frames - 1, device=clip.device)
+    warped, told = model.warp_others(model.encode(clip), clip, targets)
+    nearest = told.abs().argmin(dim=1)
+    offset = model.temporal(warped, told).flow.float() * told[rows, nearest, None, None, None]  # metres
+    if isinstance(model, Unwarped):
+        here = model.config.grid.centers(offset)[0]  # [Y, X, 3]
+        there = here + torch.nn.functional.pad(offset.permute(0, 2, 3, 1), (0, 1))
+        current_from_nearest = clip.current_from_ego[rows, nearest]
+        there = transform(current_from_nearest, there.flatten(1, 2)).unflatten(1, here.shape[:2])
+        offset = (there - here)[..., :2].permute(0, 3, 1, 2)
+    return offset / clip.times[rows, nearest, None, None, None]
+
+
+def moving(boxes: NDArray[np.void]) -> NDArray[np.void]:
+    """Those of boxes [N] that are moving vehicles which the cameras see; without a known velocity a box is not."""
+    speeds = np.linalg.norm(boxes["velocity"], axis=1)
+    return boxes[boxes["vehicle"] & (boxes["visibility"] >= MIN_VISIBILITY) & (speeds > MOVING)]
+
+
+def flow_errors(flow: NDArray[np.float32], boxes: NDArray[np.void], grid: VoxelGrid) -> list[tuple[float, float]]:
+    """How far a flow [2, Y, X] in m/s is from the velocity of boxes, and how far no flow is.
+
+    Returns:
+        The mean of both over a box's cells, in m/s, for each box that has the middle of a cell in its footprint.
+    """
+    errors = []
+    for shape, velocity in zip(footprints(boxes), boxes["velocity"], strict=True):
+        cells = flow[:, rasterise([shape], grid)]  # [2, cells]
+        if cells.size:
+            missed = np.linalg.norm(cells - velocity[:, None], axis=0).mean()
+            errors.append((float(missed), float(np.linalg.norm(velocity))))
+    return errors
