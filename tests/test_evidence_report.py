@@ -1,0 +1,205 @@
+"""What the comparison's tables and plot say of its results."""
+
+import copy
+import json
+import random
+import re
+import statistics
+
+import pytest
+from matplotlib.image import imread
+
+from benchmarks.evidence.report import details, gain, plot, summarise, table, write_report
+from mim4d.errors import UserError
+
+HEADLINES = {"bev-seg": "iou_vehicle", "det3d": "mAP", "hd-map": "map_AP"}
+
+
+def results(cells=(), unlabelled=()):
+    return {
+        "mim4d": "0.1.0",
+        "size": "cpu",
+        "command": "python -m benchmarks.evidence --size cpu",
+        "machine": "2 CPU cores",
+        "hours": 1.5,
+        "protocol": {"backbone": "mim4d_convnext_atto", "scenes": [128, 32], "evaluation_steps": {"bev-seg": 300}},
+        "cells": list(cells),
+        "unlabelled": list(unlabelled),
+    }
+
+
+def cell(init, values, task="bev-seg", mode="frozen", labels=0.1, figure="iou_vehicle"):
+    figures = summarise({seed: {figure: value} for seed, value in enumerate(values)})
+    return {"init": init, "task": task, "mode": mode, "labels": labels, "figures": figures}
+
+
+def plausible(seed=0):
+    """A whole comparison, made up: a level for each task and mode, a part of it shared by a seed's cells, and noise."""
+    rng = random.Random(seed)
+    worth = {"random": 0.0, "pixels": 0.5, "single": 1.0, "mim4d": 1.6}
+    worth |= {
+        name: 1.6 - rng.random() for name in ("no_colour", "no_depth", "no_warp", "no_time", "mask_0", "frames_4")
+    }
+    cells = []
+    for task, figure in HEADLINES.items():
+        for mode in ("frozen", "full"):
+            level, step = {"bev-seg": (9, 2.5), "det3d": (4, 1.0), "hd-map": (6, 0.6)}[task]
+            level, step = (level, step) if mode == "frozen" else (level * 1.6, step * 0.6)
+            for labels, factor in ((0.01, 0.5), (0.1, 1.0), (1.0, 1.8)):
+                shared = [rng.gauss(0, 0.5) for _ in range(3)]
+                for init, gained in worth.items():
+                    main = init in ("random", "pixels", "single", "mim4d")
+                    if main or labels == 0.1:
+                        mean = (level + gained * step) * factor
+                        values = [(mean + part + rng.gauss(0, 0.25)) / 100 for part in shared[: 3 if main else 1]]
+                        cells.append(cell(init, values, task, mode, labels, figure))
+    figures = {"depth_abs_rel": 0.12, "depth_delta": 0.83, "temporal_depth": 2.5, "mean_depth": 3.25, "flow_epe": 4.5}
+    return results(cells, [{"init": "mim4d", "figures": summarise({0: figures})}])
+
+
+def rows(markdown):
+    return [[part.strip() for part in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
+
+
+def row(markdown, title):
+    return next(cells[1:] for cells in rows(markdown) if cells[0] == title)
+
+
+def test_summaries_are_those_worked_by_hand():
+    got = summarise({0: {"iou": 0.1, "ap": 0.5}, 1: {"iou": 0.2, "ap": None}, 2: {"iou": 0.6, "ap": None}})
+    assert got["iou"]["mean"] == pytest.approx(0.3)
+    assert got["iou"]["spread"] == pytest.approx(0.07**0.5)  # (0.04 + 0.01 + 0.09) / 2
+    assert got["iou"]["seeds"] == {"0": 0.1, "1": 0.2, "2": 0.6}
+    assert got["ap"] == {"mean": 0.5, "spread": None, "seeds": {"0": 0.5}}
+
+
+def test_only_finite_numbers_are_figures():
+    figures = {"none": None, "table": {"car": 0.1}, "text": "0.1", "truth": True, "nan": float("nan"), "there": 1}
+    assert list(summarise({0: figures})) == ["there"]
+
+
+def test_summaries_survive_json():
+    got = summarise({10: {"iou": 0.1}, 2: {"iou": 0.2}})
+    assert json.loads(json.dumps(got)) == got
+    assert list(got["iou"]["seeds"]) == ["2", "10"]
+
+
+def test_gains_are_paired_by_seed():
+    # Seeds differ by far more than initialisations do.
+    given = results([cell("random", [0.10, 0.30, 0.50]), cell("mim4d", [0.11, 0.33, 0.52, 0.9])])
+    got = gain(given, "mim4d", "random", "bev-seg", "frozen", 0.1, "iou_vehicle")
+    assert got["mean"] == pytest.approx(0.02)
+    assert got["spread"] == pytest.approx(0.01)
+    assert got["seeds"] == pytest.approx({"0": 0.01, "1": 0.03, "2": 0.02})
+
+
+@pytest.mark.parametrize("absent", [{"labels": 1.0}, {"mode": "full"}, {"task": "det3d"}, {"figure": "iou_divider"}])
+def test_there_is_no_gain_over_what_was_not_measured(absent):
+    asked = {"task": "bev-seg", "mode": "frozen", "labels": 0.1, "figure": "iou_vehicle"}
+    given = results([cell("random", [0.1]), cell("mim4d", [0.2])])
+    assert gain(given, "mim4d", "random", **asked)["mean"] == pytest.approx(0.1)
+    assert gain(given, "mim4d", "random", **(asked | absent)) is None
+    assert gain(given, "mim4d", "single", **asked) is None
+
+
+def test_there_is_no_gain_without_a_common_seed():
+    given = results([cell("random", [0.1]), cell("mim4d", [None, 0.2])])
+    assert gain(given, "mim4d", "random", "bev-seg", "frozen", 0.1, "iou_vehicle") is None
+
+
+@pytest.mark.parametrize(
+    ("gained", "shown"),
+    [
+        ([0.25, 0.5, 0.75], "+50.0 ± 25.0"),  # twice the spread, not above it
+        ([0.011, 0.021, 0.031], "**+2.1 ± 1.0**"),
+        ([-0.011, -0.021, -0.031], "-2.1 ± 1.0"),
+        ([0.02, 0.022], "+2.1 ± 0.1"),  # of two seeds
+        ([0.02], "+2.0"),
+    ],
+)
+def test_bold_is_what_is_above_twice_the_spread(gained, shown):
+    cells = [cell("random", [0.0] * len(gained)), cell("mim4d", gained)]
+    assert row(table(results(cells)), "MIM4D - random")[0] == shown
+
+
+def test_the_table_says_what_was_measured_and_how():
+    text = table(results([cell("random", [0.1, 0.2, 0.3]), cell("mim4d", [0.4], "det3d", "full", figure="mAP")]))
+    assert rows(text)[0] == [
+        *("initialisation", "vehicle IoU, frozen", "vehicle IoU, fine-tuned", "mAP, frozen", "mAP, fine-tuned"),
+        *("map AP, frozen", "map AP, fine-tuned"),
+    ]
+    assert row(text, "random") == ["20.0 ± 10.0", "–", "–", "–", "–", "–"]  # noqa: RUF001
+    assert row(text, "MIM4D") == ["–", "–", "–", "40.0", "–", "–"]  # noqa: RUF001
+    assert set(row(text, "2D pixels (SparK's recipe)")) == {"–"}  # noqa: RUF001
+    assert "over 1 to 3 seeds" in text
+    assert "`python -m benchmarks.evidence --size cpu`" in text
+    assert "scenes: 128 to learn from, 32 held out; evaluation steps: bev-seg 300" in text
+
+
+def test_details_show_units_and_leave_out_what_is_not_there():
+    figures = {"mATE": 0.876, "mASE": 0.25, "NDS": 0.123}
+    cells = [{**cell("random", [], "det3d"), "figures": summarise({0: figures, 1: figures})}]
+    text = details(results(cells, [{"init": "mim4d", "figures": summarise({0: {"flow_epe": 2.345}})}]))
+    titles = rows(text)[0]
+    got = dict(zip(titles[1:], row(text, "random"), strict=True))
+    assert {name: got[name] for name in ("seeds", "labels", "backbone")} == {
+        "seeds": "2",
+        "labels": "10 %",
+        "backbone": "frozen",
+    }
+    assert (got["mATE ↓, m"], got["mASE ↓"], got["NDS"]) == ("0.88 ± 0.00", "25.0 ± 0.0", "12.3 ± 0.0")
+    assert re.findall("^### (.*)", text, re.MULTILINE) == ["3D detection", "Without labels"]
+    assert "2.35" in row(text, "MIM4D")
+
+
+def test_ablations_are_told_against_the_same_seeds_of_mim4d():
+    given = results([cell("mim4d", [0.20, 0.90, 0.90]), cell("no_warp", [0.15])])
+    assert row(details(given), "no ego-motion warp")[:3] == ["1", "10 %", "-5.0"]
+
+
+def test_every_table_has_the_columns_of_its_head():
+    whole = plausible()
+    for text in (table(whole), details(whole), table(results()), details(results())):
+        for block in text.split("\n\n"):
+            if block.startswith("|"):
+                lines = rows(block)
+                assert {len(line) for line in lines} == {len(lines[0])}
+                assert set(lines[1]) == {"---"}
+                assert len(lines) > 2
+    assert len(rows(table(whole))) == 2 + 4 + 1
+
+
+def test_the_table_agrees_with_the_results():
+    whole = plausible()
+    asked = {"init": "single", "task": "hd-map", "mode": "full", "labels": 0.1}
+    values = next(cell for cell in whole["cells"] if asked.items() <= cell.items())
+    seeds = [100 * value for value in values["figures"]["map_AP"]["seeds"].values()]
+    shown = f"{statistics.mean(seeds):.1f} ± {statistics.stdev(seeds):.1f}"
+    assert row(table(whole), "single frame (UniPAD's recipe)")[-1] == shown
+
+
+CASES = {"whole": plausible(), "one": results([cell("mim4d", [0.1])]), "none": results()}
+
+
+@pytest.mark.parametrize("given", CASES.values(), ids=CASES)
+def test_a_report_is_written_at_any_time(given, tmp_path):
+    before = copy.deepcopy(given)
+    write_report(given, tmp_path / "report")
+    assert sorted(file.name for file in (tmp_path / "report").iterdir()) == [
+        *("details.md", "plot.png", "results.json", "table.md"),
+    ]
+    assert json.loads((tmp_path / "report/results.json").read_text()) == given == before
+    assert (tmp_path / "report/table.md").read_text() == table(given) + "\n"
+    picture = imread(tmp_path / "report/plot.png")
+    assert picture.shape[1] == 1600
+    assert (picture[0] == 1).all()  # white and opaque: it is read in dark mode too
+
+
+def test_a_report_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make the folder"):
+        write_report(results(), tmp_path / "file")
+    (tmp_path / "plot.png").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        plot(results(), tmp_path / "plot.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "plot.png"]
