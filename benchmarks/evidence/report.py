@@ -188,8 +188,8 @@ def table(results: Results) -> str:
             _markdown(["initialisation", *_TITLES], rows),
             f"At {_percent(SHARE)} of the labels, in percent points: mean ± sample standard deviation over "
             f"{_seeds(counts) or 'no seeds yet'}. Last row: the same of the differences seed by seed (the same labels "
-            f"and first weights of the head for both); bold where the mean is above twice that standard deviation, of {ENOUGH_SEEDS} seeds "
-            "or more.",
+            f"and first weights of the head for both); bold where the mean is above twice that standard deviation, "
+            f"of {ENOUGH_SEEDS} seeds or more.",
             _made(results),
         ]
     )
