@@ -89,6 +89,7 @@ def main(run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], clip:
     if newest is None:
         raise UserError(f"{run} has no checkpoint")
     model, _ = first_model(config, read_init=False)
+    assert isinstance(model, MIM4D)
     load_strict(model, read_tensors(newest / "model.safetensors"), newest)
     learnt, held_out = open_data(replace(config, out=str(out)), Accelerator(cpu=True))
     data = held_out or learnt

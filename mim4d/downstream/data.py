@@ -140,4 +140,4 @@ class Maps:
                 if len(self._known) * sum(2 * m.numel() for m in maps) < MEMORY:
                     self._known[split, number] = maps
             rows.append(maps)
-        return [torch.cat(level).float() for level in zip(*rows, strict=True)]
+        return [torch.cat([m.float() for m in level]) for level in zip(*rows, strict=True)]

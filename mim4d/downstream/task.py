@@ -60,16 +60,15 @@ class Task(Protocol):
 
 
 def upsampled(channels: int, up: int, bias: Tensor) -> nn.Sequential:
-    """A head of convolutions that says about ``bias`` [out] at first: [B, channels, y, x] -> [B, out, y*up, x*up]."""
+    """A head of convolutions that says about ``bias`` [out] at first: [B, channels, y, x] -> [B, out, y*up, x*up].
+
+    All its work is done at the features' resolution; a feature then says what stands in each of its label cells.
+    """
     mid = max(16, channels // 2)
-    last = nn.Conv2d(mid, len(bias), 1)
-    last.bias = nn.Parameter(bias)
+    last = nn.Conv2d(mid, len(bias) * up**2, 1)
+    last.bias = nn.Parameter(bias.repeat_interleave(up**2))
     return nn.Sequential(
-        nn.Upsample(scale_factor=up, mode="bilinear") if up > 1 else nn.Identity(),
-        nn.Conv2d(channels, mid, 3, padding=1, bias=False),
-        group_norm(mid),
-        nn.ReLU(),
-        last,
+        nn.Conv2d(channels, mid, 3, padding=1, bias=False), group_norm(mid), nn.ReLU(), last, nn.PixelShuffle(up)
     )
 
 

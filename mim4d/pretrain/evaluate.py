@@ -6,11 +6,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..data import ClipLoader
-from .model import MIM4D
+from .model import MaskedModel
 
 
 @torch.no_grad()
-def evaluate(model: MIM4D, clips: ClipLoader, accelerator: Accelerator) -> dict[str, float]:
+def evaluate(model: MaskedModel, clips: ClipLoader, accelerator: Accelerator) -> dict[str, float]:
     """Errors on held-out clips, with the same masks and rays every time, averaged over clips and processes.
 
     Args:

@@ -31,7 +31,8 @@ def compare(rendered: Rendered, rays: Rays, clips: int) -> dict[str, Tensor]:
         clips: B, a divisor of G.
 
     Returns:
-        Scalars ``rgb`` (L1, 0 to 1) and ``depth`` (L1, metres); and, without gradient, ``psnr`` (dB) and ``abs_rel``.
+        Scalars ``rgb`` (L1, 0 to 1) and ``depth`` (L1, metres); and, without gradient, ``psnr`` (dB), ``abs_rel`` and
+        ``delta`` (the share of depths within a factor of 1.25).
     """
     has_colour = (rays.valid & rendered.hit).float().view(clips, -1)
     has_depth = (rays.has_depth & rendered.hit).float().view(clips, -1)
@@ -44,6 +45,10 @@ def compare(rendered: Rendered, rays: Rays, clips: int) -> dict[str, Tensor]:
     with torch.no_grad():
         psnr = -10 * torch.log10(mean(colour.square().mean(-1), has_colour).clamp(min=1e-10))
         psnr = psnr * has_colour.any(1)
-        abs_rel = mean(depth / rays.depth.clamp(min=0.1), has_depth)
+        truth = rays.depth.clamp(min=0.1)
+        abs_rel = mean(depth / truth, has_depth)
+        ratio = rendered.depth.clamp(min=0.1) / truth
+        delta = mean((torch.maximum(ratio, 1 / ratio) < 1.25).float(), has_depth)
     errors = {"rgb": mean(colour.abs().mean(-1), has_colour), "depth": mean(depth, has_depth)}
-    return {name: value.mean() for name, value in (errors | {"psnr": psnr, "abs_rel": abs_rel}).items()}
+    measures = {"psnr": psnr, "abs_rel": abs_rel, "delta": delta}
+    return {name: value.mean() for name, value in (errors | measures).items()}

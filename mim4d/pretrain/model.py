@@ -55,10 +55,15 @@ class ModelConfig:
             raise ValueError(f"frozen counts the stem and four stages, 0 to 5, got {self.frozen}")
 
 
-class MIM4D(nn.Module):
-    """Masked multi-camera video in, rendering losses out. Only ``encoder`` outlives the pretraining."""
+class MaskedModel(nn.Module):
+    """What every way to learn from masked images shares: the encoder, which outlives it, and what it is shown."""
 
     def __init__(self, config: ModelConfig) -> None:
+        """Make the encoder.
+
+        Raises:
+            ValueError: If it has no masked forward.
+        """
         super().__init__()
         self.config = config
         encoder = timm.create_model(config.encoder, num_classes=0, drop_path_rate=config.drop_path)
@@ -75,7 +80,38 @@ class MIM4D(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(normalise["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
-        self.neck = Neck(config.neck, encoder.widths())
+
+    def train(self, mode: bool = True) -> "MaskedModel":
+        """As of any module, but frozen parts stay in evaluation mode: no drop path, and BatchNorm's statistics hold."""
+        super().train(mode)
+        for part in self.encoder.parts()[: self.config.frozen]:
+            part.eval()
+        return self
+
+    def forward(self, clip: Clip) -> dict[str, Tensor]:
+        """One training step's losses: scalars by name, of which ``loss`` is learnt from."""
+        raise NotImplementedError
+
+    def baselines(self, clip: Clip) -> dict[str, Tensor]:
+        """The losses, and those of what they are measured against."""
+        return self(clip)
+
+    def visible(self, clip: Clip) -> Tensor:
+        """The clip's spatial mask [B, T, V, H/32, W/32], True where a patch is seen."""
+        return visible_patches(clip.seeds, clip.num_frames, clip.num_cameras, clip.image_size, self.config.mask_ratio)
+
+    def normalised(self, clip: Clip) -> Tensor:
+        """All images of all frames as the encoder wants them: [B*T*V, 3, H, W]."""
+        return (clip.images.flatten(0, 2).float() - self.mean) / self.std
+
+
+class MIM4D(MaskedModel):
+    """Masked multi-camera video in, rendering losses out. Only ``encoder`` outlives the pretraining."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Put the parts together; see :class:`MaskedModel`."""
+        super().__init__(config)
+        self.neck = Neck(config.neck, self.encoder.widths())
         self.lift = Lift(config.lift, config.neck.channels, self.neck.stride, config.grid)
         temporal = config.frames > 1
         self.temporal = (
@@ -84,13 +120,6 @@ class MIM4D(nn.Module):
         sky = config.supervision == "rgb"
         self.renderer = Renderer(config.render, config.lift.channels, config.grid, sky=sky)
         self.train()
-
-    def train(self, mode: bool = True) -> "MIM4D":
-        """As of any module, but frozen parts stay in evaluation mode: no drop path, and BatchNorm's statistics hold."""
-        super().train(mode)
-        for part in self.encoder.parts()[: self.config.frozen]:
-            part.eval()
-        return self
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
         """One training step's losses.
@@ -127,14 +156,9 @@ class MIM4D(nn.Module):
         """Steps 1 to 4: every frame's own volume [B, T, C, Z, Y, X] from its visible patches."""
         b, t, v = clip.images.shape[:3]
         visible = self.visible(clip).flatten(0, 2)
-        images = (clip.images.flatten(0, 2).float() - self.mean) / self.std
-        maps = self.encoder.forward_masked(images, visible)
+        maps = self.encoder.forward_masked(self.normalised(clip), visible)
         features = self.neck(maps, visible)
         return self.lift(features.unflatten(0, (b, t, v)), clip)
-
-    def visible(self, clip: Clip) -> Tensor:
-        """The clip's spatial mask [B, T, V, H/32, W/32], True where a patch is seen."""
-        return visible_patches(clip.seeds, clip.num_frames, clip.num_cameras, clip.image_size, self.config.mask_ratio)
 
     def warp_others(self, volumes: Tensor, clip: Clip, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Step 5: drop each target frame and bring the others into its ego frame.

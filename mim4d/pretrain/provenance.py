@@ -55,5 +55,5 @@ def _nameable(source: str) -> str:
 
 def _measures(row: dict[str, float]) -> dict[str, float]:
     """The losses and measures of quality in a logged row, to four digits."""
-    kinds = ("loss", "_rgb", "_depth", "_psnr", "_abs_rel")
+    kinds = ("loss", "_rgb", "_depth", "_psnr", "_abs_rel", "_delta")
     return {name: float(f"{value:.4g}") for name, value in row.items() if name == "step" or name.endswith(kinds)}

@@ -6,7 +6,7 @@ processes with batches of b learn what one with W * b does.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,24 @@ from .evaluate import evaluate
 from .folder import RunFolder
 from .logs import RunLog, read_metrics
 from .meter import Meter
-from .model import MIM4D
+from .model import MIM4D, MaskedModel, ModelConfig
 from .optim import lr_scale, make_optimizer, set_lr
 from .pictures import save_picture
 from .processes import StopSignal, on_main
 from .provenance import license_of_run, provenance
 from .weights import initialise
 
+Method = Callable[[ModelConfig], MaskedModel]
+"""What makes the model of a run."""
 
-def train(config: PretrainConfig, *, resume: bool = False) -> Path:
+
+def train(config: PretrainConfig, *, resume: bool = False, method: Method = MIM4D) -> Path:
     """Run a pretraining to its end.
 
     Args:
         config: The settings.
         resume: Go on with the run in ``config.out`` from its newest checkpoint.
+        method: What makes the model: another one of masked images can be compared on equal terms.
 
     Returns:
         The run folder; its ``encoder/`` is what the run was for.
@@ -51,7 +55,7 @@ def train(config: PretrainConfig, *, resume: bool = False) -> Path:
         UserError: If something in the settings, the data or the machine is in the way; checkpoints stay.
         SystemExit: After a checkpoint, on SIGINT or SIGTERM, with 128 + the signal's number.
     """
-    trainer = Trainer(config, resume=resume)
+    trainer = Trainer(config, resume=resume, method=method)
     trainer.run()
     return trainer.folder.root
 
@@ -59,7 +63,7 @@ def train(config: PretrainConfig, *, resume: bool = False) -> Path:
 class Trainer:
     """One run, ready to go: everything that can be wrong with its settings and data has been found."""
 
-    def __init__(self, config: PretrainConfig, *, resume: bool = False) -> None:
+    def __init__(self, config: PretrainConfig, *, resume: bool = False, method: Method = MIM4D) -> None:
         """Put the parts together; see :func:`train` for the arguments and errors."""
         self.config = config = complete(config)
         self.folder = RunFolder(Path(config.out).expanduser())
@@ -74,7 +78,7 @@ class Trainer:
 
         # Weights: from a checkpoint if there is one to go on from, else the first ones.
         newest = self.folder.newest() if resume else None
-        self.model, told = first_model(config, read_init=newest is None)
+        self.model, told = first_model(config, read_init=newest is None, method=method)
         self.model.to(accelerator.device)
         self.ema = ModelEmaV3(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
         self.optimizer = make_optimizer(self.model, config.optim)
@@ -167,7 +171,7 @@ class Trainer:
             row |= evaluate(self._best(), self.held_out, accelerator)
         if logs or evaluates:
             self.log.row(row)
-            if row["rays"] == 0 and not self._warned:
+            if row.get("rays") == 0 and not self._warned:
                 self._warned = True
                 self.log.say(
                     f"warning: at step {step} no LiDAR point falls on any image, so nothing was learnt: check the "
@@ -186,7 +190,7 @@ class Trainer:
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.config.steps)
 
-    def _best(self) -> MIM4D:
+    def _best(self) -> MaskedModel:
         """The weights that count: the average if there is one."""
         return self.ema.module if self.ema else self.model
 
@@ -202,10 +206,12 @@ class Trainer:
 
     def _draw(self, step: int) -> None:
         path = self.folder.pictures / f"step_{step:08d}.png"
+        model = self._best()
         assert self.shown is not None
+        assert isinstance(model, MIM4D)  # others are run without pictures
         try:
             with self.accelerator.autocast():
-                save_picture(self._best(), self.shown.to(self.accelerator.device), path)
+                save_picture(model, self.shown.to(self.accelerator.device), path)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error}") from error
         self.log.picture(step, path)
@@ -239,19 +245,20 @@ class Trainer:
         )
 
 
-def first_model(config: PretrainConfig, *, read_init: bool) -> tuple[MIM4D, str]:
+def first_model(config: PretrainConfig, *, read_init: bool, method: Method = MIM4D) -> tuple[MaskedModel, str]:
     """The model as a run starts with it, on the CPU, and one line on where its encoder's weights are from.
 
     Args:
         config: The settings.
         read_init: Whether to read ``config.init``: a checkpoint makes it needless.
+        method: What makes it.
 
     Raises:
         UserError: If the settings do not make a model, or the weights do not fit it.
     """
     torch.manual_seed(config.seed)
     try:
-        model = MIM4D(config.model_config())
+        model = method(config.model_config())
     except ValueError as error:
         raise UserError(f"these settings make no model: {error}") from error
     if config.init == SCRATCH or not read_init:

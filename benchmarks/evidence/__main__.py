@@ -1,0 +1,48 @@
+"""The command line of the comparison."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from mim4d.errors import UserError
+
+from .protocol import EVERY, RANDOM, SIZES
+from .run import compare
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare initialisations of a backbone on three tasks; run the same again to go on with what was cut short."""
+
+    size: Literal["cpu", "gpu"] = "cpu"
+    """cpu: 2 cores; gpu: one GPU."""
+    out: Path = Path("runs/evidence")
+    """The folder of every run, and of results.json, table.md, details.md and plot.png."""
+    starts: tuple[str, ...] = (RANDOM, *EVERY)
+    """What is compared."""
+    workers: int = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    """Processes that share the work."""
+
+
+def main(options: Options) -> None:
+    """Check, compare, report."""
+    for start in options.starts:
+        if start not in (RANDOM, *EVERY):
+            raise UserError(f"--starts {start}: there are {', '.join((RANDOM, *EVERY))}")
+    if options.workers < 1:
+        raise UserError(f"--workers {options.workers} must be at least 1")
+    command = f"python -m benchmarks.evidence --size {options.size}"
+    compare(SIZES[options.size], options.out, options.starts, options.workers, command)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

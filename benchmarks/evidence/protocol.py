@@ -1,0 +1,142 @@
+"""What is compared, on what data, and how it is scored: everything that the results follow from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from mim4d.downstream.config import DEMO as EVALUATION
+from mim4d.downstream.config import EvalConfig
+from mim4d.pretrain.config import PretrainConfig, SyntheticConfig
+from mim4d.pretrain.model import MIM4D
+from mim4d.pretrain.presets import DEMO
+from mim4d.pretrain.trainer import Method
+
+from .methods import Pixels, Timeless, Unwarped
+
+
+@dataclass(frozen=True)
+class Start:
+    """First weights of a backbone: what made them."""
+
+    change: Callable[[PretrainConfig], PretrainConfig] = lambda config: config
+    """What is different from MIM4D's settings."""
+    method: Method = MIM4D
+    """What makes the model."""
+
+
+def _frames(config: PretrainConfig, frames: int) -> PretrainConfig:
+    """Clips of another length and as many images in all: more or fewer clips a step, and steps where that is uneven."""
+    images = config.frames * config.batch_size
+    batch = max(1, round(images / frames))
+    steps = round(config.steps * images / (frames * batch))
+    return replace(config, frames=frames, batch_size=batch, steps=steps)
+
+
+def _method(config: PretrainConfig, **changes: Any) -> PretrainConfig:
+    return replace(config, method=replace(config.method, **changes))
+
+
+RANDOM = "random"
+"""The start without any pretraining."""
+STARTS: Mapping[str, Start] = {
+    "pixels": Start(lambda config: _method(_frames(config, 1), mask_ratio=0.6), Pixels),
+    "single": Start(lambda config: _frames(config, 1)),
+    "mim4d": Start(),
+}
+"""What is compared with each other and with random weights, by as many seeds as the size says."""
+ABLATIONS: Mapping[str, Start] = {
+    "no_colour": Start(lambda config: _method(config, loss=replace(config.method.loss, rgb=0.0))),
+    "no_depth": Start(lambda config: replace(config, supervision="rgb")),
+    "no_warp": Start(method=Unwarped),
+    "no_time": Start(method=Timeless),
+    "mask_0": Start(lambda config: _method(config, mask_ratio=0.0)),
+    "mask_60": Start(lambda config: _method(config, mask_ratio=0.6)),
+    "frames_2": Start(lambda config: _frames(config, 2)),
+    "frames_4": Start(lambda config: _frames(config, 4)),
+}
+"""MIM4D with one thing different."""
+EVERY = {**STARTS, **ABLATIONS}
+
+Task = Literal["bev-seg", "det3d", "hd-map"]
+Mode = Literal["frozen", "full"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One downstream model to train and score."""
+
+    task: Task
+    mode: Mode
+    labels: float
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.task}-{self.mode}-{100 * self.labels:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large all of it is."""
+
+    name: str
+    pretraining: PretrainConfig
+    """MIM4D's settings; the seed is that of the run."""
+    evaluation: Mapping[Task, EvalConfig]
+    """Of each task, but for the steps; on the pretraining's world, version and image size."""
+    evaluation_steps: Mapping[Mode, int]
+    """Of a frozen backbone, whose maps are computed once, and of full fine-tuning."""
+    cells: Mapping[str, tuple[Cell, ...]]
+    """By start; ablations that are not named have those of :data:`ABLATION`."""
+    seeds: int = 3
+    """Of random weights and of each of STARTS."""
+    yardstick_seeds: int = 5
+    """Of random weights, to know how far seeds alone scatter."""
+    ablation_seeds: int = 1
+    scored_clips: int = 32
+    """Held-out clips that a pretraining is scored on without labels."""
+
+    def cells_of(self, start: str) -> tuple[Cell, ...]:
+        """What a start is scored on."""
+        return self.cells.get(start, self.cells[ABLATION])
+
+
+ABLATION = "ablation"
+
+
+def _grid(tasks: Sequence[Task], modes: Sequence[Mode], labels: Sequence[float]) -> tuple[Cell, ...]:
+    return tuple(Cell(task, mode, share) for share in labels for mode in modes for task in tasks)
+
+
+_CPU = replace(
+    DEMO,
+    model="mim4d_resnet18",  # from scratch it learns more in a minute of a CPU than the small ConvNeXts
+    precision="bf16",
+    steps=250,
+    workers=0,
+    log_every=10,
+    save_every=50,
+    keep=1,
+    picture_every=0,
+    eval_every=0,
+    world=SyntheticConfig(scenes=160, keyframes=5),
+)
+CPU = Size(
+    name="cpu",
+    pretraining=_CPU,
+    evaluation={
+        "bev-seg": replace(EVALUATION, precision="bf16", workers=0, model=replace(EVALUATION.model, coarse=4)),
+    },
+    evaluation_steps={"frozen": 700, "full": 250},
+    # 1 % of this world are six samples, and detectors and map decoders need more steps than two cores can make.
+    cells={
+        RANDOM: (*_grid(["bev-seg"], ["frozen"], [0.1, 1.0]), Cell("bev-seg", "full", 0.1)),
+        "pixels": _grid(["bev-seg"], ["frozen"], [0.1, 1.0]),
+        "single": _grid(["bev-seg"], ["frozen"], [0.1, 1.0]),
+        "mim4d": (*_grid(["bev-seg"], ["frozen"], [0.1, 1.0]), Cell("bev-seg", "full", 0.1)),
+        ABLATION: (Cell("bev-seg", "frozen", 1.0),),
+    },
+)
+"""For 2 CPU cores."""
+
+SIZES = {size.name: size for size in (CPU,)}

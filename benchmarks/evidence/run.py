@@ -1,0 +1,263 @@
+"""Every pretraining and every cell of the comparison, in processes side by side; what is done is not done again.
+
+``OUT/pretraining/START-SEED/`` is a run of ``mim4d-pretrain``, ``OUT/cells/START-SEED/TASK-MODE-LABELS/`` one of
+``mim4d-eval``; what they say goes to ``OUT/logs/START-SEED.txt``. Each time a start is done the report is written anew
+from all that there is.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mim4d.downstream.config import EvalConfig
+from mim4d.downstream.config import complete as complete_cell
+from mim4d.downstream.data import EvalData
+from mim4d.downstream.labels import write_json
+from mim4d.downstream.run import evaluate, read_figures
+from mim4d.errors import UserError
+from mim4d.pretrain.config import PretrainConfig, check_resumable, flatten, plain
+from mim4d.pretrain.config import complete as complete_pretraining
+from mim4d.pretrain.datasets import synthetic_root
+from mim4d.pretrain.folder import RunFolder
+from mim4d.pretrain.trainer import train
+from mim4d.version import __version__
+
+from .protocol import ABLATIONS, EVERY, RANDOM, STARTS, Cell, Size
+from .report import summarise, write_report
+from .unlabelled import unlabelled
+
+ELSEWHERE = ("backbone", "out", "dataroot", "workers")
+"""Settings of a cell that its figures do not follow from."""
+FRESH_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_ARENA_MAX": "1"}
+"""Lets the C library keep what memory it has: fresh one is slow to map on some machines."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All of one start and seed: its pretraining, its score without labels, its cells."""
+
+    size: Size
+    out: Path
+    start: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folders."""
+        return f"{self.start}-{self.seed}"
+
+    @property
+    def pretraining(self) -> Path:
+        """The folder of its run."""
+        return self.out / "pretraining" / self.name
+
+    def pretraining_config(self) -> PretrainConfig:
+        """Complete settings of its run."""
+        config = replace(self.size.pretraining, seed=self.seed, out=str(self.pretraining))
+        return complete_pretraining(EVERY[self.start].change(config))
+
+    def cells(self) -> dict[Cell, EvalConfig]:
+        """Its cells with their complete settings."""
+        return {cell: self._cell_config(cell) for cell in self.size.cells_of(self.start)}
+
+    def _cell_config(self, cell: Cell) -> EvalConfig:
+        random = self.start == RANDOM
+        return complete_cell(
+            replace(
+                on_data_of(self.size.pretraining, self.size.evaluation[cell.task]),
+                backbone=self.size.pretraining.model if random else str(self.pretraining / "encoder"),
+                init="random" if random else "pretrained",
+                freeze=cell.mode == "frozen",
+                labels=cell.labels,
+                steps=self.size.evaluation_steps[cell.mode],
+                seed=self.seed,
+                out=str(self.out / "cells" / self.name / cell.name),
+            )
+        )
+
+
+def on_data_of(pretraining: PretrainConfig, config: EvalConfig) -> EvalConfig:
+    """A cell's settings, on the world that the pretraining sees."""
+    shared: dict[str, Any] = {
+        name: getattr(pretraining, name) for name in ("data", "dataroot", "version", "world", "image_size")
+    }
+    return replace(config, **shared)
+
+
+def jobs_of(size: Size, out: Path, starts: Sequence[str]) -> list[Job]:
+    """All that there is to do, in the order in which it is wanted: a seed of all that is compared before the next."""
+    every = [(start, seed) for seed in range(size.seeds) for start in (RANDOM, *STARTS)]
+    every += [(RANDOM, seed) for seed in range(size.seeds, size.yardstick_seeds)]
+    every += [(start, seed) for seed in range(size.ablation_seeds) for start in ABLATIONS]
+    return [Job(size, out, start, seed) for start, seed in every if start in starts]
+
+
+def compare(size: Size, out: Path, starts: Sequence[str], workers: int, command: str) -> None:
+    """Do what is left to do, and write the report.
+
+    Args:
+        size: How large.
+        out: The folder of everything.
+        starts: Names of what is compared.
+        workers: Processes.
+        command: What was asked for, for the report.
+
+    Raises:
+        UserError: If ``out`` holds another comparison, or one of its jobs failed.
+    """
+    jobs = jobs_of(size, out, starts)
+    for job in jobs:
+        _check(job)
+    console = Console(stderr=True, highlight=False)
+    root = synthetic_root(size.pretraining.dataroot, size.pretraining.version, size.pretraining.world)
+    console.print(f"{len(jobs)} starts on {root}, {workers} side by side; logs in {out / 'logs'}", soft_wrap=True)
+    os.environ.update(FRESH_MEMORY)  # of the processes to come
+    began = time.monotonic()
+    failed = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(do, job, max(1, (os.cpu_count() or 1) // workers)): job for job in jobs}
+        for count, future in enumerate(as_completed(waiting), 1):
+            job = waiting[future]
+            error = future.exception()
+            if error:
+                failed.append(f"{job.name}: {' '.join(str(error).split()) or type(error).__name__}")
+            write_report(results(size, out, command), out)
+            minutes = (time.monotonic() - began) / 60
+            console.print(f"{count}/{len(jobs)} {job.name} {'FAILED' if error else 'done'}, {minutes:.0f} min")
+    if failed:
+        raise UserError(f"{failed[0]} (see {out / 'logs'}); what is done stays, run the same again to go on")
+
+
+def do(job: Job, threads: int) -> None:
+    """One job from where it stands."""
+    torch.set_num_threads(threads)
+    log = job.out / "logs" / f"{job.name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with _said_to(log):
+        if job.start != RANDOM:
+            _pretrain(job)
+        for config in job.cells().values():
+            if read_figures(Path(config.out)) is None:
+                data = _data(complete_cell(on_data_of(job.size.pretraining, EvalConfig(task="bev-seg"))))
+                evaluate(config, data)
+
+
+def _pretrain(job: Job) -> None:
+    config, method = job.pretraining_config(), EVERY[job.start].method
+    folder = RunFolder(job.pretraining)
+    if not folder.encoder.exists():
+        train(config, resume=folder.newest() is not None, method=method)
+    scores = job.pretraining / "unlabelled.json"
+    if not scores.exists():
+        write_json(scores, unlabelled(job.pretraining, method, clips=job.size.scored_clips))
+
+
+@lru_cache(maxsize=1)
+def _data(config: EvalConfig) -> EvalData:
+    """What the cells of a process share, for they read the same samples."""
+    return EvalData(config)
+
+
+@contextmanager
+def _said_to(log: Path) -> Iterator[None]:
+    """Everything that this process and its own say goes to the end of a file."""
+    with log.open("a") as file:
+        kept = [os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+                os.dup2(file.fileno(), stream.fileno())
+            yield
+        finally:
+            for stream, old in zip((sys.stdout, sys.stderr), kept, strict=True):
+                stream.flush()
+                os.dup2(old, stream.fileno())
+                os.close(old)
+
+
+def _check(job: Job) -> None:
+    """See that what is there of a job was made with its settings.
+
+    Raises:
+        UserError: If it was not.
+    """
+    folder = RunFolder(job.pretraining)
+    if job.start != RANDOM and folder.config.exists():
+        check_resumable(folder.read_config(), job.pretraining_config())
+    for config in job.cells().values():
+        figures = read_figures(Path(config.out))
+        then, now = (
+            _same(c) for c in (figures["settings"] if figures else plain(asdict(config)), plain(asdict(config)))
+        )
+        for name, value in now.items():
+            if then.get(name) != value:
+                raise UserError(
+                    f"{config.out} was made with {name} = {then.get(name)}, not {value}: give another --out"
+                )
+
+
+def _same(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten({name: value for name, value in settings.items() if name not in ELSEWHERE})
+
+
+def results(size: Size, out: Path, command: str) -> dict[str, Any]:
+    """All that there is, for :func:`mim4d`'s report: figures by start, cell and seed, with their means and spreads."""
+    cells: dict[tuple[str, Cell], dict[int, Mapping[str, Any]]] = {}
+    scores: dict[str, dict[int, Mapping[str, Any]]] = {}
+    seconds = 0.0
+    counts: dict[str, Any] = {}
+    for job in jobs_of(size, out, (RANDOM, *EVERY)):
+        file = job.pretraining / "unlabelled.json"
+        if file.exists():
+            scores.setdefault(job.start, {})[job.seed] = json.loads(file.read_text())
+            seconds += _last_row(job.pretraining).get("seconds", 0.0)
+        for cell, config in job.cells().items():
+            figures = read_figures(Path(config.out))
+            if figures is not None:
+                cells.setdefault((job.start, cell), {})[job.seed] = figures
+                seconds += figures["seconds"]
+                counts |= {f"{100 * cell.labels:g} %": figures["samples"], "held out": figures["val_samples"]}
+    first = size.pretraining
+    return {
+        "mim4d": __version__,
+        "size": size.name,
+        "command": command,
+        "machine": machine(),
+        "hours": round(seconds / 3600, 2),
+        "protocol": {
+            "backbone": first.model,
+            "images": "{} x {}".format(*first.image_size),
+            "labelled samples": counts,
+            "pretraining_steps": first.steps,
+            "images_seen": first.steps * first.batch_size * first.frames * len(first.cameras),
+            "evaluation_steps": dict(size.evaluation_steps),
+        },
+        "cells": [
+            {"init": start, **asdict(cell), "figures": summarise(by_seed)} for (start, cell), by_seed in cells.items()
+        ],
+        "unlabelled": [{"init": start, "figures": summarise(by_seed)} for start, by_seed in scores.items()],
+    }
+
+
+def _last_row(run: Path) -> dict[str, Any]:
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    return json.loads(rows[-1]) if rows else {}
+
+
+def machine() -> str:
+    """What this ran on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores"
