@@ -8,7 +8,7 @@ from mim4d.downstream.config import DEMO as EVALUATION
 from mim4d.downstream.config import EvalConfig
 from mim4d.pretrain.config import PretrainConfig, SyntheticConfig
 from mim4d.pretrain.model import MIM4D
-from mim4d.pretrain.presets import DEMO
+from mim4d.pretrain.presets import DEMO, GPU24
 from mim4d.pretrain.trainer import Method
 
 from .methods import Pixels, Timeless, Unwarped
@@ -139,4 +139,30 @@ CPU = Size(
 )
 """For 2 CPU cores."""
 
-SIZES = {size.name: size for size in (CPU,)}
+_TASKS: tuple[Task, ...] = ("bev-seg", "det3d", "hd-map")
+_GPU_EVALUATION = EvalConfig(task="bev-seg")
+GPU = Size(
+    name="gpu",
+    pretraining=replace(
+        GPU24,
+        data="synthetic",
+        version="v1.0-trainval",
+        model="mim4d_resnet50",
+        batch_size=4,
+        steps=12000,
+        log_every=100,
+        picture_every=0,
+        eval_every=0,
+        world=SyntheticConfig(scenes=850, keyframes=10, scale=0.5),
+    ),
+    evaluation={task: replace(_GPU_EVALUATION, task=task) for task in _TASKS},
+    evaluation_steps={"frozen": 6000, "full": 6000},
+    cells={
+        **{start: _grid(_TASKS, ["frozen", "full"], [0.1, 0.01, 1.0]) for start in (RANDOM, *STARTS)},
+        ABLATION: _grid(_TASKS, ["frozen", "full"], [0.1]),
+    },
+    scored_clips=128,
+)
+"""For one GPU of 24 GB or more."""
+
+SIZES = {size.name: size for size in (CPU, GPU)}

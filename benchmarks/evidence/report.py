@@ -4,7 +4,7 @@ A table can be made at any time: what was not measured is a dash or is left out.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -42,15 +42,6 @@ class Column:
     digits: int = 1
 
 
-@dataclass(frozen=True)
-class Task:
-    """How a task is shown."""
-
-    title: str
-    headline: Column
-    others: tuple[Column, ...]
-
-
 MAIN = {"random": "random", "pixels": "2D pixels", "single": "single frame", "mim4d": "MIM4D"}
 RECIPES = {"pixels": " (SparK's recipe)", "single": " (UniPAD's recipe)"}
 ABLATIONS = {
@@ -66,42 +57,38 @@ ABLATIONS = {
 NAMES = MAIN | ABLATIONS
 MODES = {"frozen": "frozen", "full": "fine-tuned"}
 TASKS = {
-    "bev-seg": Task(
-        "BEV segmentation",
-        Column("iou_vehicle", "vehicle IoU"),
-        (
-            Column("ap_vehicle", "vehicle AP"),
-            Column("iou_drivable", "drivable IoU"),
-            Column("iou_divider", "divider IoU"),
-            Column("iou_crossing", "crossing IoU"),
-        ),
+    "bev-seg": "BEV segmentation",
+    "det3d": "3D detection",
+    "hd-map": "HD map",
+}
+HEADLINES = {
+    "bev-seg": (Column("iou_vehicle", "vehicle IoU"), Column("iou_drivable", "drivable IoU")),
+    "det3d": (Column("mAP", "mAP"),),
+    "hd-map": (Column("map_AP", "map AP"),),
+}
+OTHERS = {
+    "bev-seg": (
+        Column("iou_divider", "divider IoU"),
+        Column("iou_crossing", "crossing IoU"),
+        Column("ap_vehicle", "vehicle AP"),
+        Column("ap_drivable", "drivable AP"),
+        Column("ap_divider", "divider AP"),
+        Column("ap_crossing", "crossing AP"),
     ),
-    "det3d": Task(
-        "3D detection",
-        Column("mAP", "mAP"),
-        (
-            Column("NDS", "NDS"),
-            Column("mATE", "mATE ↓, m", 1, 2),
-            Column("mASE", "mASE ↓"),
-            Column("mAOE", "mAOE ↓, rad", 1, 2),
-            Column("mAVE", "mAVE ↓, m/s", 1, 2),
-            Column("mAAE", "mAAE ↓"),
-        ),
+    "det3d": (
+        Column("NDS", "NDS"),
+        Column("mATE", "mATE ↓, m", 1, 2),
+        Column("mASE", "mASE ↓"),
+        Column("mAOE", "mAOE ↓, rad", 1, 2),
+        Column("mAVE", "mAVE ↓, m/s", 1, 2),
+        Column("mAAE", "mAAE ↓"),
     ),
-    "hd-map": Task(
-        "HD map",
-        Column("map_AP", "map AP"),
-        (
-            Column("map_AP_divider", "divider AP"),
-            Column("map_AP_boundary", "boundary AP"),
-            Column("map_AP_crossing", "crossing AP"),
-        ),
+    "hd-map": (
+        Column("map_AP_divider", "divider AP"),
+        Column("map_AP_boundary", "boundary AP"),
+        Column("map_AP_crossing", "crossing AP"),
     ),
 }
-HEADLINES = [(name, mode, task.headline) for name, task in TASKS.items() for mode in MODES]
-"""The columns of every overview."""
-_COLUMNS = [column for _, _, column in HEADLINES]
-_TITLES = [f"{column.title}, {MODES[mode]}" for _, mode, column in HEADLINES]
 UNLABELLED = (
     Column("depth_abs_rel", "depth error ↓, %"),
     Column("depth_delta", "depth within 1.25, %"),
@@ -115,9 +102,9 @@ UNLABELLED = (
     Column("zero_flow_epe", "of zero flow, m/s", 1, 2),
     Column("moving_vehicles", "moving vehicles", 1, 0),
 )
-SHARE = 0.1
-"""Of the labels, in the main table."""
-GAINS = (("mim4d", "random"), ("mim4d", "pixels"), ("mim4d", "single"), ("single", "pixels"), ("pixels", "random"))
+GAIN = ("mim4d", "random")
+"""The README's difference."""
+GAINS = (GAIN, ("mim4d", "single"), ("single", "pixels"), ("pixels", "random"))
 ENOUGH_SEEDS = 3
 """To call a gain more than chance: the spread of two says next to nothing."""
 NOTHING = "\N{EN DASH}"
@@ -174,88 +161,87 @@ def beyond_chance(summary: Summary) -> bool:
 
 
 def table(results: Results) -> str:
-    """The README's table, in markdown: the headline figures at 10 % of the labels, what MIM4D gains over a random
-    start, and how all of it was made."""
-    rows, counts = [], set()
-    for init, title in MAIN.items():
-        found = [find(results, init, task, mode, SHARE, column.figure) for task, mode, column in HEADLINES]
-        counts |= _counts(found)
-        rows.append([title + RECIPES.get(init, ""), *_shown(found, _COLUMNS)])
-    gains = _overview(results, "mim4d", "random", SHARE)
-    rows.append(["MIM4D - random", *_shown(gains, _COLUMNS, difference=True)])
-    return "\n\n".join(
-        [
-            _markdown(["initialisation", *_TITLES], rows),
-            f"At {_percent(SHARE)} of the labels, in percent points: mean ± sample standard deviation over "
-            f"{_seeds(counts) or 'no seeds yet'}. Last row: the same of the differences seed by seed (the same labels "
-            f"and first weights of the head for both); bold where the mean is above twice that standard deviation, "
-            f"of {ENOUGH_SEEDS} seeds or more.",
-            _made(results),
-        ]
-    )
+    """The README's table, in markdown: the headline figures by first weights, what MIM4D gains over random ones, and
+    how all of it was made."""
+    rows = [row for task in TASKS for row in _rows(results, task, HEADLINES[task], (GAIN,))]
+    return "\n\n".join([_markdown([*HEAD, *MAIN.values(), _minus(GAIN)], rows), _read(results), _made(results)])
 
 
 def details(results: Results) -> str:
-    """Everything else, in markdown, for the documentation: gains between all pairs, ablations, every figure at every
-    share of the labels, and what is known without labels."""
-    parts = [
-        "Figures are percent points where no unit is said, mean ± sample standard deviation over the seeds in the "
-        "column of that name (no ± where there is one); ↓: lower is better. Differences are taken seed by seed; bold: "
-        f"above twice their standard deviation, of {ENOUGH_SEEDS} seeds or more.",
-        *_section("Gains", _gains(results)),
-        *_section("Ablations at " + _percent(SHARE) + " of the labels", _ablations(results)),
-    ]
-    for name, task in TASKS.items():
-        parts += _section(task.title, _cells(results, name, (task.headline, *task.others)))
+    """Everything, in markdown, for the documentation: every figure with the differences between all pairs, ablations,
+    and what is known without labels."""
+    parts = [_read(results)]
+    for task, title in TASKS.items():
+        rows = _rows(results, task, (*HEADLINES[task], *OTHERS[task]), GAINS)
+        head = [*HEAD, *(title + RECIPES.get(init, "") for init, title in MAIN.items()), *map(_minus, GAINS)]
+        parts += _section(title, _markdown(head, rows) if rows else None)
+    parts += _section("Ablations", _ablations(results))
     parts += _section("Without labels", _unlabelled(results))
     return "\n\n".join([*parts, _made(results)])
+
+
+HEAD = ("score", "backbone", "labels")
+
+
+def _rows(results: Results, task: str, columns: Sequence[Column], gains: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """A line for each figure, mode and share of the labels that was measured."""
+    rows = []
+    for column in columns:
+        for mode, labels in _measured(results, task, MAIN):
+            cell = (task, mode, labels, column.figure)
+            found = [find(results, init, *cell) for init in MAIN]
+            differences = [gain(results, *pair, *cell) for pair in gains]
+            if any(found):
+                shown = [_number(summary, column, difference=False) for summary in found]
+                shown += [_number(summary, column, difference=True) for summary in differences]
+                rows.append([column.title, MODES[mode], _percent(labels), *shown])
+    return rows
+
+
+def _measured(results: Results, task: str, inits: Iterable[str]) -> list[tuple[str, float]]:
+    """Modes and shares of the labels that one of ``inits`` was scored at."""
+    there = {(c["mode"], c["labels"]) for c in results["cells"] if c["task"] == task and c["init"] in inits}
+    return sorted(there, key=lambda pair: (list(MODES).index(pair[0]), pair[1]))
+
+
+def _minus(pair: tuple[str, str]) -> str:
+    return f"{NAMES[pair[0]]} - {NAMES[pair[1]]}"
+
+
+def _read(results: Results) -> str:
+    counts = {len(f["seeds"]) for c in results["cells"] if c["init"] in MAIN for f in c["figures"].values()}
+    return (
+        "In percent points where no unit is said: mean ± sample standard deviation over "
+        f"{_seeds(counts) or 'no seeds yet'}; ↓: lower is better. Differences are taken seed by seed, with the same "
+        "labelled samples and the same first weights of the head on both sides; bold: above twice their standard "
+        f"deviation, of {ENOUGH_SEEDS} seeds or more."
+    )
 
 
 def _section(title: str, text: str | None) -> list[str]:
     return [f"### {title}", text] if text else []
 
 
-def _gains(results: Results) -> str | None:
-    rows = []
-    for labels in _shares(results):
-        for init, over in GAINS:
-            rows += _difference(results, f"{NAMES[init]} - {NAMES[over]}", init, over, labels)
-    return _markdown(["difference", "seeds", "labels", *_TITLES], rows) if rows else None
-
-
 def _ablations(results: Results) -> str | None:
+    columns = [
+        ((task, mode, labels, column.figure), column)
+        for task in TASKS
+        for mode, labels in _measured(results, task, ABLATIONS)
+        for column in (*HEADLINES[task], *OTHERS[task])
+    ]
+    columns = [(cell, column) for cell, column in columns if any(find(results, init, *cell) for init in ABLATIONS)]
     rows = []
     for init, title in ABLATIONS.items():
-        rows += _difference(results, title, init, "mim4d", SHARE)
+        gains = [gain(results, init, "mim4d", *cell) for cell, _ in columns]
+        if any(gains):
+            shown = [_number(g, column, difference=True) for g, (_, column) in zip(gains, columns, strict=True)]
+            rows.append([title, _numbers(_counts(gains)), *shown])
     told = (
         "What changes when MIM4D (30 % masked, 3 frames) is pretrained without one part, or with another setting: "
-        "differences to MIM4D, less than 0 where it is worse. One seed alone does not tell effect from chance."
+        "differences to MIM4D with the same seeds. One seed alone does not tell effect from chance."
     )
-    return f"{told}\n\n{_markdown(['ablation', 'seeds', 'labels', *_TITLES], rows)}" if rows else None
-
-
-def _difference(results: Results, title: str, init: str, over: str, labels: float) -> list[list[str]]:
-    """A row of paired gains in every headline figure, or none where there is nothing to say."""
-    gains = _overview(results, init, over, labels)
-    if not any(gains):
-        return []
-    return [[title, _numbers(_counts(gains)), _percent(labels), *_shown(gains, _COLUMNS, difference=True)]]
-
-
-def _overview(results: Results, init: str, over: str, labels: float) -> list[Summary | None]:
-    return [gain(results, init, over, task, mode, labels, column.figure) for task, mode, column in HEADLINES]
-
-
-def _cells(results: Results, task: str, columns: Sequence[Column]) -> str | None:
-    rows = []
-    for mode, shown in MODES.items():
-        for labels in _shares(results):
-            for init, title in NAMES.items():
-                found = [find(results, init, task, mode, labels, column.figure) for column in columns]
-                if any(found):
-                    rows.append([title, _numbers(_counts(found)), _percent(labels), shown, *_shown(found, columns)])
-    head = ["initialisation", "seeds", "labels", "backbone", *[column.title for column in columns]]
-    return _markdown(head, rows) if rows else None
+    head = ["ablation", "seeds", *(f"{c.title}, {MODES[cell[1]]}, {_percent(cell[2])}" for cell, c in columns)]
+    return f"{told}\n\n{_markdown(head, rows)}" if rows else None
 
 
 def _unlabelled(results: Results) -> str | None:
@@ -264,7 +250,8 @@ def _unlabelled(results: Results) -> str | None:
     for init, title in NAMES.items():
         found = [figures.get(init, {}).get(column.figure) for column in UNLABELLED]
         if any(found):
-            rows.append([title, _numbers(_counts(found)), *_shown(found, UNLABELLED)])
+            shown = [_number(f, column, difference=False) for f, column in zip(found, UNLABELLED, strict=True)]
+            rows.append([title, _numbers(_counts(found)), *shown])
     told = (
         "Held-out scenes, against the world's truth. A dropped frame's colour (mean absolute error, 100 is black "
         "against white) and depth rendered from what the temporal path rebuilt, beside the same from the mean of the "
@@ -272,10 +259,6 @@ def _unlabelled(results: Results) -> str | None:
     )
     head = ["pretraining", "seeds", *[column.title for column in UNLABELLED]]
     return f"{told}\n\n{_markdown(head, rows)}" if rows else None
-
-
-def _shares(results: Results) -> list[float]:
-    return sorted({cell["labels"] for cell in results["cells"]})
 
 
 def _percent(share: float) -> str:
@@ -295,11 +278,9 @@ def _seeds(counts: set[int]) -> str:
     return f"{_numbers(counts)} seed{'s' if max(counts) > 1 else ''}" if counts else ""
 
 
-def _shown(summaries: Sequence[Summary | None], columns: Sequence[Column], *, difference: bool = False) -> list[str]:
-    return [_number(s, c, difference) if s else NOTHING for s, c in zip(summaries, columns, strict=True)]
-
-
-def _number(summary: Summary, column: Column, difference: bool) -> str:
+def _number(summary: Summary | None, column: Column, *, difference: bool) -> str:
+    if summary is None:
+        return NOTHING
     sign, spread = "+" if difference else "", summary["spread"]
     text = f"{column.scale * summary['mean']:{sign}.{column.digits}f}"
     if spread is not None:
@@ -316,9 +297,7 @@ def _made(results: Results) -> str:
     """How the results came about, in one line."""
     told = []
     for name, value in results["protocol"].items():
-        if name in ("scenes", "samples"):
-            value = f"{value[0]} to learn from, {value[1]} held out"
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             value = ", ".join(f"{part} {number}" for part, number in value.items())
         told.append(f"{name.replace('_', ' ')}: {value}")
     return (
@@ -336,8 +315,7 @@ LEAST_RANGE = 2.0
 
 
 def plot(results: Results, file: Path) -> None:
-    """Draw the headline figures: every initialisation with its seeds and, where there are several shares of the labels,
-    what is gained over a random start at each.
+    """Draw the headline figures: every initialisation with its seeds, panels for each mode and share of labels.
 
     Args:
         results: Need not be complete.
@@ -346,30 +324,31 @@ def plot(results: Results, file: Path) -> None:
     Raises:
         UserError: If the file cannot be written.
     """
-    curves = [mode for mode in MODES if len({c["labels"] for c in results["cells"] if c["mode"] == mode}) > 1]
-    panels = [(_draw_inits, mode) for mode in MODES] + [(_draw_gains, mode) for mode in curves]
-    figure = Figure(figsize=(8, 2.1 * len(panels) + 0.4), dpi=200, layout="constrained", facecolor="white")
-    axes = figure.subplots(len(panels), len(TASKS), squeeze=False)
-    for row, (draw, mode) in zip(axes, panels, strict=True):
-        for axis, (name, task) in zip(row, TASKS.items(), strict=True):
-            draw(axis, results, name, mode, task.headline.figure)
-            axis.set_title(f"{task.headline.title}, {MODES[mode]}", fontsize=8.5)
-        what = f"points, {_percent(SHARE)} of labels" if draw is _draw_inits else "gain over random, points"
-        row[0].set_ylabel(what, fontsize=7.5)
-    for axis, task in zip(axes[0], TASKS.values(), strict=True):
-        axis.set_title(f"{task.title}\n{axis.get_title()}", fontsize=8.5)
+    tasks = [task for task in TASKS if _measured(results, task, MAIN)] or ["bev-seg"]
+    columns = [(task, column) for task in tasks for column in HEADLINES[task]]
+    if len(tasks) == 1:  # room for more
+        columns += [(tasks[0], column) for column in OTHERS[tasks[0]][: 4 - len(columns)]]
+    rows = sorted(
+        {row for task in tasks for row in _measured(results, task, MAIN)} or {("frozen", 1.0)},
+        key=lambda row: (list(MODES).index(row[0]), row[1]),
+    )
+    figure = Figure(figsize=(8, 1.9 * len(rows) + 0.5), dpi=200, layout="constrained", facecolor="white")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for (mode, labels), line in zip(rows, axes, strict=True):
+        for axis, (task, column) in zip(line, columns, strict=True):
+            _draw(axis, results, task, mode, labels, column.figure)
+        line[0].set_ylabel(f"{MODES[mode]}, {_percent(labels)} of labels\npercent points", fontsize=7.5)
+    for axis, (_, column) in zip(axes[0], columns, strict=True):
+        axis.set_title(column.title, fontsize=9)
     figure.align_ylabels(axes[:, 0])
-    note = "Large: mean over seeds. Small: each seed. Dotted: random."
-    if curves:
-        note += " Lower rows: differences seed by seed, over the share of labels."
-    figure.supxlabel(note, fontsize=7.5, color="#404040")
+    figure.supxlabel("Large: mean over seeds. Small: each seed. Dotted: random.", fontsize=7.5, color="#404040")
     _write(file, lambda partial: figure.savefig(partial, format="png"))
 
 
-def _draw_inits(axis: Axes, results: Results, task: str, mode: str, figure: str) -> None:
+def _draw(axis: Axes, results: Results, task: str, mode: str, labels: float, figure: str) -> None:
     values = []
     for place, init in enumerate(MAIN):
-        found = find(results, init, task, mode, SHARE, figure)
+        found = find(results, init, task, mode, labels, figure)
         if found:
             seeds = [100 * value for value in found["seeds"].values()]
             values += seeds
@@ -383,42 +362,6 @@ def _draw_inits(axis: Axes, results: Results, task: str, mode: str, figure: str)
     for label, init in zip(axis.get_xticklabels(), MAIN, strict=True):
         label.set_color(COLOURS[init])
     _finish(axis, values)
-
-
-def _draw_gains(axis: Axes, results: Results, task: str, mode: str, figure: str) -> None:
-    shares = _shares(results)
-    values, ends = [], [(0.0, "random")]
-    for init in MAIN:
-        gains = [(share, gain(results, init, "random", task, mode, share, figure)) for share in shares]
-        known = [(share, summary) for share, summary in gains if summary]
-        if not known or init == "random":
-            continue
-        means = [100 * summary["mean"] for _, summary in known]
-        axis.plot([share for share, _ in known], means, color=COLOURS[init], linewidth=1.2)
-        axis.plot([share for share, _ in known], means, MARKERS[init], color=COLOURS[init], markersize=4.5)
-        for share, summary in known:
-            seeds = [100 * value for value in summary["seeds"].values()]
-            values += seeds
-            axis.plot([1.15 * share] * len(seeds), seeds, MARKERS[init], color=COLOURS[init], markersize=2, alpha=0.5)
-        ends.append((means[-1], init))
-    axis.set_xscale("log")
-    axis.set_xticks(shares, [_percent(share) for share in shares])
-    axis.minorticks_off()
-    axis.set_xlim(shares[0] / 1.5, shares[-1] * 12)  # with room for the names
-    if not values:
-        _finish(axis, values)
-        return
-    axis.plot([shares[0] / 1.5, shares[-1] * 1.3], [0.0, 0.0], color=COLOURS["random"], linewidth=0.8, linestyle=":")
-    _finish(axis, [0.0, *values])
-    low, high = axis.get_ylim()
-    apart = 0.11 * (high - low)
-    ends.sort()
-    places = [mean for mean, _ in ends]
-    for i in range(1, len(places)):  # one name above the other
-        places[i] = max(places[i], places[i - 1] + apart)
-    places = [place - max(0.0, places[-1] - (high - apart / 2)) for place in places]
-    for place, (_, init) in zip(places, ends, strict=True):
-        axis.text(shares[-1] * 1.5, place, MAIN[init], color=COLOURS[init], fontsize=7, va="center")
 
 
 def _finish(axis: Axes, values: Sequence[float]) -> None:

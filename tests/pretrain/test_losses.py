@@ -39,10 +39,10 @@ def make(groups: int, rays: int, seed: int = 0, share: float = 0.7) -> tuple[Ren
 
 
 def by_loops(rendered: Rendered, rays: Rays, clips: int) -> dict[str, float]:
-    per_clip: dict[str, list[float]] = {"rgb": [], "depth": [], "abs_rel": [], "psnr": []}
+    per_clip: dict[str, list[float]] = {"rgb": [], "depth": [], "abs_rel": [], "psnr": [], "delta": []}
     groups = len(rays.valid) // clips
     for clip in range(clips):
-        errors: dict[str, list[float]] = {name: [] for name in ("rgb", "depth", "abs_rel", "squared")}
+        errors: dict[str, list[float]] = {name: [] for name in ("rgb", "depth", "abs_rel", "squared", "delta")}
         for g in range(clip * groups, (clip + 1) * groups):
             for r in range(rays.valid.shape[1]):
                 if not rendered.hit[g, r]:
@@ -55,6 +55,8 @@ def by_loops(rendered: Rendered, rays: Rays, clips: int) -> dict[str, float]:
                     error = abs((rendered.depth[g, r] - rays.depth[g, r]).item())
                     errors["depth"].append(error)
                     errors["abs_rel"].append(error / rays.depth[g, r].item())
+                    near, far = sorted((rendered.depth[g, r].item(), rays.depth[g, r].item()))
+                    errors["delta"].append(float(far / near < 1.25))
         squared = errors.pop("squared")
         errors["psnr"] = [-10 * math.log10(max(sum(squared) / len(squared), 1e-10))] if squared else []
         for name, found in errors.items():
