@@ -11,6 +11,7 @@ project = "mim4d"
 copyright = author = "the mim4d authors"
 version = release = __version__
 
+exclude_patterns = ["evidence/details.md"]  # part of a page
 extensions = [
     "myst_parser",  # the pages are markdown, so that they also read well where the repository is browsed
     "sphinx.ext.autodoc",

@@ -41,6 +41,7 @@ NOT_RUN = {
     "srun": "needs Slurm; the launch line within is the one above it",
     "make test": "is what runs this",
     "make docs": "is run by test_docs_site.py",
+    "python -m benchmarks.evidence": "is run by pretrain/test_evidence.py",
 }
 """Commands by how they begin, and why they are only parsed."""
 

@@ -16,6 +16,8 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
+from benchmarks.evidence import __main__ as evidence
+from mim4d.downstream import cli as evaluation
 from mim4d.hub import cli as hub
 from mim4d.hub.folder import save_encoder
 from mim4d.pretrain import cli as pretrain
@@ -85,6 +87,8 @@ def check(words: list[str], strict: bool) -> None:
         hub._parser().parse_args(rest)
     elif program == "mim4d-world":
         tyro.cli(world.Options, args=rest)
+    elif program == "mim4d-eval":
+        evaluation.parse(rest)
     elif program.startswith("mim4d-"):
         assert f"\n{program} = " in PROJECT, program
     elif program in ("torchrun", "accelerate"):
@@ -98,6 +102,8 @@ def check(words: list[str], strict: bool) -> None:
         check(words[words.index("torchrun") :], strict)
     elif program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), rest
+    elif rest[:2] == ["-m", "benchmarks.evidence"]:
+        tyro.cli(evidence.Options, args=rest[2:])
     elif program == "python" and rest[0] != "-m":
         check_script(ROOT / rest[0], rest[1:], strict)
     elif program == "pip" and (extra := re.search(r"\[(\w+)\]", words[-1])):

@@ -1,5 +1,6 @@
 """What the README and its neighbours say is so."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import timm
 import torch
 
 import mim4d
+from benchmarks.evidence.report import details, table
 from mim4d.hub.folder import save_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +47,13 @@ def test_readme_commands_are_targets_of_the_makefile():
 def test_readme_modules_can_be_run():
     for module in re.findall(r"-m (mim4d[\w.]*)", README):
         assert (ROOT / module.replace(".", "/") / "__main__.py").exists(), module
+
+
+def test_the_evidence_shown_is_the_evidence_kept():
+    results = json.loads((ROOT / "benchmarks/evidence/results.json").read_text())
+    for page in ("README.md", "MODEL_CARD.md"):
+        assert table(results) in (ROOT / page).read_text(), page
+    assert details(results) in (ROOT / "docs/evidence/details.md").read_text()
 
 
 def test_readme_python_loads_a_runs_encoder(tmp_path, monkeypatch):

@@ -25,8 +25,8 @@ class Options:
     """The folder of every run, and of results.json, table.md, details.md and plot.png."""
     starts: tuple[str, ...] = (RANDOM, *EVERY)
     """What is compared."""
-    workers: int = 1 if torch.cuda.is_available() else os.cpu_count() or 1
-    """Processes that share the work."""
+    workers: int = 1 if torch.cuda.is_available() else min(8, os.cpu_count() or 1)
+    """Processes that share the work; one needs up to 5 GB."""
 
 
 def main(options: Options) -> None:

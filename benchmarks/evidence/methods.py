@@ -64,6 +64,14 @@ def _standardised(patches: Tensor) -> Tensor:
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 
+class Untimed(MIM4D):
+    """Without the temporal path: the same clips and target frames, each rendered from its own volume alone."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.temporal = None
+
+
 class Unwarped(MIM4D):
     """Without the ego-motion warp: other frames' volumes as they are, as if the car had not moved."""
 

@@ -11,7 +11,7 @@ from mim4d.pretrain.model import MIM4D
 from mim4d.pretrain.presets import DEMO, GPU24
 from mim4d.pretrain.trainer import Method
 
-from .methods import Pixels, Timeless, Unwarped
+from .methods import Pixels, Timeless, Untimed, Unwarped
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ STARTS: Mapping[str, Start] = {
 }
 """What is compared with each other and with random weights, by as many seeds as the size says."""
 ABLATIONS: Mapping[str, Start] = {
+    "no_temporal": Start(method=Untimed),
     "no_colour": Start(lambda config: _method(config, loss=replace(config.method.loss, rgb=0.0))),
     "no_depth": Start(lambda config: replace(config, supervision="rgb")),
     "no_warp": Start(method=Unwarped),

@@ -45,6 +45,7 @@ class Column:
 MAIN = {"random": "random", "pixels": "2D pixels", "single": "single frame", "mim4d": "MIM4D"}
 RECIPES = {"pixels": " (SparK's recipe)", "single": " (UniPAD's recipe)"}
 ABLATIONS = {
+    "no_temporal": "no temporal path",
     "no_colour": "no colour loss",
     "no_depth": "no depth loss",
     "no_warp": "no ego-motion warp",
@@ -62,15 +63,18 @@ TASKS = {
     "hd-map": "HD map",
 }
 HEADLINES = {
-    "bev-seg": (Column("iou_vehicle", "vehicle IoU"), Column("iou_drivable", "drivable IoU")),
+    "bev-seg": (
+        Column("iou_vehicle", "vehicle IoU"),
+        Column("ap_vehicle", "vehicle AP"),
+        Column("iou_drivable", "drivable IoU"),
+    ),
     "det3d": (Column("mAP", "mAP"),),
     "hd-map": (Column("map_AP", "map AP"),),
 }
 OTHERS = {
     "bev-seg": (
-        Column("iou_divider", "divider IoU"),
         Column("iou_crossing", "crossing IoU"),
-        Column("ap_vehicle", "vehicle AP"),
+        Column("iou_divider", "divider IoU"),
         Column("ap_drivable", "drivable AP"),
         Column("ap_divider", "divider AP"),
         Column("ap_crossing", "crossing AP"),
@@ -302,7 +306,7 @@ def _made(results: Results) -> str:
         told.append(f"{name.replace('_', ' ')}: {value}")
     return (
         f"Made by `{results['command']}` (mim4d {results['mim4d']}, {results['machine']}, {results['hours']:.3g} "
-        f"hours). {'; '.join(told)}."
+        f"hours of all processes together). {'; '.join(told)}."
     )
 
 

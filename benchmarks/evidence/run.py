@@ -239,7 +239,7 @@ def results(size: Size, out: Path, command: str) -> dict[str, Any]:
         "protocol": {
             "backbone": first.model,
             "images": "{} x {}".format(*first.image_size),
-            "labelled samples": counts,
+            "labelled samples": dict(sorted(counts.items(), key=lambda item: (item[0] == "held out", item[1]))),
             "pretraining_steps": first.steps,
             "images_seen": first.steps * first.batch_size * first.frames * len(first.cameras),
             "evaluation_steps": dict(size.evaluation_steps),

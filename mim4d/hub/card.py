@@ -21,6 +21,7 @@ _MEASURES = {
     "depth": "depth, mean absolute error in metres",
     "psnr": "colour, PSNR in dB",
     "abs_rel": "depth, mean relative error",
+    "delta": "depth, share within a factor of 1.25",
 }
 
 

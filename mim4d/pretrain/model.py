@@ -129,7 +129,7 @@ class MIM4D(MaskedModel):
 
         Returns:
             Scalars: ``loss``, weighted and summed; ``direct_rgb``, ``direct_depth``, ``temporal_rgb``,
-            ``temporal_depth`` (mean absolute errors; depth in metres) with ``*_psnr`` and ``*_abs_rel`` beside them;
+            ``temporal_depth`` (mean absolute errors; depth in metres) with ``*_psnr``, ``*_abs_rel`` and ``*_delta``;
             ``frames``, how many frames were really used, and ``rays``, the share of rays with a target.
         """
         targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.evidence.methods import Pixels, Unwarped
+from benchmarks.evidence.methods import Pixels, Untimed, Unwarped
 from benchmarks.evidence.protocol import ABLATION, ABLATIONS, EVERY, RANDOM, SIZES, STARTS, Cell, Size
 from benchmarks.evidence.run import compare, jobs_of
 from mim4d.errors import UserError
@@ -137,6 +137,17 @@ def test_unwarped_differs_from_mim4d_by_the_warp_alone():
     assert (
         other.warp_others(volumes, clip, targets)[0] - model.warp_others(volumes, clip, targets)[0]
     ).abs().max() > 0.1
+
+
+def test_without_the_temporal_path_the_direct_losses_are_the_same():
+    torch.manual_seed(0)
+    model, clip = MIM4D(toy_config()).eval(), toy_clip()
+    other = Untimed(toy_config()).eval()
+    other.load_state_dict(model.state_dict(), strict=False)
+    whole, half = model(clip), other(clip)
+    assert set(whole) - set(half) == {name for name in whole if name.startswith("temporal_")}
+    torch.testing.assert_close(half["direct_depth"], whole["direct_depth"])
+    assert half["loss"] < whole["loss"]
 
 
 def test_a_wrong_start_is_one_line():

@@ -328,7 +328,7 @@ def test_baselines_stand_beside_the_losses():
     model, clip = toy_model().eval(), toy_clip()
     compared, plain = model.baselines(clip), model(clip)
     assert set(compared) - set(plain) == {
-        f"{kind}_{t}" for kind in ("zero", "mean") for t in ("rgb", "depth", "psnr", "abs_rel")
+        f"{kind}_{t}" for kind in ("zero", "mean") for t in ("rgb", "depth", "psnr", "abs_rel", "delta")
     }
     for name in plain:
         torch.testing.assert_close(compared[name], plain[name].detach())
