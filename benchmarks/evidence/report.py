@@ -194,7 +194,7 @@ def _rows(results: Results, task: str, columns: Sequence[Column], gains: Sequenc
         for mode, labels in _measured(results, task, MAIN):
             cell = (task, mode, labels, column.figure)
             found = [find(results, init, *cell) for init in MAIN]
-            differences = [gain(results, *pair, *cell) for pair in gains]
+            differences = [gain(results, init, over, *cell) for init, over in gains]
             if any(found):
                 shown = [_number(summary, column, difference=False) for summary in found]
                 shown += [_number(summary, column, difference=True) for summary in differences]
