@@ -165,7 +165,10 @@ class Toy:
             assert code == 0, err
             assert out
         elif program == "mim4d-eval":
-            evaluate(evaluation.arguments(self.root, Path("runs/eval"), *rest, *EVAL, "--dataroot", str(self.root)))
+            named = not Path(rest[rest.index("--backbone") + 1]).exists()
+            offline = ["--init", "random"] if named else []
+            small = [*EVAL, *offline, "--version", "v1.0-mini", "--dataroot", str(self.root)]
+            evaluate(evaluation.arguments(self.root, Path("runs/eval"), *rest, *small))
             assert (Path(rest[rest.index("--out") + 1]) / "metrics.json").is_file()
         elif program == "mim4d-world":
             small = ["--scenes", "1", "--keyframes", "2", "--scale", "0.1", "--workers", "1"]
