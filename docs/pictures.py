@@ -29,7 +29,6 @@ from mim4d.data import NuScenesClips
 from mim4d.encoder import PATCH
 from mim4d.errors import UserError
 from mim4d.geometry import VoxelGrid, box_interval, invert, make_pose, rotation_from_quaternion, transform
-from mim4d.pretrain.checkpoint import load_strict
 from mim4d.pretrain.config import complete
 from mim4d.pretrain.datasets import open_data
 from mim4d.pretrain.folder import RunFolder
@@ -38,9 +37,8 @@ from mim4d.pretrain.pictures import MAX_DEPTH, lidar_pixels, render_views
 from mim4d.pretrain.rays import choose_rays
 from mim4d.pretrain.render import IMPORTANCE_INV_S, NEAR, section_weights
 from mim4d.pretrain.sampling import importance, stratified, surface_weights
-from mim4d.pretrain.trainer import first_model
+from mim4d.pretrain.trainer import trained_model
 from mim4d.pretrain.warp import warp
-from mim4d.tensors import read_tensors
 
 Shown = NDArray[np.floating]
 FRONT = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT")
@@ -85,12 +83,8 @@ def main(run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], clip:
     torch.set_grad_enabled(False)
     folder = RunFolder(run)
     config = complete(folder.read_config())
-    newest = folder.newest()
-    if newest is None:
-        raise UserError(f"{run} has no checkpoint")
-    model, _ = first_model(config, read_init=False)
+    model = trained_model(folder)
     assert isinstance(model, MIM4D)
-    load_strict(model, read_tensors(newest / "model.safetensors"), newest)
     learnt, held_out = open_data(replace(config, out=str(out)), Accelerator(cpu=True))
     data = held_out or learnt
     number = liveliest(data) if clip is None else clip

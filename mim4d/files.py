@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -45,6 +46,26 @@ def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
             with suppress(OSError):
                 old.rename(folder)
         raise UserError(f"cannot write {what} to {folder}: {error}") from error
+
+
+def write_file(path: Path, fill: Callable[[Path], Any]) -> None:
+    """Let ``fill`` write a temporary file beside ``path``, then put it in place at once.
+
+    Args:
+        path: Where the result goes; replaced if it exists.
+        fill: Writes the file that it is given.
+
+    Raises:
+        UserError: If the disk is full or refuses; nothing is left behind and what was there stays.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        fill(partial)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _sync(path: Path) -> None:

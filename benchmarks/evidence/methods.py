@@ -39,7 +39,7 @@ class Pixels(MaskedModel):
         self.train()
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
-        """``loss`` and ``pixels``, the mean squared error over hidden patches, in patches' variances."""
+        """``loss``, the mean squared error over hidden patches in their variances, and the same without gradient."""
         images, visible = self.normalised(clip), self.visible(clip).flatten(0, 2)
         x: Tensor | None = None
         maps = self.encoder.forward_masked(images, visible)

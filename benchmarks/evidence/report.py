@@ -4,7 +4,7 @@ A table can be made at any time: what was not measured is a dash or is left out.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mim4d.downstream.labels import write_json
 from mim4d.errors import UserError
+from mim4d.files import write_file
 
 Results = Mapping[str, Any]
 """What ``results.json`` holds: ``cells`` (by initialisation, task, mode and share of labels), ``unlabelled`` (by
@@ -68,7 +69,7 @@ HEADLINES = {
         Column("ap_vehicle", "vehicle AP"),
         Column("iou_drivable", "drivable IoU"),
     ),
-    "det3d": (Column("mAP", "mAP"),),
+    "det3d": (Column("mAP", "mAP"), Column("mAP_uncut", "uncut mAP", digits=2)),
     "hd-map": (Column("map_AP", "map AP"),),
 }
 OTHERS = {
@@ -346,7 +347,7 @@ def plot(results: Results, file: Path) -> None:
         axis.set_title(column.title, fontsize=9)
     figure.align_ylabels(axes[:, 0])
     figure.supxlabel("Large: mean over seeds. Small: each seed. Dotted: random.", fontsize=7.5, color="#404040")
-    _write(file, lambda partial: figure.savefig(partial, format="png"))
+    write_file(file, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _draw(axis: Axes, results: Results, task: str, mode: str, labels: float, figure: str) -> None:
@@ -395,16 +396,6 @@ def write_report(results: Results, out: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
     write_json(out / "results.json", results, indent=1)
-    _write(out / "table.md", lambda partial: partial.write_text(table(results) + "\n", encoding="utf-8"))
-    _write(out / "details.md", lambda partial: partial.write_text(details(results) + "\n", encoding="utf-8"))
+    write_file(out / "table.md", lambda partial: partial.write_text(table(results) + "\n", encoding="utf-8"))
+    write_file(out / "details.md", lambda partial: partial.write_text(details(results) + "\n", encoding="utf-8"))
     plot(results, out / "plot.png")
-
-
-def _write(path: Path, fill: Callable[[Path], Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        fill(partial)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -27,10 +27,11 @@ from mim4d.downstream.data import EvalData
 from mim4d.downstream.labels import write_json
 from mim4d.downstream.run import evaluate, read_figures
 from mim4d.errors import UserError
-from mim4d.pretrain.config import PretrainConfig, check_resumable, flatten, plain
+from mim4d.pretrain.config import PretrainConfig, flatten, plain, to_dict
 from mim4d.pretrain.config import complete as complete_pretraining
 from mim4d.pretrain.datasets import synthetic_root
 from mim4d.pretrain.folder import RunFolder
+from mim4d.pretrain.logs import read_metrics
 from mim4d.pretrain.trainer import train
 from mim4d.version import __version__
 
@@ -39,7 +40,7 @@ from .report import summarise, write_report
 from .unlabelled import unlabelled
 
 ELSEWHERE = ("backbone", "out", "dataroot", "workers")
-"""Settings of a cell that its figures do not follow from."""
+"""Settings that say where something ran, not what it was."""
 FRESH_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_ARENA_MAX": "1"}
 """Lets the C library keep what memory it has: fresh one is slow to map on some machines."""
 
@@ -99,8 +100,8 @@ def on_data_of(pretraining: PretrainConfig, config: EvalConfig) -> EvalConfig:
 def jobs_of(size: Size, out: Path, starts: Sequence[str]) -> list[Job]:
     """All that there is to do, in the order in which it is wanted: a seed of all that is compared before the next."""
     every = [(start, seed) for seed in range(size.seeds) for start in (RANDOM, *STARTS)]
-    every += [(RANDOM, seed) for seed in range(size.seeds, size.yardstick_seeds)]
     every += [(start, seed) for seed in range(size.ablation_seeds) for start in ABLATIONS]
+    every += [(RANDOM, seed) for seed in range(size.seeds, size.yardstick_seeds)]
     return [Job(size, out, start, seed) for start, seed in every if start in starts]
 
 
@@ -195,25 +196,22 @@ def _check(job: Job) -> None:
     """
     folder = RunFolder(job.pretraining)
     if job.start != RANDOM and folder.config.exists():
-        check_resumable(folder.read_config(), job.pretraining_config())
+        _compare(to_dict(folder.read_config()), to_dict(job.pretraining_config()), folder.root)
     for config in job.cells().values():
         figures = read_figures(Path(config.out))
-        then, now = (
-            _same(c) for c in (figures["settings"] if figures else plain(asdict(config)), plain(asdict(config)))
-        )
-        for name, value in now.items():
-            if then.get(name) != value:
-                raise UserError(
-                    f"{config.out} was made with {name} = {then.get(name)}, not {value}: give another --out"
-                )
+        if figures is not None:
+            _compare(figures["settings"], plain(asdict(config)), Path(config.out))
 
 
-def _same(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return flatten({name: value for name, value in settings.items() if name not in ELSEWHERE})
+def _compare(then: dict[str, Any], now: dict[str, Any], made: Path) -> None:
+    old = flatten(then)
+    for name, value in flatten({name: value for name, value in now.items() if name not in ELSEWHERE}).items():
+        if old.get(name) != value:
+            raise UserError(f"{made} was made with {name} = {old.get(name)}, not {value}: give another --out")
 
 
 def results(size: Size, out: Path, command: str) -> dict[str, Any]:
-    """All that there is, for :func:`mim4d`'s report: figures by start, cell and seed, with their means and spreads."""
+    """What ``results.json`` holds, of all that there is so far: figures by start, cell and seed, and what made them."""
     cells: dict[tuple[str, Cell], dict[int, Mapping[str, Any]]] = {}
     scores: dict[str, dict[int, Mapping[str, Any]]] = {}
     seconds = 0.0
@@ -222,7 +220,7 @@ def results(size: Size, out: Path, command: str) -> dict[str, Any]:
         file = job.pretraining / "unlabelled.json"
         if file.exists():
             scores.setdefault(job.start, {})[job.seed] = json.loads(file.read_text())
-            seconds += _last_row(job.pretraining).get("seconds", 0.0)
+            seconds += read_metrics(RunFolder(job.pretraining).metrics)[-1]["seconds"]
         for cell, config in job.cells().items():
             figures = read_figures(Path(config.out))
             if figures is not None:
@@ -249,11 +247,6 @@ def results(size: Size, out: Path, command: str) -> dict[str, Any]:
         ],
         "unlabelled": [{"init": start, "figures": summarise(by_seed)} for start, by_seed in scores.items()],
     }
-
-
-def _last_row(run: Path) -> dict[str, Any]:
-    rows = (run / "metrics.jsonl").read_text().splitlines()
-    return json.loads(rows[-1]) if rows else {}
 
 
 def machine() -> str:

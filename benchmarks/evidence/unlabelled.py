@@ -18,13 +18,11 @@ from mim4d.data import evaluation_clips, make_evaluation_loader
 from mim4d.downstream.labels import Annotations, footprints, rasterise
 from mim4d.errors import UserError
 from mim4d.geometry import VoxelGrid, transform
-from mim4d.pretrain.checkpoint import load_strict
 from mim4d.pretrain.datasets import open_data
 from mim4d.pretrain.evaluate import evaluate
 from mim4d.pretrain.folder import RunFolder
 from mim4d.pretrain.model import MIM4D
-from mim4d.pretrain.trainer import Method, first_model
-from mim4d.tensors import read_tensors
+from mim4d.pretrain.trainer import Method, trained_model
 
 from .methods import Unwarped
 
@@ -57,14 +55,9 @@ def unlabelled(run: Path, method: Method, *, clips: int) -> dict[str, float]:
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    model, _ = first_model(config, read_init=False, method=method)
+    model = trained_model(folder, method=method)
     if not isinstance(model, MIM4D):
         return {}
-    newest = folder.newest()
-    if newest is None:
-        raise UserError(f"{run} has no checkpoint to score")
-    weights = newest / ("ema.safetensors" if config.optim.ema_decay else "model.safetensors")
-    load_strict(model, read_tensors(weights), weights)
     # Of the config, not of the renderer: what was trained with a sky keeps it.
     model.config = dataclasses.replace(model.config, mask_ratio=0.0, supervision="rgbd")
     model.eval()

@@ -15,6 +15,7 @@ from shapely.geometry.base import BaseGeometry
 
 from ..data.tables import LIDAR, open_devkit
 from ..errors import UserError
+from ..files import write_file
 from ..geometry import VoxelGrid
 
 CLASSES = (
@@ -215,9 +216,5 @@ def write_json(path: Path, values: Any, indent: int | None = None) -> None:
     Raises:
         UserError: If the disk refuses.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(values, indent=indent) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    text = json.dumps(values, indent=indent) + "\n"
+    write_file(path, lambda partial: partial.write_text(text))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 from matplotlib.figure import Figure
 
-from ..errors import UserError
+from ..files import write_file
 
 if TYPE_CHECKING:
     from .run import Run
@@ -50,10 +50,4 @@ def save_picture(run: Run, path: Path, rows: int = 3, split: str = "val") -> Non
                 axis.set_title(f"{what}   {clip.names[0]}", fontsize=8)
                 axis.set_xlabel("left  <-  y, m", fontsize=7)
                 axis.tick_params(labelsize=6)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    write_file(path, lambda partial: figure.savefig(partial, format="png"))

@@ -1,6 +1,5 @@
 """What the model sees: input, mask, rendered colour and depth beside the truth, and the BEV flow, on one sheet."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..clip import Clip
 from ..encoder import PATCH
+from ..files import write_file
 from ..geometry import VoxelGrid, invert, pixel_rays, project, transform
 from .model import MIM4D, pick
 
@@ -124,13 +124,7 @@ def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
     if views.flow is not None:
         _draw_flow(figure.add_subplot(sheet[:, columns]), views.flow, clip, model.config.grid)
     figure.suptitle(f"{clip.names[0]}   (depth colours: 0 to {MAX_DEPTH:g} m, red is near)", fontsize=9)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    write_file(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _draw_lidar(axis: Axes, clip: Clip, camera: int) -> None:

@@ -21,8 +21,9 @@ from ..clip import Clip
 from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
 from ..errors import UserError
 from ..hub.folder import save_encoder
+from ..tensors import read_tensors
 from ..version import __version__
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, load_strict, save_checkpoint
 from .config import SCRATCH, PretrainConfig, complete, flatten, plain
 from .datasets import open_data
 from .evaluate import evaluate
@@ -209,11 +210,8 @@ class Trainer:
         model = self._best()
         assert self.shown is not None
         assert isinstance(model, MIM4D)  # others are run without pictures
-        try:
-            with self.accelerator.autocast():
-                save_picture(model, self.shown.to(self.accelerator.device), path)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error}") from error
+        with self.accelerator.autocast():
+            save_picture(model, self.shown.to(self.accelerator.device), path)
         self.log.picture(step, path)
 
     def _export(self) -> None:
@@ -264,6 +262,26 @@ def first_model(config: PretrainConfig, *, read_init: bool, method: Method = MIM
     if config.init == SCRATCH or not read_init:
         return model, SCRATCH
     return model, initialise(model.encoder, config.init)
+
+
+def trained_model(folder: RunFolder, *, method: Method = MIM4D) -> MaskedModel:
+    """The model of a run as its newest checkpoint has it, on the CPU: the average of its weights if it keeps one.
+
+    Args:
+        folder: Of the run.
+        method: What made its model.
+
+    Raises:
+        UserError: If there is no run, no checkpoint, or it does not fit.
+    """
+    config = folder.read_config()
+    newest = folder.newest()
+    if newest is None:
+        raise UserError(f"{folder.root} has no checkpoint")
+    model, _ = first_model(config, read_init=False, method=method)
+    weights = newest / ("ema.safetensors" if config.optim.ema_decay else "model.safetensors")
+    load_strict(model, read_tensors(weights), weights)
+    return model
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.evidence.methods import Pixels, Untimed, Unwarped
-from benchmarks.evidence.protocol import ABLATION, ABLATIONS, EVERY, RANDOM, SIZES, STARTS, Cell, Size
+from benchmarks.evidence.protocol import ABLATIONS, EVERY, RANDOM, SIZES, STARTS, Cell, Size
 from benchmarks.evidence.run import compare, jobs_of
 from mim4d.errors import UserError
 from mim4d.pretrain.model import MIM4D
@@ -31,7 +31,8 @@ def size(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Size:
         pretraining=replace(tiny(root, folder / "x"), frames=3, steps=2),
         evaluation={"bev-seg": tiny_cell(root, folder / "y")},
         evaluation_steps={"frozen": 3, "full": 3},
-        cells={ABLATION: (SEG,)},
+        cells={},
+        ablation_cells=(SEG,),
         seeds=1,
         yardstick_seeds=1,
         scored_clips=1,
@@ -75,7 +76,7 @@ def test_what_is_done_is_not_done_again(size: Size, compared: Path):
 @pytest.mark.parametrize("change", ["pretraining", "evaluation"])
 def test_another_comparison_is_refused(size: Size, compared: Path, change: str):
     other = {
-        "pretraining": replace(size, pretraining=replace(size.pretraining, frame_gap=1.0)),
+        "pretraining": replace(size, pretraining=replace(size.pretraining, steps=3)),
         "evaluation": replace(size, evaluation_steps={"frozen": 4, "full": 3}),
     }[change]
     with pytest.raises(UserError, match="--out"):
