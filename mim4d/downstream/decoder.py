@@ -7,11 +7,14 @@ their way, attention to the whole plane at a coarser resolution.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class VectorDecoder(nn.Module):
@@ -122,19 +125,25 @@ class DecoderLayer(nn.Module):
             The queries [B, N, P, C].
         """
         b, n, p, _ = queries.shape
-        among = rearrange(queries, "b n p c -> (b p) n c")
-        asked = rearrange(queries + places, "b n p c -> (b p) n c")
-        answer = self.lines(asked, asked, among, need_weights=False)[0]
-        queries = self.norms[0](queries + rearrange(answer, "(b p) n c -> b n p c", b=b))
-        along = rearrange(queries, "b n p c -> (b n) p c")
-        asked = rearrange(queries + places, "b n p c -> (b n) p c")
-        answer = self.points(asked, asked, along, need_weights=False)[0]
-        queries = self.norms[1](queries + rearrange(answer, "(b n) p c -> b n p c", b=b))
+        with _short_sequences(queries.device):
+            among = rearrange(queries, "b n p c -> (b p) n c")
+            asked = rearrange(queries + places, "b n p c -> (b p) n c")
+            answer = self.lines(asked, asked, among, need_weights=False)[0]
+            queries = self.norms[0](queries + rearrange(answer, "(b p) n c -> b n p c", b=b))
+            along = rearrange(queries, "b n p c -> (b n) p c")
+            asked = rearrange(queries + places, "b n p c -> (b n) p c")
+            answer = self.points(asked, asked, along, need_weights=False)[0]
+            queries = self.norms[1](queries + rearrange(answer, "(b n) p c -> b n p c", b=b))
         asked = (queries + places).flatten(1, 2)
         answer = self.plane(asked, plane + plane_places, plane, need_weights=False)[0]
         queries = self.norms[2](queries + answer.unflatten(1, (n, p)))
         queries = self.norms[3](queries + self.near(queries + places, points, features))
         return self.norms[4](queries + self.think(queries))
+
+
+def _short_sequences(device: torch.device) -> AbstractContextManager[Any]:
+    """For attention among few: on a CPU torch's fused kernel takes several times as long as the plain one there."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 class NearAttention(nn.Module):

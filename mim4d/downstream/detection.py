@@ -7,6 +7,7 @@ computes mAP, NDS and the five errors from a file in the official submission for
 
 import contextlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,8 +262,9 @@ def score_submission(path: Path, annotations: Annotations, split: str, out: Path
         out: Folder for the devkit's ``metrics_summary.json``.
 
     Returns:
-        ``NDS``, ``mAP``, the errors ``mATE`` (m), ``mASE`` (1 - IoU), ``mAOE`` (rad), ``mAVE`` (m/s), ``mAAE`` (share),
-        and ``AP_<class>``.
+        ``NDS``, ``mAP``, the errors ``mATE`` (m), ``mASE`` (1 - IoU), ``mAOE`` (rad), ``mAVE`` (m/s), ``mAAE`` (share)
+        and ``AP_<class>``; ``mAP_uncut`` and ``AP_uncut_<class>``, the mean precision over recall: nuScenes' AP counts
+        alone what is above 10 % of each, so that weak detectors all have 0.
 
     Raises:
         UserError: If the devkit does not know the split, or the file does not fit it.
@@ -280,9 +282,13 @@ def score_submission(path: Path, annotations: Annotations, split: str, out: Path
     except Exception as error:  # it asserts, and raises bare Exceptions
         raise UserError(f"the nuscenes-devkit cannot score {path} on the split {split}: {error}") from error
     (out / "plots").rmdir()
+    curves = json.loads((out / "metrics_details.json").read_text())
+    uncut = {n: np.mean([curves[f"{n}:{d}"]["precision"][1:] for d in settings.dist_ths]) for n in CLASSES}
     return {
         "NDS": summary["nd_score"],
         "mAP": summary["mean_ap"],
         **{name: summary["tp_errors"][error] for error, name in ERRORS.items()},
+        "mAP_uncut": float(np.mean(list(uncut.values()))),
         **{f"AP_{name}": value for name, value in summary["mean_dist_aps"].items()},
+        **{f"AP_uncut_{name}": float(value) for name, value in uncut.items()},
     }

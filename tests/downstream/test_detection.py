@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nuscenes.eval.detection.algo import calc_ap
+from nuscenes.eval.detection.data_classes import DetectionMetricData
 
 from mim4d.downstream.detection import (
     PREDICTED,
@@ -68,7 +70,30 @@ def test_the_truth_scores_near_one_and_nothing_scores_zero(busy, tmp_path: Path)
 
     write_submission(tmp_path / SUBMISSION, busy, {token: certain(truth[token][:0]) for token in tokens})
     nothing = score_submission(tmp_path / SUBMISSION, busy, "mini_train", tmp_path)
-    assert (nothing["NDS"], nothing["mAP"]) == (0.0, 0.0)
+    assert (nothing["NDS"], nothing["mAP"], nothing["mAP_uncut"]) == (0.0, 0.0, 0.0)
+
+
+def test_a_weak_detector_scores_where_nothing_is_cut(busy, tmp_path: Path):
+    task, tokens = Detection(), tokens_of(busy, "mini_train")
+    rng = np.random.default_rng(0)
+    weak = {}
+    for token in tokens:
+        truth = certain(rng.permutation(task.read(busy, token))[:30])
+        wrong = np.repeat(truth, 12)
+        wrong["center"][:, :2] += rng.uniform(-30, 30, (len(wrong), 2))
+        weak[token] = np.concatenate([truth, wrong])
+        weak[token]["score"] = rng.uniform(0, 1, len(weak[token]))
+    write_submission(tmp_path / SUBMISSION, busy, weak)
+    figures = score_submission(tmp_path / SUBMISSION, busy, "mini_train", tmp_path)
+    assert figures["mAP"] < 0.02
+    curves = json.loads((tmp_path / "metrics_details.json").read_text())
+    aps = [
+        calc_ap(DetectionMetricData.deserialize(curves[f"{name}:{distance}"]), min_recall=0.0, min_precision=0.0)
+        for name in CLASSES
+        for distance in (0.5, 1.0, 2.0, 4.0)
+    ]
+    assert figures["mAP_uncut"] == pytest.approx(np.mean(aps), abs=1e-9)
+    assert figures["mAP_uncut"] > 2 * figures["mAP"]
 
 
 def test_errors_are_in_their_units(annotations, tmp_path: Path):
