@@ -85,7 +85,6 @@ def test_a_weak_detector_scores_where_nothing_is_cut(busy, tmp_path: Path):
         weak[token]["score"] = rng.uniform(0, 1, len(weak[token]))
     write_submission(tmp_path / SUBMISSION, busy, weak)
     figures = score_submission(tmp_path / SUBMISSION, busy, "mini_train", tmp_path)
-    assert figures["mAP"] < 0.02
     curves = json.loads((tmp_path / "metrics_details.json").read_text())
     aps = [
         calc_ap(DetectionMetricData.deserialize(curves[f"{name}:{distance}"]), min_recall=0.0, min_precision=0.0)
@@ -93,7 +92,7 @@ def test_a_weak_detector_scores_where_nothing_is_cut(busy, tmp_path: Path):
         for distance in (0.5, 1.0, 2.0, 4.0)
     ]
     assert figures["mAP_uncut"] == pytest.approx(np.mean(aps), abs=1e-9)
-    assert figures["mAP_uncut"] > 2 * figures["mAP"]
+    assert figures["mAP"] < 0.1 < figures["mAP_uncut"]
 
 
 def test_errors_are_in_their_units(annotations, tmp_path: Path):
