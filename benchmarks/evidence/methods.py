@@ -81,8 +81,9 @@ class Unwarped(MIM4D):
 
 
 class Timeless(MIM4D):
-    """Without continuous time: the decoder is told a frame's number in the list instead of its gap in seconds."""
+    """Without continuous time: the decoder is told how many frames away another is instead of its gap in seconds."""
 
     def warp_others(self, volumes: Tensor, clip: Clip, targets: Tensor) -> tuple[Tensor, Tensor]:
         warped, gaps = super().warp_others(volumes, clip, targets)
-        return warped, torch.arange(1.0, gaps.shape[1] + 1, device=gaps.device).expand_as(gaps)
+        nearest_first = gaps.abs().argsort(1).argsort(1) + 1  # so that each frame meets the branch that it would
+        return warped, nearest_first * gaps.sign()

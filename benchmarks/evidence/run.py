@@ -119,7 +119,7 @@ def compare(size: Size, out: Path, starts: Sequence[str], workers: int, command:
         UserError: If ``out`` holds another comparison, or one of its jobs failed.
     """
     jobs = jobs_of(size, out, starts)
-    for job in jobs:
+    for job in jobs_of(size, out, (RANDOM, *EVERY)):  # the report is of all that is there
         _check(job)
     console = Console(stderr=True, highlight=False)
     root = synthetic_root(size.pretraining.dataroot, size.pretraining.version, size.pretraining.world)
@@ -159,7 +159,7 @@ def _pretrain(job: Job) -> None:
     config, method = job.pretraining_config(), EVERY[job.start].method
     folder = RunFolder(job.pretraining)
     if not folder.encoder.exists():
-        train(config, resume=folder.newest() is not None, method=method)
+        train(config, resume=folder.config.exists(), method=method)
     scores = job.pretraining / "unlabelled.json"
     if not scores.exists():
         write_json(scores, unlabelled(job.pretraining, method, clips=job.size.scored_clips))
@@ -201,6 +201,8 @@ def _check(job: Job) -> None:
         figures = read_figures(Path(config.out))
         if figures is not None:
             _compare(figures["settings"], plain(asdict(config)), Path(config.out))
+            if job.start == RANDOM and figures["settings"]["backbone"] != config.backbone:
+                raise UserError(f"{config.out} was made with {figures['settings']['backbone']}: give another --out")
 
 
 def _compare(then: dict[str, Any], now: dict[str, Any], made: Path) -> None:

@@ -20,12 +20,13 @@ class EvalConfig:
     """bev-seg: IoU of vehicles and map layers; det3d: nuScenes' NDS and mAP; hd-map: Chamfer AP of vectorised lines."""
     preset: Literal["demo", "gpu24"] = "gpu24"
     """What the other settings start from: minutes on 2 CPU cores, or one GPU of 24 GB."""
-    backbone: str = "mim4d_convnext_small"
+    backbone: str = "resnet50"
     """A timm name (resnet50, convnext_tiny, mim4d_convnext_small), or the folder of a run or of its encoder/."""
     init: Literal["random", "pretrained"] = "pretrained"
     """The backbone's first weights: random ones, or those that timm, the Hub or the folder has for it."""
     freeze: bool = False
-    """Leave the backbone as it is: a probe of its features. Without, all is trained, the backbone at a lower rate."""
+    """Leave the backbone as it is: a probe of its features. Without, all is trained, the backbone at a lower rate. A
+    random one is woken first: BatchNorm gets statistics of training images, and residual branches count."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
     """nuscenes: a folder in nuScenes format; synthetic: a drawn world, made in a cache folder when it is missing."""
     dataroot: str = ""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..geometry import VoxelGrid
+from ..tensors import first_line
 from .labels import ATTRIBUTES, BOX, CLASSES, Annotations, footprints, write_json
 from .task import Figures, extent, upsampled
 from .turn import Turn
@@ -31,8 +32,6 @@ CHANNELS = len(CLASSES) + REGRESSED + len(ATTRIBUTES)
 MOST = 300
 """Boxes a sample; the devkit allows 500."""
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
-SURE = 0.01
-"""Boxes less sure than this are left out: they would take the devkit minutes and change nothing."""
 SUBMISSION = "submission.json"
 PREDICTED = np.dtype([*BOX.descr, ("score", "f8")])
 """A box of :data:`mim4d.downstream.labels.BOX` and how sure the model is of it, 0 to 1."""
@@ -153,7 +152,7 @@ class Detection:
         found["label"] = label.cpu().numpy()
         found["attribute"] = _likeliest(values[..., REGRESSED:], found["label"])
         found["score"] = scores.sigmoid().cpu().numpy()
-        return [row[row["score"] > SURE] for row in found]
+        return [row[row["score"] > 0] for row in found]  # where there is no peak it is 0
 
     def scores(self, annotations: Annotations, split: str) -> "DetectionScores":
         """An empty collection."""
@@ -191,6 +190,17 @@ class DetectionScores:
     """Collects boxes for the devkit."""
 
     def __init__(self, task: Detection, annotations: Annotations, split: str) -> None:
+        """Score ``split`` of a root.
+
+        Raises:
+            UserError: If the devkit does not know it.
+        """
+        from nuscenes.utils.splits import get_scenes_of_split
+
+        try:
+            get_scenes_of_split(split, annotations.nusc)
+        except Exception as error:  # it asserts, and raises KeyErrors
+            raise UserError(f"the nuscenes-devkit cannot score the split {split}: {first_line(error)}") from error
         self._task, self._annotations, self._split = task, annotations, split
         self._boxes: dict[str, NDArray[np.void]] = {}
 

@@ -68,15 +68,15 @@ class HDMap:
         return [(label, np.array(part.coords)) for label, shape in shapes for part in _parts(shape)]
 
     def lines(self, kept: Lines, turn: Turn) -> Lines:
-        """What of the lines lies in the grid, each as POINTS points at equal distances."""
+        """What of the lines lies in the grid."""
         square = shapely.box(self.grid.x[0], self.grid.y[0], self.grid.x[1], self.grid.y[1])
         cut = [(label, shapely.intersection(shapely.LineString(turn.points(line)), square)) for label, line in kept]
-        return [(label, resample(np.array(part.coords), POINTS)) for label, shape in cut for part in _parts(shape)]
+        return [(label, np.array(part.coords)) for label, shape in cut for part in _parts(shape)]
 
     def target(self, kept: Lines, turn: Turn) -> MapTarget:
-        """The lines in the grid, in every order."""
+        """The lines in the grid as POINTS points at equal distances, in every order."""
         lines = self.lines(kept, turn)
-        points = np.array([_orders(line) for _, line in lines]).reshape(-1, ORDERS, POINTS, 2)
+        points = np.array([_orders(resample(line, POINTS)) for _, line in lines]).reshape(-1, ORDERS, POINTS, 2)
         low, high = np.array([self.grid.x[0], self.grid.y[0]]), np.array([self.grid.x[1], self.grid.y[1]])
         labels = torch.tensor([label for label, _ in lines], dtype=torch.int64)
         return MapTarget(labels, torch.from_numpy((points - low) / (high - low)).float())

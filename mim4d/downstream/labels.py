@@ -176,8 +176,13 @@ def _read_layers(devkit: Any, layers: Sequence[str]) -> list[BaseGeometry]:
                 shapes += [] if shape.is_empty else [shape]
             else:
                 tokens = record.get("polygon_tokens") or [record["polygon_token"]]
-                shapes += [shapely.make_valid(devkit.extract_polygon(token)) for token in tokens]
+                shapes += [part for token in tokens for part in repaired(devkit.extract_polygon(token))]
     return shapes
+
+
+def repaired(polygon: BaseGeometry) -> list[BaseGeometry]:
+    """A polygon's valid parts: one that crosses itself falls into several, and into lines, which enclose nothing."""
+    return [part for part in shapely.get_parts(shapely.make_valid(polygon)) if part.geom_type == "Polygon"]
 
 
 def footprints(boxes: NDArray[np.void]) -> list[BaseGeometry]:

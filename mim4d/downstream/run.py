@@ -32,6 +32,8 @@ from .task import Figures, Task
 from .turn import Turn
 
 METRICS = "metrics.json"
+STATISTICS = 32
+"""Samples that a random backbone's BatchNorm takes its statistics from, before it is frozen."""
 
 
 def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = False) -> Figures:
@@ -112,11 +114,12 @@ class Run:
         """Put the parts together.
 
         Raises:
-            UserError: If the backbone cannot be had.
+            UserError: If the backbone cannot be had, or the held-out split not be scored.
         """
         self.config, self.data = config, data
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.task = make_task(config)
+        self._scores = self.task.scores(data.annotations, config.val_split)
         self.chosen = data.train.share(config.labels, config.seed)
         torch.manual_seed(config.seed)
         encoder = make_encoder(config.backbone, pretrained=config.init == "pretrained")
@@ -125,13 +128,20 @@ class Run:
         self.model = BEVModel(config.model, encoder, self.task.grid, head).to(self.device)
         self.model.encoder.requires_grad_(not config.freeze)
         self._train_mode()
+        if config.freeze and config.init == "random":
+            self.model.wake(data.train.clip(n).images.flatten(0, 2).to(self.device) for n in self._some())
         self.optimizer = make_optimizer(self.model, config.optim)
         decay = config.optim.ema_decay
         self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
         # What is known of a frozen backbone's maps can be used by every run with the same backbone.
         seed = config.seed if config.init == "random" else None
-        key = (config.backbone, config.init, seed, config.model.neck.stages, config.image_size)
+        key = (config.backbone, config.init, seed, config.model.neck.stages, config.image_size, config.precision)
         self.maps = data.maps(key, self._encode) if config.freeze else None
+
+    def _some(self) -> list[int]:
+        """Training samples, labelled or not, all over the split."""
+        count = min(STATISTICS, len(self.data.train))
+        return [int((place + 0.5) * len(self.data.train) / count) for place in range(count)]
 
     @property
     def best(self) -> BEVModel:
@@ -169,14 +179,13 @@ class Run:
     def score(self, out: Path) -> Figures:
         """The figures on the held-out samples."""
         model = self.best.eval()
-        scores = self.task.scores(self.data.annotations, self.config.val_split)
         size = self.config.batch_size
         for first in range(0, len(self.data.val), size):
             numbers = list(range(first, min(first + size, len(self.data.val))))
             output = self.predict(model, "val", numbers)
             kept = [self.truth(self.data.val, number) for number in numbers]
-            scores.add(output, kept, [self.data.val.tokens[number] for number in numbers])
-        return scores.result(out)
+            self._scores.add(output, kept, [self.data.val.tokens[number] for number in numbers])
+        return self._scores.result(out)
 
     @torch.no_grad()
     def predict(self, model: BEVModel, split: str, numbers: list[int]) -> Any:

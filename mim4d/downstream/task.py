@@ -52,7 +52,11 @@ class Task(Protocol):
         """Scalar, of a batch."""
 
     def scores(self, annotations: Annotations, split: str) -> Scores:
-        """An empty collection for the samples of a split."""
+        """An empty collection for the samples of a split.
+
+        Raises:
+            UserError: If it cannot be scored.
+        """
 
     def draw(self, axis: Axes, kept: Any, output: Any | None) -> None:
         """Draw one sample into axes of y (to the left) and x (forward), metres: the truth, or where there is an output,

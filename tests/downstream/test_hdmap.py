@@ -1,5 +1,7 @@
 """Vectorised maps: labels, matching, loss and scores."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_labels_are_lines_within_reach(kept):
         cut = task.lines(lines, Turn.none())
         found += [label for label, _ in cut]
         for _, line in cut:
-            assert line.shape == (POINTS, 2)
+            assert line.shape[1] == 2
             assert np.abs(line[:, 0]).max() <= 30 + 1e-9
             assert np.abs(line[:, 1]).max() <= 15 + 1e-9
             gaps = np.linalg.norm(np.diff(line, axis=0), axis=1)
@@ -114,6 +116,20 @@ def said(target, lines: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:
         logits[0, place, label] = 12.0
         points[0, place] = orders[-1]
     return [(logits, points)]
+
+
+def test_lines_are_scored_against_the_map_itself():
+    """Not against its POINTS points: what those leave out of a winding line counts."""
+    task = HDMap()
+    across = np.linspace(-14, 14, 141)
+    winding = np.stack([20 + 4 * np.where(np.arange(141) % 2, 1.0, -1.0), across], axis=-1)
+    kept = [(0, winding)]
+    target = task.target(kept, Turn.none())
+    lines, _ = task.predictions(said(target), 0)
+    assert chamfer([lines[0][1]], [winding])[0, 0] > 0.5
+    scores = MapScores(task)
+    scores.add(said(target), [kept], ["token"])
+    assert scores.result(Path())["map_AP_divider_0.5"] == 0
 
 
 def test_the_loss_is_nothing_for_the_truth_in_any_order():

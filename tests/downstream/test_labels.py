@@ -9,7 +9,7 @@ import torch
 from nuscenes.map_expansion.map_api import NuScenesMap
 from pyquaternion import Quaternion
 
-from mim4d.downstream.labels import ATTRIBUTES, CLASSES, Annotations, footprints
+from mim4d.downstream.labels import ATTRIBUTES, CLASSES, Annotations, footprints, repaired
 from mim4d.downstream.turn import Turn
 from mim4d.errors import UserError
 from mim4d.geometry import project, transform
@@ -70,6 +70,16 @@ def test_dividers_lie_on_the_road(annotations):
     assert layers["divider"]
     assert all(road.contains(line) for line in layers["divider"])
     assert shapely.union_all(layers["road"]).symmetric_difference(shapely.union_all(layers["drivable"])).area < 1.0
+
+
+def test_what_encloses_nothing_of_a_broken_polygon_is_left_out():
+    spike = shapely.Polygon([(0, 0), (4, 0), (4, 4), (4, 9), (4, 4), (0, 4)])
+    assert not spike.is_valid
+    assert shapely.make_valid(spike).geom_type == "GeometryCollection"
+    (square,) = repaired(spike)
+    assert square.equals(shapely.box(0, 0, 4, 4))
+    bow = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
+    assert sorted(part.area for part in repaired(bow)) == [1, 1]
 
 
 def test_a_turn_moves_cameras_and_boxes_alike(data, annotations):

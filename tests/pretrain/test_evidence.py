@@ -1,6 +1,7 @@
 """The comparison from end to end, at toy size."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +12,9 @@ import torch
 
 from benchmarks.evidence.methods import Pixels, Untimed, Unwarped
 from benchmarks.evidence.protocol import ABLATIONS, EVERY, RANDOM, SIZES, STARTS, Cell, Size
-from benchmarks.evidence.run import compare, jobs_of
+from benchmarks.evidence.run import compare, do, jobs_of
 from mim4d.errors import UserError
+from mim4d.pretrain.folder import RunFolder
 from mim4d.pretrain.model import MIM4D
 from tests.downstream.runs import tiny as tiny_cell
 from tests.pretrain.runs import REPOSITORY, tiny
@@ -73,14 +75,29 @@ def test_what_is_done_is_not_done_again(size: Size, compared: Path):
     assert json.loads(lost.read_text())["iou_drivable"] == figures["iou_drivable"]
 
 
-@pytest.mark.parametrize("change", ["pretraining", "evaluation"])
-def test_another_comparison_is_refused(size: Size, compared: Path, change: str):
+def test_a_pretraining_killed_before_its_first_checkpoint_goes_on(size: Size, tmp_path: Path):
+    (job,) = [job for job in jobs_of(size, tmp_path, ["mim4d"]) if job.seed == 0]
+    do(job, threads=1)
+    folder = RunFolder(job.pretraining)
+    before = (folder.encoder / "model.safetensors").read_bytes()
+    for left in (folder.checkpoints, folder.encoder):
+        shutil.rmtree(left)
+    shutil.rmtree(tmp_path / "cells")
+    do(job, threads=1)
+    assert (folder.encoder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("starts", [[RANDOM, "mim4d"], ["single"]])
+@pytest.mark.parametrize("change", ["pretraining", "evaluation", "backbone"])
+def test_another_comparison_is_refused(size: Size, compared: Path, change: str, starts: list[str]):
+    """Even if only what is not there yet is asked for: the report would be of both."""
     other = {
         "pretraining": replace(size, pretraining=replace(size.pretraining, steps=3)),
         "evaluation": replace(size, evaluation_steps={"frozen": 4, "full": 3}),
+        "backbone": replace(size, pretraining=replace(size.pretraining, model="mim4d_resnet18")),
     }[change]
     with pytest.raises(UserError, match="--out"):
-        compare(other, compared, [RANDOM, "mim4d"], workers=1, command="the command")
+        compare(other, compared, starts, workers=1, command="the command")
 
 
 @pytest.mark.parametrize("name", SIZES)

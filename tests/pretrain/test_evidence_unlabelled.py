@@ -87,11 +87,11 @@ def test_velocities_are_over_ground_and_in_seconds_for_every_method(method, monk
     clip = dataclasses.replace(clip, timestamps=clip.timestamps + torch.tensor([0.0, 0.1, 0.0], dtype=torch.float64))
     model = method(toy_config()).eval()
     here = model.config.grid.centers(torch.zeros(()))[0]  # [Y, X, 3]
-    frame = 0 if method is Timeless else 1  # of which the short branch is told that it is the nearest
+    frame = 1  # the nearest
     then = here + torch.tensor([*velocity, 0]) * clip.times[0, frame]  # where it was, in the current ego frame
     if method is Unwarped:
         then = transform(torch.linalg.inv(clip.current_from_ego[0, frame]), then)
-    gap = 1.0 if method is Timeless else clip.times[0, frame]
+    gap = -1.0 if method is Timeless else clip.times[0, frame]
     flow = ((then - here) / gap)[..., :2].permute(2, 0, 1)
     monkeypatch.setattr(
         model.temporal, "forward", lambda warped, gaps: Decoded(warped[:, 0], flow.expand(2, -1, -1, -1))
