@@ -66,10 +66,11 @@ TASKS = {
 HEADLINES = {
     "bev-seg": (
         Column("iou_vehicle", "vehicle IoU"),
+        Column("iou_best_vehicle", "best vehicle IoU"),
         Column("ap_vehicle", "vehicle AP"),
         Column("iou_drivable", "drivable IoU"),
     ),
-    "det3d": (Column("mAP", "mAP"), Column("mAP_uncut", "uncut mAP", digits=2)),
+    "det3d": (Column("NDS", "NDS"), Column("mAP", "mAP"), Column("mAP_uncut", "uncut mAP", digits=2)),
     "hd-map": (Column("map_AP", "map AP"),),
 }
 OTHERS = {
@@ -81,7 +82,6 @@ OTHERS = {
         Column("ap_crossing", "crossing AP"),
     ),
     "det3d": (
-        Column("NDS", "NDS"),
         Column("mATE", "mATE ↓, m", 1, 2),
         Column("mASE", "mASE ↓"),
         Column("mAOE", "mAOE ↓, rad", 1, 2),
@@ -94,6 +94,8 @@ OTHERS = {
         Column("map_AP_crossing", "crossing AP"),
     ),
 }
+DRAWN = ("ap_vehicle", "iou_drivable", "mAP_uncut", "map_AP")
+"""What of HEADLINES is plotted."""
 UNLABELLED = (
     Column("depth_abs_rel", "depth error ↓, %"),
     Column("depth_delta", "depth within 1.25, %"),
@@ -217,8 +219,10 @@ def _read(results: Results) -> str:
     counts = {len(f["seeds"]) for c in results["cells"] if c["init"] in MAIN for f in c["figures"].values()}
     return (
         "In percent points where no unit is said: mean ± sample standard deviation over "
-        f"{_seeds(counts) or 'no seeds yet'}; ↓: lower is better. Differences are taken seed by seed, with the same "
-        "labelled samples and the same first weights of the head on both sides; bold: above twice their standard "
+        f"{_seeds(counts) or 'no seeds yet'}; ↓: lower is better. IoU counts cells surer than 0.5, best IoU those "
+        "above the threshold at which it is highest; AP needs none. nuScenes' mAP leaves out what is below 10 % of "
+        "precision or recall, uncut mAP nothing. Differences are of the seeds that both sides have, one by one, with "
+        "the same labelled samples and the same first weights of the head; bold: above twice their standard "
         f"deviation, of {ENOUGH_SEEDS} seeds or more."
     )
 
@@ -307,7 +311,7 @@ def _made(results: Results) -> str:
         told.append(f"{name.replace('_', ' ')}: {value}")
     return (
         f"Made by `{results['command']}` (mim4d {results['mim4d']}, {results['machine']}, {results['hours']:.3g} "
-        f"hours of all processes together). {'; '.join(told)}."
+        f"hours of training and scoring, all processes together). {'; '.join(told)}."
     )
 
 
@@ -330,9 +334,7 @@ def plot(results: Results, file: Path) -> None:
         UserError: If the file cannot be written.
     """
     tasks = [task for task in TASKS if _measured(results, task, MAIN)] or ["bev-seg"]
-    columns = [(task, column) for task in tasks for column in HEADLINES[task]]
-    if len(tasks) == 1:  # room for more
-        columns += [(tasks[0], column) for column in OTHERS[tasks[0]][: 4 - len(columns)]]
+    columns = [(task, column) for task in tasks for column in HEADLINES[task] if column.figure in DRAWN]
     rows = sorted(
         {row for task in tasks for row in _measured(results, task, MAIN)} or {("frozen", 1.0)},
         key=lambda row: (list(MODES).index(row[0]), row[1]),

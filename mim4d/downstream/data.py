@@ -19,7 +19,8 @@ from .labels import Annotations
 from .task import Task
 
 MEMORY = 8 << 30
-"""Bytes of decoded images, and of a frozen backbone's maps, that are kept; what is beyond is read, or made, anew."""
+"""Bytes that are kept of either split's decoded images, and of a frozen backbone's maps; what is beyond is read, or
+made, anew."""
 
 
 class Samples:
