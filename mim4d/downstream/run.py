@@ -68,7 +68,7 @@ def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = 
         soft_wrap=True,
     )
     losses = run.train(console)
-    figures = run.score(out)
+    figures = run.score(out, console)
     whole: Figures = {
         **figures,
         "loss": losses[-1],
@@ -176,12 +176,16 @@ class Run:
                 console.print(f"step {step}/{config.steps}  loss {float(losses[-1]):.3f}, {left:.1f} min left")
         return torch.stack(losses).tolist()
 
-    def score(self, out: Path) -> Figures:
+    def score(self, out: Path, console: Console) -> Figures:
         """The figures on the held-out samples."""
         model = self.best.eval()
-        size = self.config.batch_size
-        for first in range(0, len(self.data.val), size):
-            numbers = list(range(first, min(first + size, len(self.data.val))))
+        size, count = self.config.batch_size, len(self.data.val)
+        shown = time.monotonic()
+        for first in range(0, count, size):
+            if time.monotonic() - shown > 5:
+                shown = time.monotonic()
+                console.print(f"{first} of {count} held-out samples looked at")
+            numbers = list(range(first, min(first + size, count)))
             output = self.predict(model, "val", numbers)
             kept = [self.truth(self.data.val, number) for number in numbers]
             self._scores.add(output, kept, [self.data.val.tokens[number] for number in numbers])
