@@ -25,8 +25,7 @@ class EvalConfig:
     init: Literal["random", "pretrained"] = "pretrained"
     """The backbone's first weights: random ones, or those that timm, the Hub or the folder has for it."""
     freeze: bool = False
-    """Leave the backbone as it is: a probe of its features. Without, all is trained, the backbone at a lower rate. A
-    random one is woken first: BatchNorm gets statistics of training images, and residual branches count."""
+    """Leave the backbone as it is: a probe of its features. Without, all is trained, the backbone at a lower rate."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
     """nuscenes: a folder in nuScenes format; synthetic: a drawn world, made in a cache folder when it is missing."""
     dataroot: str = ""

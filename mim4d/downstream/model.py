@@ -4,7 +4,7 @@ Only the backbone's weights are ever carried over; neck, lift, trunk and head st
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from timm.layers import Format
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..clip import Clip
 from ..errors import UserError
@@ -108,31 +107,6 @@ class BEVModel(nn.Module):
         """The maps [N, C_i, H/s_i, W/s_i] that the neck reads, of images [N, 3, H, W] uint8; coarser ones last."""
         maps = self.encoder((images.float() - self.mean) / self.std)[-4:]
         return [maps[stage] for stage in self.neck.stages]
-
-    @torch.no_grad()
-    def wake(self, images: Iterable[Tensor]) -> None:
-        """Make random weights fit for a probe: whole networks, not what is left of them at the start of training.
-
-        A ResNet's residual branches begin as nothing (their last norm's weights are 0), and BatchNorm's statistics as
-        those of no image at all. The weights become 1, the statistics those of ``images``.
-
-        Args:
-            images: Batches [N, 3, H, W] uint8.
-        """
-        norms = [part for part in self.encoder.modules() if isinstance(part, _BatchNorm)]
-        if not norms:
-            return
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            nn.init.ones_(norm.weight)
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over batches
-            norm.train()
-        for batch in images:
-            self.encode(batch)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
 
     def forward(self, clip: Clip, maps: Sequence[Tensor] | None = None) -> Any:
         """What the head says.

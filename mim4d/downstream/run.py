@@ -32,8 +32,6 @@ from .task import Figures, Task
 from .turn import Turn
 
 METRICS = "metrics.json"
-STATISTICS = 32
-"""Samples that a random backbone's BatchNorm takes its statistics from, before it is frozen."""
 
 
 def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = False) -> Figures:
@@ -128,8 +126,6 @@ class Run:
         self.model = BEVModel(config.model, encoder, self.task.grid, head).to(self.device)
         self.model.encoder.requires_grad_(not config.freeze)
         self._train_mode()
-        if config.freeze and config.init == "random":
-            self.model.wake(data.train.clip(n).images.flatten(0, 2).to(self.device) for n in self._some())
         self.optimizer = make_optimizer(self.model, config.optim)
         decay = config.optim.ema_decay
         self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
@@ -137,11 +133,6 @@ class Run:
         seed = config.seed if config.init == "random" else None
         key = (config.backbone, config.init, seed, config.model.neck.stages, config.image_size, config.precision)
         self.maps = data.maps(key, self._encode) if config.freeze else None
-
-    def _some(self) -> list[int]:
-        """Training samples, labelled or not, all over the split."""
-        count = min(STATISTICS, len(self.data.train))
-        return [int((place + 0.5) * len(self.data.train) / count) for place in range(count)]
 
     @property
     def best(self) -> BEVModel:

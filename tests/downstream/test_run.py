@@ -69,26 +69,6 @@ def test_any_backbone_frozen_or_trained(backbone, freeze, tiny_world, tmp_path, 
     assert any(name.startswith("encoder.") for name in moved) == (not freeze)
 
 
-def test_a_random_backbone_is_woken_before_it_is_probed(tiny_world, tmp_path, data):
-    """Its residual branches count, and its norms know the images."""
-    flags = ("--backbone", "resnet18", "--image-size", "64", "128")
-    run = Run(tiny(tiny_world, tmp_path, *flags, "--freeze"), data)
-    asleep = Run(tiny(tiny_world, tmp_path, *flags, "--no-freeze"), data).model.encoder.eval()
-    block, other = run.model.encoder.layer4[1], asleep.layer4[1]
-    assert torch.equal(block.conv2.weight, other.conv2.weight)
-    seen = {}
-    for name, part in {"woken": block, "asleep": other}.items():
-        part.bn2.register_forward_hook(
-            lambda module, args, result, name=name: seen.update({name: result.detach().clone()})
-        )
-    images = torch.cat([data.train.clip(number).images.flatten(0, 2) for number in range(len(data.train))])
-    run.model.encode(images)
-    asleep((images.float() - run.model.mean) / run.model.std)
-    assert seen["asleep"].abs().max() == 0
-    assert seen["woken"].mean((0, 2, 3)).abs().mean() < 0.1
-    assert seen["woken"].std((0, 2, 3)).mean() == pytest.approx(1, abs=0.2)
-
-
 def _silent():
     from rich.console import Console
 
