@@ -22,7 +22,7 @@ class Options:
     size: Literal["cpu", "gpu"] = "cpu"
     """cpu: 2 cores; gpu: one GPU."""
     out: Path = Path("runs/evidence")
-    """The folder of every run, and of results.json, table.md, details.md and plot.png."""
+    """The folder of every run, and of results.json, table.md, details.md, plot.png and strip.jpg."""
     starts: tuple[str, ...] = (RANDOM, *EVERY)
     """What is compared."""
     workers: int = 1 if torch.cuda.is_available() else min(8, os.cpu_count() or 1)

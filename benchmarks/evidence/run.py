@@ -36,7 +36,8 @@ from mim4d.pretrain.trainer import train
 from mim4d.version import __version__
 
 from .protocol import ABLATIONS, EVERY, RANDOM, STARTS, Cell, Size
-from .report import summarise, write_report
+from .report import MAIN, summarise, write_report
+from .strip import strip
 from .unlabelled import unlabelled
 
 ELSEWHERE = ("backbone", "out", "dataroot", "workers")
@@ -135,6 +136,7 @@ def compare(size: Size, out: Path, starts: Sequence[str], workers: int, command:
             if error:
                 failed.append(f"{job.name}: {' '.join(str(error).split()) or type(error).__name__}")
             write_report(results(size, out, command), out)
+            write_strip(size, out)
             minutes = (time.monotonic() - began) / 60
             console.print(f"{count}/{len(jobs)} {job.name} {'FAILED' if error else 'done'}, {minutes:.0f} min")
     if failed:
@@ -249,6 +251,20 @@ def results(size: Size, out: Path, command: str) -> dict[str, Any]:
         ],
         "unlabelled": [{"init": start, "figures": summarise(by_seed)} for start, by_seed in scores.items()],
     }
+
+
+def write_strip(size: Size, out: Path) -> None:
+    """``strip.jpg``: what the first seed's heads say of the map on frozen backbones, as far as it is there."""
+    cells = [cell for cell in size.cells_of("mim4d") if (cell.task, cell.mode) == ("bev-seg", "frozen")]
+    pictures = {
+        MAIN[job.start]: Path(config.out) / "picture.png"
+        for job in jobs_of(size, out, list(MAIN))
+        for cell, config in job.cells().items()
+        if job.seed == 0 and cell == max(cells, key=lambda cell: cell.labels, default=None)
+    }
+    pictures = {title: picture for title, picture in pictures.items() if picture.exists()}
+    if pictures:
+        strip(pictures, out / "strip.jpg")
 
 
 def machine() -> str:

@@ -61,6 +61,7 @@ def test_a_comparison_leaves_every_cell_and_its_report(compared: Path):
     assert scores["mim4d"]["temporal_depth"]["mean"] > 0
     assert "MIM4D" in (compared / "table.md").read_text()
     assert (compared / "plot.png").stat().st_size > 1000
+    assert (compared / "strip.jpg").stat().st_size > 1000
 
 
 def test_what_is_done_is_not_done_again(size: Size, compared: Path):
