@@ -66,7 +66,6 @@ TASKS = {
 HEADLINES = {
     "bev-seg": (
         Column("iou_vehicle", "vehicle IoU"),
-        Column("iou_best_vehicle", "best vehicle IoU"),
         Column("ap_vehicle", "vehicle AP"),
         Column("iou_drivable", "drivable IoU"),
     ),
@@ -75,6 +74,7 @@ HEADLINES = {
 }
 OTHERS = {
     "bev-seg": (
+        Column("iou_best_vehicle", "best vehicle IoU"),
         Column("iou_crossing", "crossing IoU"),
         Column("iou_divider", "divider IoU"),
         Column("ap_drivable", "drivable AP"),
