@@ -377,11 +377,11 @@ def _finish(axis: Axes, values: Sequence[float]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if not values:
         axis.set_yticks([])
-        axis.text(0.5, 0.5, "not measured yet", transform=axis.transAxes, ha="center", fontsize=8, color="#5f5f5f")
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", fontsize=8, color="#5f5f5f")
         return
     low, high = min(values), max(values)
     margin = max(0.1 * (high - low), (LEAST_RANGE - (high - low)) / 2)
-    axis.set_ylim(low - margin, high + margin)
+    axis.set_ylim(max(0.0, low - margin), high + margin)
     axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axis.grid(axis="y", color="#e4e4e4", linewidth=0.6)
     axis.set_axisbelow(True)
