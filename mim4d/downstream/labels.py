@@ -182,7 +182,8 @@ def _read_layers(devkit: Any, layers: Sequence[str]) -> list[BaseGeometry]:
 
 def repaired(polygon: BaseGeometry) -> list[BaseGeometry]:
     """A polygon's valid parts: one that crosses itself falls into several, and into lines, which enclose nothing."""
-    return [part for part in shapely.get_parts(shapely.make_valid(polygon)) if part.geom_type == "Polygon"]
+    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(polygon)))  # a collection may hold MultiPolygons
+    return [part for part in parts if part.geom_type == "Polygon"]
 
 
 def footprints(boxes: NDArray[np.void]) -> list[BaseGeometry]:

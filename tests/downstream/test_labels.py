@@ -80,6 +80,9 @@ def test_what_encloses_nothing_of_a_broken_polygon_is_left_out():
     assert square.equals(shapely.box(0, 0, 4, 4))
     bow = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
     assert sorted(part.area for part in repaired(bow)) == [1, 1]
+    both = shapely.Polygon([(0, 0), (2, 2), (2, 5), (2, 2), (2, 0), (0, 2)])
+    assert shapely.get_parts(shapely.make_valid(both))[0].geom_type == "MultiPolygon"
+    assert sorted(part.area for part in repaired(both)) == [1, 1]
 
 
 def test_a_turn_moves_cameras_and_boxes_alike(data, annotations):
