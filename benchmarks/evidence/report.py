@@ -177,7 +177,7 @@ def table(results: Results) -> str:
 def details(results: Results) -> str:
     """Everything, in markdown, for the documentation: every figure with the differences between all pairs, ablations,
     and what is known without labels."""
-    parts = [_read(results)]
+    parts = [_read(results), "Best IoU counts cells surer than the threshold at which it is highest."]
     for task, title in TASKS.items():
         rows = _rows(results, task, (*HEADLINES[task], *OTHERS[task]), GAINS)
         head = [*HEAD, *(title + RECIPES.get(init, "") for init, title in MAIN.items()), *map(_minus, GAINS)]
@@ -219,11 +219,10 @@ def _read(results: Results) -> str:
     counts = {len(f["seeds"]) for c in results["cells"] if c["init"] in MAIN for f in c["figures"].values()}
     return (
         "In percent points where no unit is said: mean ± sample standard deviation over "
-        f"{_seeds(counts) or 'no seeds yet'}; ↓: lower is better. IoU counts cells surer than 0.5, best IoU those "
-        "above the threshold at which it is highest; AP needs none. nuScenes' mAP leaves out what is below 10 % of "
-        "precision or recall, uncut mAP nothing. Differences are of the seeds that both sides have, one by one, with "
-        "the same labelled samples and the same first weights of the head; bold: above twice their standard "
-        f"deviation, of {ENOUGH_SEEDS} seeds or more."
+        f"{_seeds(counts) or 'no seeds yet'}; ↓: lower is better. IoU counts cells surer than 0.5, AP needs no "
+        "threshold. nuScenes' mAP leaves out what is below 10 % of precision or recall, uncut mAP nothing. Differences "
+        "are of the seeds that both sides have, one by one, with the same labelled samples and the same first weights "
+        f"of the head; bold: above twice their standard deviation, of {ENOUGH_SEEDS} seeds or more."
     )
 
 

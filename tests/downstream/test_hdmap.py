@@ -64,8 +64,8 @@ def test_labels_are_lines_within_reach(kept):
     for lines in kept:
         cut = task.lines(lines, Turn.none())
         found += [label for label, _ in cut]
+        assert task.target(lines, Turn.none()).points.shape == (len(cut), ORDERS, POINTS, 2)
         for _, line in cut:
-            assert line.shape[1] == 2
             assert np.abs(line[:, 0]).max() <= 30 + 1e-9
             assert np.abs(line[:, 1]).max() <= 15 + 1e-9
             gaps = np.linalg.norm(np.diff(line, axis=0), axis=1)
