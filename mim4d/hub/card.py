@@ -15,6 +15,7 @@ from .licensing import NUSCENES, hub_metadata
 
 TAGS = ["image-feature-extraction", "timm", "mim4d", "autonomous-driving", "self-supervised-learning", "bird-eye-view"]
 PIPELINE = "image-feature-extraction"
+_PAPER = "[arXiv 2403.08760](https://arxiv.org/abs/2403.08760)"
 _MEASURES = {
     "loss": "loss",
     "rgb": "colour, mean absolute error of 0..1",
@@ -75,11 +76,17 @@ def _summary(config: EncoderConfig) -> str:
     about = config.provenance
     name = f"timm's `{config.values['architecture']}`, `{config.model}` in mim4d"
     what = f"An image backbone for driving perception ({name})"
+    settings = about.get("settings") or {}
+    seen = "colour" if settings.get("supervision") == "rgb" else "colour and depth"
+    if settings.get("frames") == 1:
+        return (
+            f"{what}, pretrained without labels on single frames of several cameras, by the spatial half of MIM4D "
+            f"({_PAPER}), which is much as UniPAD: patches are hidden, and {seen} rendered from what is left."
+        )
     if "steps" in about:
         return (
-            f"{what}, pretrained without labels on multi-camera video by MIM4D ([arXiv 2403.08760]"
-            "(https://arxiv.org/abs/2403.08760)): patches are hidden in space, a whole frame is dropped in time, and "
-            "what is missing is rendered back in colour and depth."
+            f"{what}, pretrained without labels on multi-camera video by MIM4D ({_PAPER}): patches are hidden in "
+            f"space, a whole frame is dropped in time, and what is missing is rendered back in {seen}."
         )
     if "converted_from" in about:
         return f"{what}, taken out of the checkpoint `{about['converted_from']}` and renamed for timm."

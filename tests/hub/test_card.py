@@ -67,6 +67,21 @@ def test_drawn_data_is_called_drawn(tmp_path):
     assert drawn.data.base_model is None
 
 
+def test_single_frames_are_not_called_video(tmp_path):
+    video = card(tmp_path / "video", **MADE).text
+    single = card(tmp_path / "single", **{**MADE, "settings": {"frames": 1}}).text
+    assert "multi-camera video" in video
+    assert "a whole frame is dropped" in video
+    assert "single frames of several cameras" in single
+    assert "multi-camera video" not in single
+    assert "dropped" not in single
+
+
+def test_depth_is_not_claimed_where_cameras_alone_were_seen(tmp_path):
+    assert "rendered back in colour and depth." in card(tmp_path / "lidar", **MADE).text
+    assert "rendered back in colour." in card(tmp_path / "rgb", **{**MADE, "settings": {"supervision": "rgb"}}).text
+
+
 def test_what_is_not_known_is_not_claimed(tmp_path):
     plain = card(tmp_path, license=None)
     assert plain.data.license == "unknown"
