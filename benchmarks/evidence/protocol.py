@@ -109,8 +109,8 @@ def _grid(tasks: Sequence[Task], modes: Sequence[Mode], labels: Sequence[float])
 
 
 _TASKS: tuple[Task, ...] = ("bev-seg", "det3d", "hd-map")
-_CPU_EVALUATION = replace(EVALUATION, precision="bf16", workers=0, model=replace(EVALUATION.model, coarse=4))
-_CPU_FROZEN = (*_grid(_TASKS, ["frozen"], [0.1]), Cell("bev-seg", "frozen", 1.0))
+_CPU_EVALUATION = replace(EVALUATION, precision="bf16", workers=0)
+_COARSE = replace(_CPU_EVALUATION, model=replace(EVALUATION.model, coarse=4))
 CPU = Size(
     name="cpu",
     pretraining=replace(
@@ -127,17 +127,16 @@ CPU = Size(
         world=SyntheticConfig(scenes=160, keyframes=5),
     ),
     evaluation={
-        "bev-seg": _CPU_EVALUATION,
-        # Not turned: in few steps these heads learn best where roads mostly lie, or else next to nothing.
-        "det3d": replace(_CPU_EVALUATION, task="det3d", turn=0.0),
-        "hd-map": replace(_CPU_EVALUATION, task="hd-map", turn=0.0),
+        "bev-seg": _COARSE,
+        "det3d": replace(_CPU_EVALUATION, task="det3d"),
+        "hd-map": replace(_COARSE, task="hd-map"),
     },
     evaluation_steps={"frozen": 700, "full": 250},
-    # 1 % of this world are six samples.
-    cells={
-        **dict.fromkeys(("pixels", "single"), _CPU_FROZEN),
-        **dict.fromkeys((RANDOM, "mim4d"), (*_CPU_FROZEN, *_grid(_TASKS, ["full"], [0.1]))),
-    },
+    # 1 % of this world are six samples: enough to see a layout, not to find things.
+    cells=dict.fromkeys(
+        (RANDOM, *STARTS),
+        (*_grid(_TASKS, ["frozen", "full"], [0.1]), *_grid(_TASKS, ["frozen"], [1.0]), Cell("bev-seg", "frozen", 0.01)),
+    ),
     ablation_cells=(Cell("bev-seg", "frozen", 1.0),),
 )
 """For 2 CPU cores."""

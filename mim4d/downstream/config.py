@@ -6,7 +6,6 @@ from typing import Literal
 
 from ..errors import UserError
 from ..pretrain.config import SPLITS, SyntheticConfig
-from ..pretrain.lift import LiftConfig
 from ..pretrain.neck import NeckConfig
 from ..pretrain.optim import OptimConfig
 from .model import BEVConfig
@@ -89,8 +88,9 @@ DEMO = EvalConfig(
     workers=1,
     optim=OptimConfig(lr=2e-3, backbone_scale=0.2, weight_decay=0.05, warmup_steps=20, clip_norm=10.0, ema_decay=0.99),
     model=BEVConfig(
-        neck=NeckConfig(stages=(2, 3), channels=64),
-        lift=LiftConfig(depth_range=(1.0, 61.0), depth_step=1.5, depth_channels=64, channels=32),
+        neck=NeckConfig(stages=(1, 2, 3), channels=64),
+        levels=4,
+        voxel_channels=32,
         coarse=2,
         channels=48,
     ),

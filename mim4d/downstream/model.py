@@ -1,6 +1,6 @@
-"""Any timm backbone under a small BEV model: Lift-Splat-Shoot (arXiv 2008.05711) of one frame, and a head.
+"""Any timm backbone under a small BEV model of one frame, as Simple-BEV (arXiv 2206.07959), and a head.
 
-Only the backbone's weights are ever carried over; neck, lift, trunk and head start anew.
+Only the backbone's weights are ever carried over; neck, trunk and head start anew.
 """
 
 import dataclasses
@@ -22,9 +22,10 @@ from ..errors import UserError
 from ..geometry import VoxelGrid
 from ..hub.folder import check_folder, find_folder
 from ..hub.sources import has_form_of_path
-from ..pretrain.lift import Lift, LiftConfig, ResidualBlock
+from ..pretrain.lift import ResidualBlock
 from ..pretrain.neck import Neck, NeckConfig, group_norm
 from ..tensors import first_line
+from .view import ViewTransform
 
 STRIDES = [4, 8, 16, 32]
 
@@ -33,16 +34,24 @@ STRIDES = [4, 8, 16, 32]
 class BEVConfig:
     """All between the backbone and the head."""
 
-    neck: NeckConfig = field(default_factory=lambda: NeckConfig(stages=(2, 3), channels=128))
-    lift: LiftConfig = field(default_factory=lambda: LiftConfig(depth_channels=128, channels=64))
+    neck: NeckConfig = field(default_factory=lambda: NeckConfig(stages=(1, 2, 3), channels=128))
+    heights: tuple[float, float] = (-1.0, 3.0)
+    """Bottom and top of the volume that the image features are taken to, metres over the ground."""
+    levels: int = 8
+    """Voxels between them."""
+    voxel_channels: int = 64
+    """Channels of a voxel."""
     coarse: int = 1
     """How many of the labels' cells (0.5 m of bev-seg, 0.8 m of det3d, 0.375 m of hd-map) a BEV feature is wide."""
     channels: int = 128
-    """Width of the BEV trunk; twice as much where its resolution is a half or a quarter."""
+    """Width of the BEV trunk; twice as much at half its resolution, four times at a quarter and an eighth."""
 
     def __post_init__(self) -> None:
-        if self.coarse < 1 or self.channels < 1:
-            raise ValueError(f"model.coarse = {self.coarse} and model.channels = {self.channels} must be at least 1")
+        for name in ("levels", "voxel_channels", "coarse", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} = {getattr(self, name)} must be at least 1")
+        if not self.heights[0] < self.heights[1]:
+            raise ValueError("model.heights = {:g} {:g} must rise".format(*self.heights))
 
 
 def make_encoder(name: str, *, pretrained: bool) -> nn.Module:
@@ -97,10 +106,11 @@ class BEVModel(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
         info: Any = encoder.feature_info
         self.neck = Neck(config.neck, info.channels()[-4:])
-        voxel = (grid.voxel[0] * config.coarse, grid.voxel[1] * config.coarse, grid.voxel[2])
-        grid = dataclasses.replace(grid, voxel=voxel)
-        self.lift = Lift(config.lift, config.neck.channels, self.neck.stride, grid)
-        self.trunk = Trunk(config.lift.channels * grid.shape[0], config.channels)
+        low, high = config.heights
+        voxel = (grid.voxel[0] * config.coarse, grid.voxel[1] * config.coarse, (high - low) / config.levels)
+        grid = dataclasses.replace(grid, z=config.heights, voxel=voxel)
+        self.view = ViewTransform(config.neck.channels, config.voxel_channels, self.neck.stride, grid)
+        self.trunk = Trunk(config.voxel_channels, config.channels)
         self.head = head
 
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -120,16 +130,15 @@ class BEVModel(nn.Module):
         every = dict(zip(self.neck.stages, maps, strict=True))
         visible = torch.ones(len(images), maps[-1].shape[-2], maps[-1].shape[-1], dtype=torch.bool, device=clip.device)
         features = self.neck([every.get(stage, maps[-1]) for stage in range(4)], visible)
-        volume = self.lift(features.unflatten(0, clip.images.shape[:3]), clip)
-        return self.head(self.trunk(volume[:, 0].flatten(1, 2)))  # height to channels: [B, C*Z, Y, X]
+        return self.head(self.trunk(self.view(features.unflatten(0, (clip.batch_size, clip.num_cameras)), clip)))
 
 
 class Trunk(nn.Module):
-    """A small U-Net over the BEV plane: full, half and quarter resolution."""
+    """A small U-Net over the BEV plane: full resolution to an eighth."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        widths = (channels, 2 * channels, 2 * channels)
+        widths = (channels, 2 * channels, 4 * channels, 4 * channels)
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), group_norm(channels), nn.ReLU()
         )

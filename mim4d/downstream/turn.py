@@ -1,7 +1,8 @@
 """Augmentation in BEV: the ego frame turned about z, and perhaps mirrored, under the cameras and the labels alike.
 
-As BEVDet's augmentation of the bird's-eye view (arXiv 2112.11790, section 3.2), but applied before the lift: features
-and labels meet in the same cells exactly, and images stay as they are, so those of a frozen backbone can be kept.
+As BEVDet's augmentation of the bird's-eye view (arXiv 2112.11790, section 3.2), but applied before the change of
+view: features and labels meet in the same cells exactly, and images stay as they are, so those of a frozen backbone can
+be kept.
 """
 
 from dataclasses import dataclass, replace

@@ -8,8 +8,8 @@ from mim4d.downstream.config import EvalConfig
 FLAGS = (
     *("--preset", "demo", "--data", "nuscenes", "--version", "v1.0-mini", "--image-size", "64", "128"),
     *("--steps", "3", "--batch-size", "2", "--workers", "0", "--backbone", "mim4d_convnext_atto", "--init", "random"),
-    *("--model.neck.channels", "16", "--model.lift.depth-channels", "16", "--model.lift.channels", "8"),
-    *("--model.lift.depth-step", "5", "--model.channels", "16", "--model.coarse", "4", "--optim.warmup-steps", "1"),
+    *("--model.neck.channels", "16", "--model.levels", "2", "--model.voxel-channels", "8"),
+    *("--model.channels", "16", "--model.coarse", "4", "--optim.warmup-steps", "1"),
 )
 
 

@@ -65,7 +65,7 @@ def test_any_backbone_frozen_or_trained(backbone, freeze, tiny_world, tmp_path, 
         if name.startswith("encoder.") and freeze:
             assert torch.equal(value, before[name]), name  # the statistics of norms, too
     moved = [n for n, v in run.model.state_dict().items() if not torch.equal(v, before[n])]
-    assert any(name.startswith("lift.") for name in moved)
+    assert any(name.startswith("view.") for name in moved)
     assert any(name.startswith("encoder.") for name in moved) == (not freeze)
 
 
