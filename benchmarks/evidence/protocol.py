@@ -132,7 +132,7 @@ CPU = Size(
         # Not turned: in few steps its queries learn best where roads mostly lie, or else next to nothing.
         "hd-map": replace(_COARSE, task="hd-map", turn=0.0),
     },
-    evaluation_steps={"frozen": 700, "full": 250},
+    evaluation_steps={"frozen": 700, "full": 700},
     # 1 % of this world are six samples: enough to see a layout, not to find things.
     cells=dict.fromkeys(
         (RANDOM, *STARTS),
