@@ -138,7 +138,7 @@ CPU = Size(
         (RANDOM, *STARTS),
         (*_grid(_TASKS, ["frozen", "full"], [0.1]), *_grid(_TASKS, ["frozen"], [1.0]), Cell("bev-seg", "frozen", 0.01)),
     ),
-    ablation_cells=(Cell("bev-seg", "frozen", 1.0),),
+    ablation_cells=(Cell("bev-seg", "frozen", 1.0), Cell("det3d", "frozen", 0.1)),
 )
 """For 2 CPU cores."""
 
