@@ -166,9 +166,7 @@ def test_every_table_has_the_columns_of_its_head():
                 lines = rows(block)
                 assert {len(line) for line in lines} == {len(lines[0])}
                 assert set(lines[1]) == {"---"}
-    assert len(rows(table(whole))) == 2 + 3 * 2  # tasks, modes
-    assert {line[2] for line in rows(table(whole))[2:]} == {"10 %"}
-    assert len([line for line in rows(details(whole)) if line[2] in ("1 %", "10 %", "100 %")]) == 3 * 2 * 3
+    assert len(rows(table(whole))) == 2 + 3 * 2 * 3  # tasks, modes, shares
 
 
 def test_the_table_agrees_with_the_results():
