@@ -127,13 +127,13 @@ def test_bold_is_what_is_above_twice_the_spread(gained, shown):
 
 
 def test_the_table_has_a_line_for_what_was_measured_and_says_how():
-    text = table(results([cell("random", [0.1, 0.2, 0.3]), cell("mim4d", [0.4], "det3d", "full", 0.1, "mAP")]))
+    text = table(results([cell("random", [0.1, 0.2, 0.3]), cell("mim4d", [0.4], "det3d", "full", 1.0, "mAP")]))
     assert rows(text)[0] == [
         *("score", "backbone", "labels", "random", "2D pixels", "single frame", "MIM4D", "MIM4D - random"),
     ]
     assert rows(text)[2:] == [
         ["vehicle IoU", "frozen", "10 %", "20.0 ± 10.0", "–", "–", "–", "–"],  # noqa: RUF001
-        ["mAP", "fine-tuned", "10 %", "–", "–", "–", "40.0", "–"],  # noqa: RUF001
+        ["mAP", "fine-tuned", "100 %", "–", "–", "–", "40.0", "–"],  # noqa: RUF001
     ]
     assert "over 1 to 3 seeds" in text
     assert "`python -m benchmarks.evidence --size cpu`" in text
