@@ -39,13 +39,12 @@ def _method(config: PretrainConfig, **changes: Any) -> PretrainConfig:
 RANDOM = "random"
 """The start without any pretraining."""
 STARTS: Mapping[str, Start] = {
-    "pixels": Start(lambda config: _method(_frames(config, 1), mask_ratio=0.6, every_frame=False), Pixels),
-    "single": Start(lambda config: _method(_frames(config, 1), every_frame=False)),
+    "pixels": Start(lambda config: _method(_frames(config, 1), mask_ratio=0.6), Pixels),
+    "single": Start(lambda config: _frames(config, 1)),
     "mim4d": Start(),
 }
 """What is compared with each other and with random weights, by as many seeds as the size says."""
 ABLATIONS: Mapping[str, Start] = {
-    "targets": Start(lambda config: _method(config, every_frame=False)),
     "no_temporal": Start(method=Untimed),
     "no_colour": Start(lambda config: _method(config, loss=replace(config.method.loss, rgb=0.0))),
     "no_depth": Start(lambda config: replace(config, supervision="rgb")),
@@ -125,7 +124,6 @@ CPU = Size(
         keep=1,
         picture_every=0,
         eval_every=0,
-        method=replace(DEMO.method, every_frame=True),
         world=SyntheticConfig(scenes=160, keyframes=5),
     ),
     evaluation={
@@ -156,7 +154,6 @@ GPU = Size(
         log_every=100,
         picture_every=0,
         eval_every=0,
-        method=replace(GPU24.method, every_frame=True),
         world=SyntheticConfig(scenes=850, keyframes=10, scale=0.5),
     ),
     evaluation={task: EvalConfig(task=task) for task in _TASKS},

@@ -46,7 +46,6 @@ class Column:
 MAIN = {"random": "random", "pixels": "2D pixels", "single": "single frame", "mim4d": "MIM4D"}
 RECIPES = {"pixels": " (SparK's recipe)", "single": " (UniPAD's recipe)"}
 ABLATIONS = {
-    "targets": "dropped frames alone rendered directly",
     "no_temporal": "no temporal path",
     "no_colour": "no colour loss",
     "no_depth": "no depth loss",

@@ -14,7 +14,7 @@ from .lift import Lift, LiftConfig
 from .losses import LossConfig, compare
 from .mask import draw_targets, visible_patches
 from .neck import Neck, NeckConfig
-from .rays import Rays, Supervision, choose_rays
+from .rays import Supervision, choose_rays
 from .render import RenderConfig, Renderer
 from .rng import Stream, uniform
 from .temporal import TemporalConfig, TemporalDecoder
@@ -35,9 +35,6 @@ class ModelConfig:
     """Parts of the backbone kept as they are, from the front: 0 none, 1 the stem, 2 the stem and first stage, ..."""
     mask_ratio: float = 0.3
     """Share of 32 px patches hidden in every image."""
-    every_frame: bool = False
-    """Render every frame from its own features, not the dropped ones alone (as published): more is learnt from the same
-    images, for T / 2 of that rendering's time and memory."""
     supervision: Supervision = "rgbd"
     """rgbd: rays through LiDAR points, colour and depth; rgb: rays through any pixels, colour alone."""
     grid: VoxelGrid = field(default_factory=VoxelGrid)
@@ -137,13 +134,10 @@ class MIM4D(MaskedModel):
         """
         targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]
         volumes = self.encode(clip)  # [B, T, C, Z, Y, X]
-        own = targets
-        if self.config.every_frame:
-            own = torch.arange(clip.num_frames, device=clip.device).expand(clip.batch_size, -1)
-        views = {"direct": (pick(volumes, own), own)}
+        views = {"direct": pick(volumes, targets)}  # [B*K, C, Z, Y, X]
         if self.temporal is not None:
-            views["temporal"] = self.temporal(*self.warp_others(volumes, clip, targets)).volume, targets
-        return self.score(views, clip)
+            views["temporal"] = self.temporal(*self.warp_others(volumes, clip, targets)).volume
+        return self.score(views, clip, targets)
 
     @torch.no_grad()
     def baselines(self, clip: Clip) -> dict[str, Tensor]:
@@ -156,7 +150,7 @@ class MIM4D(MaskedModel):
             warped, gaps = self.warp_others(volumes, clip, targets)
             mean = warped.mean(1)
             views |= {"temporal": self.temporal(warped, gaps).volume, "zero": torch.zeros_like(mean), "mean": mean}
-        return self.score({name: (volume, targets) for name, volume in views.items()}, clip)
+        return self.score(views, clip, targets)
 
     def encode(self, clip: Clip) -> Tensor:
         """Steps 1 to 4: every frame's own volume [B, T, C, Z, Y, X] from its visible patches."""
@@ -190,33 +184,25 @@ class MIM4D(MaskedModel):
         gaps = pick(clip.times, others) - pick(clip.times, targets)[:, None]
         return warp(pick(volumes, others), poses, self.config.grid), gaps
 
-    def score(self, views: dict[str, tuple[Tensor, Tensor]], clip: Clip) -> dict[str, Tensor]:
-        """Steps 7 and 8: render each kind of volume [B*K, C, Z, Y, X] of frames [B, K], and compare; kinds of the very
-        same frames along the very same rays."""
+    def score(self, views: dict[str, Tensor], clip: Clip, targets: Tensor) -> dict[str, Tensor]:
+        """Steps 7 and 8: render each kind of volume [B*K, C, Z, Y, X] along the same rays, and compare."""
         config = self.config
+        rays = choose_rays(clip, targets, config.render.rays_per_view, config.grid, config.supervision)
+        jitter = None
+        if self.training:
+            shape = (targets.shape[1], rays.valid.shape[1], config.render.uniform_samples)
+            jitter = uniform(clip.seeds, Stream.STRATA, shape).flatten(0, 1)
         out: dict[str, Tensor] = {}
         loss = torch.zeros((), device=clip.device)
-        drawn = None
-        for name, (volumes, frames) in views.items():
-            if frames is not drawn:
-                rays, jitter, drawn = *self.draw_rays(clip, frames), frames
+        for name, volumes in views.items():
             rendered = self.renderer(volumes, rays.origins, rays.directions, jitter)
             terms = compare(rendered, rays, clip.batch_size)
             if name in ("direct", "temporal"):
                 scene_depth = terms["depth"] / self.renderer.field.scale
                 loss = loss + config.loss.rgb * terms["rgb"] + config.loss.depth * scene_depth
             out |= {f"{name}_{term}": value for term, value in terms.items()}
-        used = torch.full_like(loss, clip.num_frames if self.temporal is not None else 1)
-        return {"loss": loss, **out, "frames": used, "rays": rays.valid.float().mean()}
-
-    def draw_rays(self, clip: Clip, frames: Tensor) -> tuple[Rays, Tensor | None]:
-        """Rays of frames [B, K] and, in training, how far into its stratum each of their samples is."""
-        config = self.config
-        rays = choose_rays(clip, frames, config.render.rays_per_view, config.grid, config.supervision)
-        if not self.training:
-            return rays, None
-        shape = (frames.shape[1], rays.valid.shape[1], config.render.uniform_samples)
-        return rays, uniform(clip.seeds, Stream.STRATA, shape).flatten(0, 1)
+        frames = torch.full_like(loss, clip.num_frames if self.temporal is not None else 1)
+        return {"loss": loss, **out, "frames": frames, "rays": rays.valid.float().mean()}
 
 
 def pick(per_frame: Tensor, frames: Tensor) -> Tensor:

@@ -110,31 +110,6 @@ def test_every_frame_that_is_counted_is_used():
         assert after["direct_rgb"] == before["direct_rgb"], t
 
 
-def test_every_frame_may_be_rendered_from_itself_and_not_the_dropped_ones_alone():
-    clip = toy_clip(2, 4)
-    targets = draw_targets(clip.seeds, 4)
-    every = torch.arange(4).expand(2, -1)
-    for own, model in ((targets, toy_model(frames=4)), (every, toy_model(frames=4, every_frame=True))):
-        seen = []
-        hook = model.renderer.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[:2]))
-        model.eval()(clip)
-        hook.remove()
-        (direct, origins), (temporal, others) = seen
-        assert torch.equal(direct, pick(model.encode(clip), own))
-        assert len(temporal) == len(others) == 2 * 2
-        assert torch.equal(others, model.draw_rays(clip, targets)[0].origins)
-        assert torch.equal(origins, model.draw_rays(clip, own)[0].origins)
-
-
-def test_of_a_single_frame_every_frame_is_the_dropped_one():
-    clip = toy_clip(1, 1)
-    (plain, gradients), (every, others) = (
-        step(toy_model(frames=1, every_frame=every_frame), clip) for every_frame in (False, True)
-    )
-    assert plain == every
-    assert all(torch.equal(gradients[name], others[name]) for name in gradients)
-
-
 def test_more_frames_than_a_model_without_a_long_branch_was_made_for():
     """The short branch takes them all: what is given is used, and counted."""
     model, clip = toy_model(frames=2), toy_clip(1, 4)
