@@ -235,7 +235,7 @@ def _ablations(results: Results) -> str | None:
         ((task, mode, labels, column.figure), column)
         for task in TASKS
         for mode, labels in _measured(results, task, ABLATIONS)
-        for column in (*HEADLINES[task], *OTHERS[task])
+        for column in HEADLINES[task]
     ]
     columns = [(cell, column) for cell, column in columns if any(find(results, init, *cell) for init in ABLATIONS)]
     rows = []
