@@ -45,6 +45,7 @@ STARTS: Mapping[str, Start] = {
 }
 """What is compared with each other and with random weights, by as many seeds as the size says."""
 ABLATIONS: Mapping[str, Start] = {
+    "whole": Start(),
     "no_temporal": Start(method=Untimed),
     "no_colour": Start(lambda config: _method(config, loss=replace(config.method.loss, rgb=0.0))),
     "no_depth": Start(lambda config: replace(config, supervision="rgb")),
@@ -55,7 +56,7 @@ ABLATIONS: Mapping[str, Start] = {
     "frames_2": Start(lambda config: _frames(config, 2)),
     "frames_4": Start(lambda config: _frames(config, 4)),
 }
-"""MIM4D with one thing different."""
+"""MIM4D, whole and with one thing different: more briefly than STARTS, for there are many."""
 EVERY = {**STARTS, **ABLATIONS}
 
 Task = Literal["bev-seg", "det3d", "hd-map"]
@@ -85,12 +86,14 @@ class Size:
     """MIM4D's settings; the seed is that of the run."""
     evaluation: Mapping[Task, EvalConfig]
     """Of each task, but for the steps; on the pretraining's world, version and image size."""
-    evaluation_steps: Mapping[Mode, int]
-    """Of a frozen backbone, whose maps are computed once, and of full fine-tuning."""
+    evaluation_steps: Mapping[float, int]
+    """By the share of the labels: what there is more of takes longer to learn."""
     cells: Mapping[str, tuple[Cell, ...]]
     """Of random weights and each of STARTS."""
+    ablation_steps: int
+    """Of pretraining each of ABLATIONS, the whole among them."""
     ablation_cells: tuple[Cell, ...]
-    """Of each of ABLATIONS; those of MIM4D are needed to compare with."""
+    """Of each of ABLATIONS."""
     seeds: int = 3
     """Of random weights and of each of STARTS."""
     yardstick_seeds: int = 5
@@ -117,7 +120,7 @@ CPU = Size(
         DEMO,
         model="mim4d_resnet18",  # from scratch it learns more in a minute of a CPU than the small ConvNeXts
         precision="bf16",
-        steps=250,
+        steps=750,
         workers=0,
         log_every=10,
         save_every=50,
@@ -132,13 +135,14 @@ CPU = Size(
         # Not turned: in few steps its queries learn best where roads mostly lie, or else next to nothing.
         "hd-map": replace(_COARSE, task="hd-map", turn=0.0),
     },
-    evaluation_steps={"frozen": 700, "full": 700},
+    evaluation_steps={0.01: 700, 0.1: 700, 1.0: 1400},
     # 1 % of this world are six samples: enough to see a layout, not to find things.
     cells=dict.fromkeys(
         (RANDOM, *STARTS),
         (*_grid(_TASKS, ["frozen", "full"], [0.1]), *_grid(_TASKS, ["frozen"], [1.0]), Cell("bev-seg", "frozen", 0.01)),
     ),
-    ablation_cells=(Cell("bev-seg", "frozen", 1.0), Cell("det3d", "frozen", 0.1)),
+    ablation_steps=250,
+    ablation_cells=(Cell("bev-seg", "frozen", 0.1), Cell("det3d", "frozen", 0.1)),
 )
 """For 2 CPU cores."""
 
@@ -157,8 +161,9 @@ GPU = Size(
         world=SyntheticConfig(scenes=850, keyframes=10, scale=0.5),
     ),
     evaluation={task: EvalConfig(task=task) for task in _TASKS},
-    evaluation_steps={"frozen": 6000, "full": 6000},
+    evaluation_steps=dict.fromkeys((0.01, 0.1, 1.0), 6000),
     cells={start: _grid(_TASKS, ["frozen", "full"], [0.1, 0.01, 1.0]) for start in (RANDOM, *STARTS)},
+    ablation_steps=4000,
     ablation_cells=_grid(_TASKS, ["frozen", "full"], [0.1]),
     scored_clips=128,
 )

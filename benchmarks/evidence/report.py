@@ -56,7 +56,8 @@ ABLATIONS = {
     "frames_2": "2 frames",
     "frames_4": "4 frames",
 }
-NAMES = MAIN | ABLATIONS
+WHOLE = {"whole": "MIM4D, as briefly as those below"}
+NAMES = MAIN | WHOLE | ABLATIONS
 MODES = {"frozen": "frozen", "full": "fine-tuned"}
 TASKS = {
     "bev-seg": "BEV segmentation",
@@ -240,13 +241,15 @@ def _ablations(results: Results) -> str | None:
     columns = [(cell, column) for cell, column in columns if any(find(results, init, *cell) for init in ABLATIONS)]
     rows = []
     for init, title in ABLATIONS.items():
-        gains = [gain(results, init, "mim4d", *cell) for cell, _ in columns]
+        gains = [gain(results, init, *WHOLE, *cell) for cell, _ in columns]
         if any(gains):
             shown = [_number(g, column, difference=True) for g, (_, column) in zip(gains, columns, strict=True)]
             rows.append([title, _numbers(_counts(gains)), *shown])
+    steps = results["protocol"]["pretraining_steps_of_ablations"]
     told = (
         "What changes when MIM4D (30 % masked, 3 frames) is pretrained without one part, or with another setting: "
-        "differences to MIM4D with the same seeds. One seed alone does not tell effect from chance."
+        f"differences to MIM4D with the same seeds, all of them pretrained for {steps} steps. One seed alone does not "
+        "tell effect from chance."
     )
     head = ["ablation", "seeds", *(f"{c.title}, {MODES[cell[1]]}, {_percent(cell[2])}" for cell, c in columns)]
     return f"{told}\n\n{_markdown(head, rows)}" if rows else None

@@ -67,7 +67,8 @@ class Job:
 
     def pretraining_config(self) -> PretrainConfig:
         """Complete settings of its run."""
-        config = replace(self.size.pretraining, seed=self.seed, out=str(self.pretraining))
+        steps = self.size.ablation_steps if self.start in ABLATIONS else self.size.pretraining.steps
+        config = replace(self.size.pretraining, steps=steps, seed=self.seed, out=str(self.pretraining))
         return complete_pretraining(EVERY[self.start].change(config))
 
     def cells(self) -> dict[Cell, EvalConfig]:
@@ -83,7 +84,7 @@ class Job:
                 init="random" if random else "pretrained",
                 freeze=cell.mode == "frozen",
                 labels=cell.labels,
-                steps=self.size.evaluation_steps[cell.mode],
+                steps=self.size.evaluation_steps[cell.labels],
                 seed=self.seed,
                 out=str(self.out / "cells" / self.name / cell.name),
             )
@@ -245,7 +246,8 @@ def results(size: Size, out: Path, command: str) -> dict[str, Any]:
             "labelled samples": dict(sorted(counts.items(), key=lambda item: (item[0] == "held out", item[1]))),
             "pretraining_steps": first.steps,
             "images_seen": first.steps * first.batch_size * first.frames * len(first.cameras),
-            "evaluation_steps": dict(size.evaluation_steps),
+            "pretraining_steps_of_ablations": size.ablation_steps,
+            "evaluation_steps": {f"{100 * share:g} %": steps for share, steps in size.evaluation_steps.items()},
         },
         "cells": [
             {"init": start, **asdict(cell), "figures": summarise(by_seed)} for (start, cell), by_seed in cells.items()

@@ -32,8 +32,9 @@ def size(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Size:
         name="toy",
         pretraining=replace(tiny(root, folder / "x"), frames=3, steps=2),
         evaluation={"bev-seg": tiny_cell(root, folder / "y")},
-        evaluation_steps={"frozen": 3, "full": 3},
+        evaluation_steps={0.5: 3},
         cells={},
+        ablation_steps=1,
         ablation_cells=(SEG,),
         seeds=1,
         yardstick_seeds=1,
@@ -94,7 +95,7 @@ def test_another_comparison_is_refused(size: Size, compared: Path, change: str, 
     """Even if only what is not there yet is asked for: the report would be of both."""
     other = {
         "pretraining": replace(size, pretraining=replace(size.pretraining, steps=3)),
-        "evaluation": replace(size, evaluation_steps={"frozen": 4, "full": 3}),
+        "evaluation": replace(size, evaluation_steps={0.5: 4}),
         "backbone": replace(size, pretraining=replace(size.pretraining, model="mim4d_resnet18")),
     }[change]
     with pytest.raises(UserError, match="--out"):
@@ -106,12 +107,21 @@ def test_every_start_sees_as_many_images(name: str):
     size = SIZES[name]
     jobs = [job for job in jobs_of(size, Path("x"), list(EVERY)) if job.seed == 0]
     assert {job.start for job in jobs} == set(STARTS) | set(ABLATIONS)
-    seen = {job.start: _images(job.pretraining_config()) for job in jobs}
-    assert max(seen.values()) / min(seen.values()) < 1.01, seen
+    for starts, steps in ((STARTS, size.pretraining.steps), (ABLATIONS, size.ablation_steps)):
+        seen = {job.start: _images(job.pretraining_config()) for job in jobs if job.start in starts}
+        wanted = steps * size.pretraining.batch_size * size.pretraining.frames
+        assert seen == pytest.approx(dict.fromkeys(starts, wanted), rel=0.01)
 
 
 def _images(config) -> int:
     return config.steps * config.batch_size * config.frames
+
+
+def test_the_whole_that_ablations_stand_beside_is_mim4d_pretrained_as_briefly():
+    jobs = {job.start: job for job in jobs_of(SIZES["cpu"], Path("x"), ["mim4d", "whole"]) if job.seed == 0}
+    long, brief = jobs["mim4d"].pretraining_config(), jobs["whole"].pretraining_config()
+    assert brief.steps < long.steps
+    assert replace(brief, steps=long.steps, out=long.out) == long
 
 
 def test_pixels_are_filled_in_where_hidden(monkeypatch: pytest.MonkeyPatch):
