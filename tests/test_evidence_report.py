@@ -118,7 +118,7 @@ def test_there_is_no_gain_without_a_common_seed():
     [
         ([0.25, 0.5, 0.75], "+50.0 ± 25.0"),  # twice the spread, not above it
         ([0.011, 0.021, 0.031], "**+2.1 ± 1.0**"),
-        ([-0.011, -0.021, -0.031], "-2.1 ± 1.0"),
+        ([-0.011, -0.021, -0.031], "**-2.1 ± 1.0**"),  # a loss is as much a finding as a gain
         ([0.02, 0.022], "+2.1 ± 0.1"),  # of two seeds
         ([0.02], "+2.0"),
     ],

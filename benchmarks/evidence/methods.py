@@ -85,5 +85,6 @@ class Timeless(MIM4D):
 
     def warp_others(self, volumes: Tensor, clip: Clip, targets: Tensor) -> tuple[Tensor, Tensor]:
         warped, gaps = super().warp_others(volumes, clip, targets)
-        nearest_first = gaps.abs().argsort(1).argsort(1) + 1  # so that each frame meets the branch that it would
-        return warped, nearest_first * gaps.sign()
+        order = torch.arange(gaps.shape[1], device=gaps.device)
+        # Frames are in the order of time and the target, which stands between -1 and 1, is not among the others.
+        return warped, (order - (gaps < 0).sum(1, keepdim=True) + (gaps > 0)).to(gaps)

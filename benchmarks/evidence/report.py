@@ -114,7 +114,7 @@ GAIN = ("mim4d", "random")
 """The README's difference."""
 GAINS = (GAIN, ("mim4d", "single"), ("single", "pixels"), ("pixels", "random"))
 ENOUGH_SEEDS = 3
-"""To call a gain more than chance: the spread of two says next to nothing."""
+"""To call a difference more than chance: the spread of two says next to nothing."""
 NOTHING = "\N{EN DASH}"
 
 
@@ -163,9 +163,9 @@ def gain(results: Results, init: str, over: str, task: str, mode: str, labels: f
 
 
 def beyond_chance(summary: Summary) -> bool:
-    """Whether a gain is above twice its spread, over enough seeds to know the spread."""
+    """Whether a difference is above twice its spread, over enough seeds to know the spread."""
     spread = summary["spread"]
-    return spread is not None and len(summary["seeds"]) >= ENOUGH_SEEDS and summary["mean"] > 2 * spread
+    return spread is not None and len(summary["seeds"]) >= ENOUGH_SEEDS and abs(summary["mean"]) > 2 * spread
 
 
 def table(results: Results) -> str:
@@ -223,7 +223,8 @@ def _read(results: Results) -> str:
         f"{_seeds(counts) or 'no seeds yet'}; ↓: lower is better. IoU counts cells surer than 0.5, AP needs no "
         "threshold. nuScenes' mAP leaves out what is below 10 % of precision or recall, uncut mAP nothing. Differences "
         "are of the seeds that both sides have, one by one, with the same labelled samples and the same first weights "
-        f"of the head; bold: above twice their standard deviation, of {ENOUGH_SEEDS} seeds or more."
+        f"of the head; bold: further from 0 than twice their standard deviation, of {ENOUGH_SEEDS} seeds or more. Of "
+        "differences that are nothing but chance, one in 13 would be bold with 3 seeds."
     )
 
 

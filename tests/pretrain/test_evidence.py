@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.evidence.methods import Pixels, Untimed, Unwarped
+from benchmarks.evidence.methods import Pixels, Timeless, Untimed, Unwarped
 from benchmarks.evidence.protocol import ABLATIONS, EVERY, RANDOM, SIZES, STARTS, Cell, Size
 from benchmarks.evidence.run import compare, do, jobs_of
 from mim4d.errors import UserError
@@ -166,6 +166,14 @@ def test_unwarped_differs_from_mim4d_by_the_warp_alone():
     assert (
         other.warp_others(volumes, clip, targets)[0] - model.warp_others(volumes, clip, targets)[0]
     ).abs().max() > 0.1
+
+
+def test_without_continuous_time_gaps_are_counted_in_frames():
+    torch.manual_seed(0)
+    model, clip = Timeless(toy_config()), toy_clip(clips=2, frames=4)
+    targets = torch.tensor([[0, 3], [1, 2]])
+    _, gaps = model.warp_others(torch.randn(2, 4, 8, *toy_config().grid.shape), clip, targets)
+    assert gaps.tolist() == [[1, 2, 3], [-3, -2, -1], [-1, 1, 2], [-2, -1, 1]]
 
 
 def test_without_the_temporal_path_the_direct_losses_are_the_same():
