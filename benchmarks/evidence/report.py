@@ -56,8 +56,8 @@ ABLATIONS = {
     "frames_2": "2 frames",
     "frames_4": "4 frames",
 }
-WHOLE = {"whole": "MIM4D, as briefly as those below"}
-NAMES = MAIN | WHOLE | ABLATIONS
+WHOLE = "whole"
+NAMES = MAIN | {WHOLE: "MIM4D, as briefly as those below"} | ABLATIONS
 MODES = {"frozen": "frozen", "full": "fine-tuned"}
 TASKS = {
     "bev-seg": "BEV segmentation",
@@ -242,7 +242,7 @@ def _ablations(results: Results) -> str | None:
     columns = [(cell, column) for cell, column in columns if any(find(results, init, *cell) for init in ABLATIONS)]
     rows = []
     for init, title in ABLATIONS.items():
-        gains = [gain(results, init, *WHOLE, *cell) for cell, _ in columns]
+        gains = [gain(results, init, WHOLE, *cell) for cell, _ in columns]
         if any(gains):
             shown = [_number(g, column, difference=True) for g, (_, column) in zip(gains, columns, strict=True)]
             rows.append([title, _numbers(_counts(gains)), *shown])

@@ -20,26 +20,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 class VectorDecoder(nn.Module):
     """BEV features -> lines."""
 
-    def __init__(
-        self, channels: int, *, classes: int, points: int, lines: int = 30, layers: int = 3, heads: int = 4
-    ) -> None:
+    def __init__(self, channels: int, classes: int, start: Tensor, *, layers: int = 3, heads: int = 4) -> None:
         """Make the decoder.
 
         Args:
             channels: C, of the features and the queries; a multiple of ``heads``.
             classes: Kinds of lines.
-            points: P, of each line.
-            lines: N, the most that can be found.
+            start: [N, P, 2], where each line's points are looked for first, (x, y) as shares of the grid, 0 to 1; is
+                learnt from there on.
             layers: Rounds of looking and moving.
             heads: Of every attention.
         """
         super().__init__()
-        self.line = nn.Parameter(torch.randn(lines, 1, channels) * 0.5)
-        self.point = nn.Parameter(torch.randn(points, channels) * 0.5)
-        middle = torch.rand(lines, 1, 2) * 0.8 + 0.1
-        angle = torch.rand(lines, 1) * 2 * math.pi
-        along = torch.linspace(-0.15, 0.15, points)
-        start = middle + torch.stack([angle.cos() * along, angle.sin() * along], dim=-1)  # short lines all over
+        self.line = nn.Parameter(torch.randn(len(start), 1, channels) * 0.5)
+        self.point = nn.Parameter(torch.randn(start.shape[1], channels) * 0.5)
         self.start = nn.Parameter(start.clamp(0.02, 0.98).logit())
         self.place = nn.Linear(4 * FREQUENCIES, channels)
         self.layers = nn.ModuleList(DecoderLayer(channels, heads) for _ in range(layers))

@@ -8,6 +8,7 @@ computes mAP, NDS and the five errors from a file in the official submission for
 import contextlib
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class Detection:
             np.maximum(heat[label], np.outer(row, column), out=heat[label])
         return heat
 
-    def head(self, channels: int, up: int) -> nn.Module:
+    def head(self, channels: int, up: int, examples: Iterable[Any]) -> nn.Module:
         """Maps [B, CHANNELS, Y, X]: logits of the heat, REGRESSED, logits of the attributes."""
         bias = torch.zeros(CHANNELS)
         bias[: len(CLASSES)] = -4.0  # hardly a cell is a peak

@@ -5,6 +5,7 @@ and behind and 15 m to either side; average precision at Chamfer distances of 0.
 line (section 3.2): 20 points of which every equivalent order is right, two for an open line, 38 for a closed one.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
 from shapely.geometry.base import BaseGeometry
 from torch import Tensor, nn
@@ -29,6 +31,8 @@ NAMES = ("divider", "boundary", "crossing")
 COLOURS = ("tab:orange", "tab:blue", "tab:green")
 POINTS = 20
 """Of a line."""
+LINES = 30
+"""The most that can be found in a sample."""
 ORDERS = 2 * (POINTS - 1)
 """Equivalent orders of a closed line's points."""
 THRESHOLDS = (0.5, 1.0, 1.5)
@@ -81,9 +85,12 @@ class HDMap:
         labels = torch.tensor([label for label, _ in lines], dtype=torch.int64)
         return MapTarget(labels, torch.from_numpy((points - low) / (high - low)).float())
 
-    def head(self, channels: int, up: int) -> nn.Module:
-        """A decoder of queries."""
-        return VectorDecoder(channels, classes=len(NAMES), points=POINTS)
+    def head(self, channels: int, up: int, examples: Iterable[Lines]) -> nn.Module:
+        """A decoder of queries that start from typical lines."""
+        orders = [orders for kept in examples for orders in self.target(kept, Turn.none()).points.tolist()]
+        # One order of each line, the same for the same line, or the middle of a cluster would be nowhere.
+        lines = np.array([min(of_a_line) for of_a_line in orders]).reshape(-1, POINTS, 2)
+        return VectorDecoder(channels, len(NAMES), torch.from_numpy(typical(lines, LINES)).float())
 
     def loss(self, output: list[tuple[Tensor, Tensor]], targets: list[MapTarget]) -> Tensor:
         """Each layer's, after the best assignment of its lines to true ones (DETR, arXiv 2005.12872, section 3.1)."""
@@ -167,6 +174,17 @@ def _orders(line: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = [np.roll(line[:-1], -k, axis=0) for k in range(POINTS - 1)]
     whole = np.stack([np.concatenate([ring, ring[:1]]) for ring in shifted])
     return np.concatenate([whole, whole[:, ::-1]])
+
+
+def typical(lines: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Lines [count, P, 2] that stand for many [M, P, 2]: the means of clusters, as YOLO9000's first boxes are (arXiv
+    1612.08242, section 2). Fewer lines than ``count`` are taken again, put aside a little."""
+    means = np.unique(lines, axis=0)
+    if len(means) > count:
+        means = kmeans2(means.reshape(len(means), -1), count, minit="++", seed=0)[0]
+    aside = np.random.default_rng(0).normal(0.0, 0.05, (count, 1, 2))
+    aside[: len(means)] = 0.0
+    return np.resize(means, (count, *lines.shape[1:])) + aside
 
 
 def _focal(logits: Tensor, truth: Tensor) -> Tensor:

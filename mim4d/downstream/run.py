@@ -32,6 +32,8 @@ from .task import Figures, Task
 from .turn import Turn
 
 METRICS = "metrics.json"
+EXAMPLES = 256
+"""Samples that a head may look at for what it says at first."""
 
 
 def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = False) -> Figures:
@@ -122,7 +124,8 @@ class Run:
         torch.manual_seed(config.seed)
         encoder = make_encoder(config.backbone, pretrained=config.init == "pretrained")
         torch.manual_seed(config.seed + 1)  # all else starts the same, whatever the backbone drew
-        head = self.task.head(config.model.channels, config.model.coarse)
+        examples = (self.truth(data.train, number) for number in self.chosen[:EXAMPLES])
+        head = self.task.head(config.model.channels, config.model.coarse, examples)
         self.model = BEVModel(config.model, encoder, self.task.grid, head).to(self.device)
         self.model.encoder.requires_grad_(not config.freeze)
         if not config.freeze:

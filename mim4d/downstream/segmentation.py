@@ -6,6 +6,7 @@ samples at a probability of 0.5. Vehicles of which the cameras see less than ``m
 loss and of the score, as by the latter; 1 counts all, as the former does.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ class Segmentation:
         counts[0] = (bits & HIDDEN) == 0
         return SegmentationTarget(truth, counts)
 
-    def head(self, channels: int, up: int) -> nn.Module:
+    def head(self, channels: int, up: int, examples: Iterable[Any]) -> nn.Module:
         """Logits [B, classes, Y, X]."""
         return upsampled(channels, up, torch.full((len(NAMES),), -2.0))  # most cells are empty
 

@@ -1,5 +1,6 @@
 """What a task is made of."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,12 +41,13 @@ class Task(Protocol):
     def target(self, kept: Any, turn: Turn) -> Any:
         """What the head is to say of one sample whose ego frame was turned."""
 
-    def head(self, channels: int, up: int) -> nn.Module:
+    def head(self, channels: int, up: int, examples: Iterable[Any]) -> nn.Module:
         """The part after the trunk.
 
         Args:
             channels: Of the trunk's features [B, channels, Y / up, X / up].
             up: How many label cells a feature cell is wide.
+            examples: What is kept of some of the samples to learn from, for what the head says at first.
         """
 
     def loss(self, output: Any, targets: list[Any]) -> Tensor:

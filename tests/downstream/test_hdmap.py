@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim4d.downstream.decoder import VectorDecoder
-from mim4d.downstream.hdmap import NAMES, ORDERS, POINTS, THRESHOLDS, ChamferAP, HDMap, MapScores, chamfer, resample
+from mim4d.downstream.hdmap import (
+    NAMES,
+    ORDERS,
+    POINTS,
+    THRESHOLDS,
+    ChamferAP,
+    HDMap,
+    MapScores,
+    chamfer,
+    resample,
+    typical,
+)
 from mim4d.downstream.turn import Turn
 from tests.reference import average_precision as reference
 
@@ -149,9 +160,37 @@ def test_the_loss_is_nothing_for_the_truth_in_any_order():
     assert figures["map_AP_boundary"] is None
 
 
+def test_typical_lines_are_the_middles_of_bundles():
+    rng = np.random.default_rng(0)
+    bundles = rng.random((4, POINTS, 2))
+    lines = (bundles[rng.permutation(np.arange(40) % 4)] + rng.uniform(-0.01, 0.01, (40, 1, 2))).clip(0, 1)
+    apart = np.abs(typical(lines, 4)[:, None] - bundles).max((2, 3))  # [found, bundle]
+    assert sorted(apart.argmin(1)) == [0, 1, 2, 3]
+    assert apart.min(1).max() < 0.01
+
+
+@pytest.mark.parametrize("there", [0, 1, 5])
+def test_few_lines_are_taken_again_none_twice_the_same(there: int):
+    lines = np.random.default_rng(0).random((there, POINTS, 2))
+    found = typical(lines, 7)
+    assert sorted(found[:there].tolist()) == sorted(lines.tolist())
+    assert len(np.unique(found, axis=0)) == 7
+
+
+def test_the_head_starts_from_the_lines_of_its_examples_whichever_way_they_run():
+    lines = [np.array([[-20.0, y], [20.0, y]]) for y in (-6.0, 0.0, 6.0)]
+    examples = [[(0, line[:: 1 if sample % 2 else -1]) for line in lines] for sample in range(20)]
+    torch.manual_seed(0)
+    head = HDMap().head(16, 1, iter(examples))
+    start = head.start.sigmoid().detach() * torch.tensor([60.0, 30.0]) - torch.tensor([30.0, 15.0])
+    for line in lines:
+        near = [torch.from_numpy(resample(line, POINTS)).float().sub(found).abs().max() for found in start]
+        assert min(near) < 0.1
+
+
 def test_the_decoder_moves_points_and_all_of_it_learns():
     torch.manual_seed(0)
-    decoder = VectorDecoder(16, classes=3, points=POINTS, lines=5)
+    decoder = VectorDecoder(16, 3, torch.rand(5, 1, 2) + torch.linspace(-0.1, 0.1, POINTS)[:, None])
     task, target = HDMap(), HDMap().target([(0, np.array([[-5, 3], [5, 6.0]]))], Turn.none())
     optimizer = torch.optim.Adam(decoder.parameters(), 3e-3)
     features = torch.randn(1, 16, 9, 11)
