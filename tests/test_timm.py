@@ -210,8 +210,8 @@ def test_tags_are_timms():
         assert model.pretrained_cfg["input_size"] == (3, 480, 800)
         with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
             timm.create_model("mim4d_resnet18.nobody")
-        with pytest.raises(WeightsError, match="mim4d_resnet18 has no weights under its default tag"):
-            timm.create_model("mim4d_resnet18", pretrained=True)
+        with pytest.raises(WeightsError, match="mim4d_resnet34 has no weights under its default tag"):
+            timm.create_model("mim4d_resnet34", pretrained=True)
 
 
 # --- torch's ---------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ UNLABELLED = (
 )
 GAIN = ("mim4d", "random")
 """The README's difference."""
-GAINS = (GAIN, ("mim4d", "single"), ("single", "pixels"), ("pixels", "random"))
+GAINS = (GAIN, ("single", "random"), ("pixels", "random"), ("mim4d", "single"), ("single", "pixels"))
 ENOUGH_SEEDS = 3
 """To call a difference more than chance: the spread of two says next to nothing."""
 NOTHING = "\N{EN DASH}"
