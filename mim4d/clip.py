@@ -192,9 +192,13 @@ class Clip:
     def _check_rigid(self, name: str) -> None:
         pose = getattr(self, name)
         rotation = pose[..., :3, :3]
-        eye = torch.eye(3, device=pose.device)
-        off = (rotation @ rotation.mT - eye).abs().max()
+        off = _off_orthonormal(rotation)
         if not torch.isfinite(pose).all() or off > 1e-3 or (torch.linalg.det(rotation) < 0).any():
             raise ValueError(f"Clip.{name}: not a rigid transform (rotation off orthonormal by {float(off):.2g})")
         if (pose[..., 3, :] != pose.new_tensor([0, 0, 0, 1])).any():
             raise ValueError(f"Clip.{name}: not a rigid transform (the last row must be 0 0 0 1)")
+
+
+@exact
+def _off_orthonormal(rotation: Tensor) -> Tensor:
+    return (rotation @ rotation.mT - torch.eye(3, device=rotation.device)).abs().max()

@@ -35,6 +35,8 @@ def make_clip(frames=3, cameras=2, points=5, seed=0) -> Clip:
 def test_a_good_clip_is_valid():
     make_clip().validate()
     make_clip(frames=1, cameras=1, points=0).validate()
+    with torch.autocast("cpu", torch.bfloat16):  # in which a product of matrices is 0.4 % off
+        make_clip().validate()
 
 
 def test_sizes():
