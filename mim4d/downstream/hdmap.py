@@ -179,7 +179,7 @@ def _orders(line: NDArray[np.float64]) -> NDArray[np.float64]:
 def typical(lines: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """Lines [count, P, 2] that stand for many [M, P, 2]: the means of clusters, as YOLO9000's first boxes are (arXiv
     1612.08242, section 2). Fewer lines than ``count`` are taken again, put aside a little."""
-    means = np.unique(lines, axis=0)
+    means = np.unique(lines, axis=0) if len(lines) else np.full((1, *lines.shape[1:]), 0.5)
     if len(means) > count:
         means = kmeans2(means.reshape(len(means), -1), count, minit="++", seed=0)[0]
     aside = np.random.default_rng(0).normal(0.0, 0.05, (count, 1, 2))

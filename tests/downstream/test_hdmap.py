@@ -175,6 +175,7 @@ def test_few_lines_are_taken_again_none_twice_the_same(there: int):
     found = typical(lines, 7)
     assert sorted(found[:there].tolist()) == sorted(lines.tolist())
     assert len(np.unique(found, axis=0)) == 7
+    assert np.abs(found[there:] - 0.5).max() < 0.8  # on the grid or not far off it, also where there is none
 
 
 def test_the_head_starts_from_the_lines_of_its_examples_whichever_way_they_run():
@@ -186,6 +187,7 @@ def test_the_head_starts_from_the_lines_of_its_examples_whichever_way_they_run()
     for line in lines:
         near = [torch.from_numpy(resample(line, POINTS)).float().sub(found).abs().max() for found in start]
         assert min(near) < 0.1
+    assert (start[:, -1, 0] > start[:, 0, 0]).all()  # or means of both ways would be nowhere
 
 
 def test_the_decoder_moves_points_and_all_of_it_learns():
