@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
+from scipy.cluster import vq
 from scipy.optimize import linear_sum_assignment
 from shapely.geometry.base import BaseGeometry
 from torch import Tensor, nn
@@ -181,7 +181,7 @@ def typical(lines: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     1612.08242, section 2). Fewer lines than ``count`` are taken again, put aside a little."""
     means = np.unique(lines, axis=0) if len(lines) else np.full((1, *lines.shape[1:]), 0.5)
     if len(means) > count:
-        means = kmeans2(means.reshape(len(means), -1), count, minit="++", seed=0)[0]
+        means = vq.kmeans2(means.reshape(len(means), -1), count, minit="++", seed=0)[0]
     aside = np.random.default_rng(0).normal(0.0, 0.05, (count, 1, 2))
     aside[: len(means)] = 0.0
     return np.resize(means, (count, *lines.shape[1:])) + aside
