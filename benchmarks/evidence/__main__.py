@@ -37,7 +37,7 @@ def main(options: Options) -> None:
     if options.workers < 1:
         raise UserError(f"--workers {options.workers} must be at least 1")
     command = f"python -m benchmarks.evidence --size {options.size}"
-    compare(SIZES[options.size], options.out, options.starts, options.workers, command)
+    compare(SIZES[options.size], options.out.expanduser(), options.starts, options.workers, command)
 
 
 if __name__ == "__main__":
@@ -46,3 +46,5 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

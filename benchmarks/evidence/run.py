@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from mim4d.downstream.config import EvalConfig
@@ -118,8 +120,31 @@ def compare(size: Size, out: Path, starts: Sequence[str], workers: int, command:
         command: What was asked for, for the report.
 
     Raises:
-        UserError: If ``out`` holds another comparison, or one of its jobs failed.
+        UserError: If ``out`` holds another comparison, one is at work there, or one of its jobs failed.
     """
+    with _alone(out):
+        _do_all(size, out, starts, workers, command)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """While no other comparison is at work in a folder: two would write the same files.
+
+    Raises:
+        UserError: If one is.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"another comparison is at work in {out}: wait for it, or give another --out") from error
+
+
+def _do_all(size: Size, out: Path, starts: Sequence[str], workers: int, command: str) -> None:
     jobs = jobs_of(size, out, starts)
     for job in jobs_of(size, out, (RANDOM, *EVERY)):  # the report is of all that is there
         _check(job)
@@ -131,15 +156,19 @@ def compare(size: Size, out: Path, starts: Sequence[str], workers: int, command:
     failed = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(do, job, max(1, (os.cpu_count() or 1) // workers)): job for job in jobs}
-        for count, future in enumerate(as_completed(waiting), 1):
-            job = waiting[future]
-            error = future.exception()
-            if error:
-                failed.append(f"{job.name}: {' '.join(str(error).split()) or type(error).__name__}")
-            write_report(results(size, out, command), out)
-            write_strip(size, out)
-            minutes = (time.monotonic() - began) / 60
-            console.print(f"{count}/{len(jobs)} {job.name} {'FAILED' if error else 'done'}, {minutes:.0f} min")
+        try:
+            for count, future in enumerate(as_completed(waiting), 1):
+                job, ended = waiting[future], "done"
+                if error := future.exception():
+                    ended = f"FAILED: {' '.join(str(error).split()) or type(error).__name__}"
+                    failed.append(f"{job.name} {ended}")
+                write_report(results(size, out, command), out)
+                write_strip(size, out)
+                minutes = (time.monotonic() - began) / 60
+                console.print(f"{count}/{len(jobs)} {job.name}, {minutes:.0f} min: {ended}", soft_wrap=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # or leaving the block would wait for all that is left
+            raise
     if failed:
         raise UserError(f"{failed[0]} (see {out / 'logs'}); what is done stays, run the same again to go on")
 
@@ -150,12 +179,16 @@ def do(job: Job, threads: int) -> None:
     log = job.out / "logs" / f"{job.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     with _said_to(log):
-        if job.start != RANDOM:
-            _pretrain(job)
-        for config in job.cells().values():
-            if read_figures(Path(config.out)) is None:
-                data = _data(complete_cell(on_data_of(job.size.pretraining, EvalConfig(task="bev-seg"))))
-                evaluate(config, data)
+        try:
+            if job.start != RANDOM:
+                _pretrain(job)
+            for config in job.cells().values():
+                if read_figures(Path(config.out)) is None:
+                    data = _data(complete_cell(on_data_of(job.size.pretraining, EvalConfig(task="bev-seg"))))
+                    evaluate(config, data)
+        except BaseException:
+            traceback.print_exc()  # the process that hears of it gets its words alone
+            raise
 
 
 def _pretrain(job: Job) -> None:
@@ -198,15 +231,18 @@ def _check(job: Job) -> None:
         UserError: If it was not.
     """
     folder = RunFolder(job.pretraining)
-    if job.start != RANDOM and folder.config.exists():
+    pretrained = job.start != RANDOM
+    if pretrained and folder.config.exists():
         _compare(to_dict(folder.read_config()), to_dict(job.pretraining_config()), folder.root)
     for config in job.cells().values():
         figures = read_figures(Path(config.out))
         if figures is not None:
-            now = plain(asdict(config))
-            if job.start != RANDOM:
+            if pretrained and not folder.config.exists():
+                raise UserError(f"{config.out} is of a pretraining that is not there any more: remove it as well")
+            now = plain(asdict(config)) | {"mim4d": __version__}
+            if pretrained:
                 del now["backbone"]  # the folder of its pretraining, which was looked at above
-            _compare(figures["settings"], now, Path(config.out))
+            _compare(figures["settings"] | {"mim4d": figures["mim4d"]}, now, Path(config.out))
 
 
 def _compare(then: dict[str, Any], now: dict[str, Any], made: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from benchmarks.evidence.methods import Pixels, Timeless, Untimed, Unwarped
 from benchmarks.evidence.protocol import ABLATIONS, EVERY, RANDOM, SIZES, STARTS, Cell, Size
@@ -100,6 +101,34 @@ def test_another_comparison_is_refused(size: Size, compared: Path, change: str, 
     }[change]
     with pytest.raises(UserError, match="--out"):
         compare(other, compared, starts, workers=1, command="the command")
+
+
+def test_cells_of_a_pretraining_that_is_gone_are_refused(size: Size, compared: Path, tmp_path: Path):
+    """It would be made anew, and they would pass for its own."""
+    shutil.copytree(compared / "cells", tmp_path / "cells")
+    with pytest.raises(UserError, match=r"cells/pixels-0/.* is of a pretraining that is not there any more"):
+        compare(size, tmp_path, SOME, workers=1, command="the command")
+
+
+def test_cells_of_another_version_are_refused(size: Size, compared: Path, tmp_path: Path):
+    shutil.copytree(compared / "cells" / "random-0", tmp_path / "cells" / "random-0")
+    file = tmp_path / "cells" / "random-0" / SEG.name / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"mim4d": "0.0.1"}))
+    with pytest.raises(UserError, match=r"made with mim4d = 0\.0\.1, .*--out"):
+        compare(size, tmp_path, [RANDOM], workers=1, command="the command")
+
+
+def test_two_comparisons_do_not_share_a_folder(size: Size, tmp_path: Path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another comparison is at work"):
+        compare(size, tmp_path, [RANDOM], workers=1, command="the command")
+
+
+def test_what_failed_is_named_and_its_log_says_where(size: Size, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    broken = replace(size, evaluation={"bev-seg": replace(size.evaluation["bev-seg"], val_split="scene-9999")})
+    with pytest.raises(UserError, match=r"random-0 FAILED: .*scene-9999.*run the same again to go on"):
+        compare(broken, tmp_path, [RANDOM], workers=1, command="the command")
+    assert "random-0, 0 min: FAILED: " in capsys.readouterr().err
+    assert "Traceback" in (tmp_path / "logs" / "random-0.txt").read_text()
 
 
 @pytest.mark.parametrize("name", SIZES)
