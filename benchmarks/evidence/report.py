@@ -217,14 +217,19 @@ def _minus(pair: tuple[str, str]) -> str:
 
 
 def _read(results: Results) -> str:
-    counts = {len(f["seeds"]) for c in results["cells"] if c["init"] in MAIN for f in c["figures"].values()}
+    counts, of_random = (
+        {len(f["seeds"]) for c in results["cells"] if c["init"] in inits for f in c["figures"].values()}
+        for inits in (set(MAIN) - {"random"}, {"random"})
+    )
+    beside = f" ({_numbers(of_random)} of random weights)" if counts and of_random != counts else ""
     return (
         "In percent points where no unit is said: mean ± sample standard deviation over "
-        f"{_seeds(counts) or 'no seeds yet'}; ↓: lower is better. IoU counts cells surer than 0.5, AP needs no "
-        "threshold. nuScenes' mAP leaves out what is below 10 % of precision or recall, uncut mAP nothing. Differences "
-        "are of the seeds that both sides have, one by one, with the same labelled samples and the same first weights "
-        f"of the head; bold: further from 0 than twice their standard deviation, of {ENOUGH_SEEDS} seeds or more. Of "
-        "differences that are nothing but chance, one in 13 would be bold with 3 seeds."
+        f"{_seeds(counts or of_random) or 'no seeds yet'}{beside}; ↓: lower is better. IoU counts cells surer than "
+        "0.5, AP needs no threshold. nuScenes' mAP leaves out what is below 10 % of precision or recall, uncut mAP "
+        "nothing. Differences are of the seeds that both sides have, one by one, with the same labelled samples and "
+        "the same first weights of the head; bold: further from 0 than twice their standard deviation, of "
+        f"{ENOUGH_SEEDS} seeds or more. Of differences that are nothing but chance, one in 13 would be bold with "
+        f"{ENOUGH_SEEDS} seeds."
     )
 
 
@@ -261,6 +266,8 @@ def _unlabelled(results: Results) -> str | None:
     rows = []
     for init, title in NAMES.items():
         found = [figures.get(init, {}).get(column.figure) for column in UNLABELLED]
+        if init == "no_colour":  # nothing taught it any
+            found = [None if c.figure.endswith("_rgb") else f for f, c in zip(found, UNLABELLED, strict=True)]
         if any(found):
             shown = [_number(f, column, difference=False) for f, column in zip(found, UNLABELLED, strict=True)]
             rows.append([title, _numbers(_counts(found)), *shown])

@@ -124,7 +124,7 @@ def _identity(config: EvalConfig) -> tuple[Any, ...]:
 
 
 class Maps:
-    """What a frozen backbone says of samples, as float16 in memory."""
+    """What a frozen backbone says of samples, as float16 in the host's memory: a GPU's is the model's."""
 
     def __init__(
         self, data: EvalData, known: dict[tuple[str, int], list[Tensor]], encode: Callable[[Tensor], list[Tensor]]
@@ -137,8 +137,8 @@ class Maps:
         for place, number in enumerate(numbers):
             maps = self._known.get((split, number))
             if maps is None:
-                maps = [m.clamp(-6e4, 6e4).half() for m in self._encode(clip.images[place].flatten(0, 1))]
+                maps = [m.clamp(-6e4, 6e4).half().cpu() for m in self._encode(clip.images[place].flatten(0, 1))]
                 if len(self._known) * sum(2 * m.numel() for m in maps) < MEMORY:
                     self._known[split, number] = maps
             rows.append(maps)
-        return [torch.cat([m.float() for m in level]) for level in zip(*rows, strict=True)]
+        return [torch.cat(level).to(clip.device, non_blocking=True).float() for level in zip(*rows, strict=True)]

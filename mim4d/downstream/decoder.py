@@ -30,8 +30,13 @@ class VectorDecoder(nn.Module):
                 learnt from there on.
             layers: Rounds of looking and moving.
             heads: Of every attention.
+
+        Raises:
+            ValueError: If ``channels`` do not go round.
         """
         super().__init__()
+        if channels % heads:
+            raise ValueError(f"model.channels = {channels} must be a multiple of {heads}, the decoder's heads")
         self.line = nn.Parameter(torch.randn(len(start), 1, channels) * 0.5)
         self.point = nn.Parameter(torch.randn(start.shape[1], channels) * 0.5)
         self.start = nn.Parameter(start.clamp(0.02, 0.98).logit())

@@ -292,7 +292,8 @@ def score_submission(path: Path, annotations: Annotations, split: str, out: Path
             summary = judge.main(plot_examples=0, render_curves=False)
     except Exception as error:  # it asserts, and raises bare Exceptions
         raise UserError(f"the nuscenes-devkit cannot score {path} on the split {split}: {error}") from error
-    (out / "plots").rmdir()
+    with contextlib.suppress(OSError):  # of the devkit; empty, but where something else was before
+        (out / "plots").rmdir()
     curves = json.loads((out / "metrics_details.json").read_text())
     uncut = {n: np.mean([curves[f"{n}:{d}"]["precision"][1:] for d in settings.dist_ths]) for n in CLASSES}
     return {

@@ -14,20 +14,22 @@ if TYPE_CHECKING:
     from .run import Run
 
 
-def save_picture(run: Run, path: Path, rows: int = 3, split: str = "val") -> None:
-    """Draw some samples of a split, evenly spaced: cameras, truth, prediction; and write a PNG.
+ROWS = 3
+"""Samples of a picture, at most."""
+
+
+def save_picture(run: Run, path: Path) -> None:
+    """Draw some held-out samples, evenly spaced: cameras, truth, prediction; and write a PNG.
 
     Args:
         run: Its best weights predict.
         path: The file to write.
-        rows: How many samples, at most.
-        split: "val" or "train".
 
     Raises:
         UserError: If the file cannot be written.
     """
-    samples = run.data.val if split == "val" else run.data.train
-    rows = min(rows, len(samples))
+    samples = run.data.val
+    rows = min(ROWS, len(samples))
     numbers = [int((row + 0.5) * len(samples) / rows) for row in range(rows)]
     model = run.best.eval()
     with matplotlib.rc_context({"axes.grid": False}):
@@ -41,7 +43,7 @@ def save_picture(run: Run, path: Path, rows: int = 3, split: str = "val") -> Non
                 axis.set_title(name, fontsize=7)
                 axis.set_axis_off()
             kept = run.truth(samples, number)
-            with_output = (None, run.predict(model, split, [number]))
+            with_output = (None, run.predict(model, "val", [number]))
             for column, (what, output) in enumerate(zip(("truth", "prediction"), with_output, strict=True)):
                 axis = figure.add_subplot(sheet[2 * row : 2 * row + 2, 3 + column])
                 run.task.draw(axis, kept, output)

@@ -114,7 +114,8 @@ class Run:
         """Put the parts together.
 
         Raises:
-            UserError: If the backbone cannot be had, or the held-out split not be scored.
+            UserError: If the backbone cannot be had, the settings make no model, or the held-out split is not
+                one to score.
         """
         self.config, self.data = config, data
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -125,8 +126,12 @@ class Run:
         encoder = make_encoder(config.backbone, pretrained=config.init == "pretrained")
         torch.manual_seed(config.seed + 1)  # all else starts the same, whatever the backbone drew
         examples = (self.truth(data.train, number) for number in self.chosen[:EXAMPLES])
-        head = self.task.head(config.model.channels, config.model.coarse, examples)
-        self.model = BEVModel(config.model, encoder, self.task.grid, head).to(self.device)
+        try:
+            head = self.task.head(config.model.channels, config.model.coarse, examples)
+            model = BEVModel(config.model, encoder, self.task.grid, head)
+        except ValueError as error:
+            raise UserError(f"these settings make no model: {error}") from error
+        self.model = model.to(self.device)
         self.model.encoder.requires_grad_(not config.freeze)
         if not config.freeze:
             # Convolutions are faster so; a frozen backbone is asked once a sample, where that does not count.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 OFFSETS_SCALE = 0.1
-"""Learning rate of what says where the temporal decoder looks, as a share of lr (Deformable DETR, arXiv 2010.04159,
+"""Learning rate of what says where a deformable attention looks, as a share of lr (Deformable DETR, arXiv 2010.04159,
 section 5). A few thousandths a step, all one way, would be metres in no time."""
 
 
@@ -16,7 +16,7 @@ class OptimConfig:
     """AdamW with linear warm-up and cosine decay."""
 
     lr: float = 4e-4
-    """Peak learning rate of all but the encoder and the temporal decoder's offsets, which have a tenth of it."""
+    """Peak learning rate of all but the encoder and the decoders' offsets, which have a tenth of it."""
     backbone_scale: float | None = None
     """The encoder's learning rate, as a share of lr; None: 0.1 where --init brings weights, 1 from scratch."""
     weight_decay: float = 0.01

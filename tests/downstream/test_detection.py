@@ -117,6 +117,14 @@ def test_what_the_devkit_cannot_score_is_named(annotations, tmp_path: Path):
         score_submission(tmp_path / SUBMISSION, annotations, "mini_val", tmp_path)
 
 
+def test_what_stood_in_the_folder_is_left_there(annotations, tmp_path: Path):
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "mine.png").write_text("")
+    write_submission(tmp_path / SUBMISSION, annotations, {token: [] for token in tokens_of(annotations, "mini_train")})
+    assert score_submission(tmp_path / SUBMISSION, annotations, "mini_train", tmp_path)["NDS"] == 0
+    assert (tmp_path / "plots" / "mine.png").exists()
+
+
 def said(task: Detection, kept: np.ndarray, turn: Turn) -> tuple[torch.Tensor, object]:
     """What a head says that knows a sample."""
     target = task.target(kept, turn)

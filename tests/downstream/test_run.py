@@ -154,6 +154,8 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (("--version", "v1.0-test"), "name --split and --val-split"),
         (("--val-split", "scene-9999"), "split scene-9999: neither a split"),
         (("--task", "det3d", "--val-split", "scene-0103", "--steps", "1"), "cannot score"),
+        (("--model.coarse", "3"), "these settings make no model: grid.x"),
+        (("--task", "hd-map", "--model.channels", "18"), "these settings make no model: model.channels = 18"),
         (("--optim.lr", "1e30", "--steps", "30", "--optim.clip-norm", "1e30"), "lower --optim.lr"),
     ],
 )
