@@ -137,7 +137,7 @@ def test_the_table_has_a_line_for_what_was_measured_and_says_how():
         ["vehicle IoU", "frozen", "10 %", "20.0 ± 10.0", "–", "–", "–", "–"],  # noqa: RUF001
         ["mAP", "fine-tuned", "100 %", "–", "–", "–", "40.0", "–"],  # noqa: RUF001
     ]
-    assert "over 1 to 3 seeds" in text
+    assert "over 1 seed (3 of random weights);" in text
     assert "`python -m benchmarks.evidence --size cpu`" in text
     assert "scenes: train 128, val 32; pretraining steps of ablations: 250; evaluation steps: 10 % 300." in text
 
@@ -151,6 +151,14 @@ def test_details_show_units_and_leave_out_what_is_not_there():
     assert row(text, "NDS")[:3] == ["frozen", "10 %", "12.3 ± 0.0"]
     assert re.findall("^### (.*)", text, re.MULTILINE) == ["3D detection", "Without labels"]
     assert "2.35" in row(text, "MIM4D")
+
+
+def test_colour_is_no_score_of_what_was_taught_none():
+    figures = summarise({0: {"temporal_rgb": 0.4, "depth_abs_rel": 0.2}})
+    text = details(results([], [{"init": init, "figures": figures} for init in ("mim4d", "no_colour")]))
+    assert "40.0" in row(text, "MIM4D")
+    assert "20.0" in row(text, "no colour loss")
+    assert "40.0" not in row(text, "no colour loss")
 
 
 def test_ablations_are_told_against_the_same_seeds_of_mim4d_pretrained_as_briefly():

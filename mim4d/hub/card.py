@@ -41,7 +41,7 @@ def make_card(config: EncoderConfig, repo: str | None = None) -> str:
         "## Use\n\n" + _use(config, repo),
         "## Training\n\n" + _training(about),
         *(["## Measured in training\n\n" + table] if (table := _measured(about.get("measured") or {})) else []),
-        "## Limits\n\n" + _limits(about),
+        "## Limits\n\n" + _limits(config),
         "## Licence\n\n" + _licence(config.about.get("license"), about),
         *(["## Settings\n\n" + _settings(about["settings"])] if about.get("settings") else []),
     ]
@@ -81,7 +81,7 @@ def _summary(config: EncoderConfig) -> str:
     if settings.get("frames") == 1:
         return (
             f"{what}, pretrained without labels on single frames of several cameras, by the spatial half of MIM4D "
-            f"({_PAPER}), which is much as UniPAD: patches are hidden, and {seen} rendered from what is left."
+            f"({_PAPER}), which is much like UniPAD: patches are hidden, and {seen} rendered from what is left."
         )
     if "steps" in about:
         return (
@@ -152,19 +152,21 @@ def _measured(measured: dict[str, dict[str, float]]) -> str:
     lines = [f"| | step {first['step']:g} | step {last['step']:g} |", "| --- | --- | --- |"]
     lines += [f"| {name} | {first.get(name, '')} | {last[name]} |" for name in names]
     units = "; ".join(f"`{kind}`: {what}" for kind, what in _MEASURES.items())
-    return "\n".join(lines) + (
-        f"\n\nThe ends of the names say what was measured: {units}. `val_` is on held-out clips, where `val_zero_` and "
-        "`val_mean_` are what the temporal path has to beat."
-    )
+    told = f"The ends of the names say what was measured: {units}."
+    if any(name.startswith("val_") for name in names):
+        told += " `val_`: on held-out clips, where `val_zero_` and `val_mean_` are what the temporal path has to beat."
+    return "\n".join(lines) + f"\n\n{told}"
 
 
-def _limits(about: dict[str, Any]) -> str:
+def _limits(config: EncoderConfig) -> str:
+    about = config.provenance
     lines = [
         "- A backbone, not a detector: it gives feature maps for a model that is yet to be trained.",
         "- No downstream gain was measured with these weights unless this card says so.",
     ]
     if "steps" in about:
-        lines.append("- Only the backbone was kept of the pretraining; the norm of the timm head was not trained.")
+        norm = "; the norm of the timm head was not trained" if "convnext" in config.model else ""
+        lines.append(f"- Only the backbone was kept of the pretraining{norm}.")
     if about.get("data") == "synthetic":
         lines.insert(0, "- It saw drawn streets alone: good for trying the tools, not for real images.")
     elif about.get("data") == "nuscenes":

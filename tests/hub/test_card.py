@@ -91,6 +91,12 @@ def test_what_is_not_known_is_not_claimed(tmp_path):
     assert "Not stated." in plain.text
 
 
+def test_held_out_scores_are_explained_where_there_are_some(tmp_path):
+    ends = {"first": {"step": 1, "direct_rgb": 0.3}, "last": {"step": 9, "direct_rgb": 0.1}}
+    assert "`val_mean_`" in card(tmp_path / "a", **MADE).text
+    assert "`val_mean_`" not in card(tmp_path / "b", **{**MADE, "measured": ends}).text
+
+
 def test_the_same_encoder_has_the_same_card(tmp_path):
     assert card(tmp_path / "a", **MADE).content == card(tmp_path / "b", **MADE).content
 
