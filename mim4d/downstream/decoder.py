@@ -16,6 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..geometry import constant
+
 
 class VectorDecoder(nn.Module):
     """BEV features -> lines."""
@@ -165,7 +167,7 @@ class NearAttention(nn.Module):
     def forward(self, queries: Tensor, points: Tensor, features: Tensor) -> Tensor:
         """[B, N, P, C] at points [B, N, P, 2], of features [B, C, Y, X] -> [B, N, P, C]."""
         n, p = queries.shape[1:3]
-        size = points.new_tensor([features.shape[-1], features.shape[-2]])
+        size = constant([features.shape[-1], features.shape[-2]], points)
         offsets = self.offsets(queries).float().unflatten(-1, (self.heads, self.samples, 2)) / size  # in cells
         weights = self.weights(queries).float().unflatten(-1, (self.heads, self.samples)).softmax(-1)
         places = rearrange(points[..., None, None, :] + offsets, "b n p h s d -> (b h) (n p) s d") * 2 - 1

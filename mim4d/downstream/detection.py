@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..geometry import VoxelGrid
+from ..geometry import VoxelGrid, constant
 from ..tensors import first_line
 from .labels import ATTRIBUTES, BOX, CLASSES, Annotations, footprints, write_json
 from .task import Figures, extent, upsampled
@@ -127,7 +127,7 @@ class Detection:
         values = torch.cat([target.values for target in targets]).to(device)
         known = values.isfinite()
         apart = (found[:, :REGRESSED] - values.nan_to_num()).abs() * known
-        weights = apart.new_tensor([1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2])  # as CenterPoint
+        weights = constant([1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2], apart)  # as CenterPoint
         count = max(1, len(values))
         attributes = torch.cat([target.attributes for target in targets]).to(device)
         named = F.cross_entropy(found[:, REGRESSED:], attributes, ignore_index=-1, reduction="sum")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..clip import Clip
-from ..geometry import VoxelGrid, invert, project, transform
+from ..geometry import VoxelGrid, constant, invert, project, transform
 
 NEAREST = 0.5
 """Depth along the optical axis from which on a camera sees a point, metres."""
@@ -54,13 +54,13 @@ class ViewTransform(nn.Module):
         """
         centers = self.grid.centers(clip.intrinsics).flatten(0, 2)
         pixels, depth = project(clip.intrinsics[:, 0], transform(invert(clip.ego_from_camera[:, 0]), centers))
-        across_down = pixels / (pixels.new_tensor(size[::-1]) * self.stride)  # [B, V, N, 2], 0 to 1 in the image
+        across_down = pixels / (constant(size[::-1], pixels) * self.stride)  # [B, V, N, 2], 0 to 1 in the image
         seen = (depth > NEAREST) & (across_down >= 0).all(-1) & (across_down < 1).all(-1)
         off, camera = (across_down[..., 0] - 0.5).abs().masked_fill(~seen, torch.inf).min(1)  # [B, N] each
         chosen = camera[:, None, :, None].expand(-1, 1, -1, 2)
         across, down = across_down.gather(1, chosen).squeeze(1).unbind(-1)
         # A map ends half a feature before the image does: beyond, the last feature counts, and not the next camera's.
-        inset = 0.5 / across.new_tensor(size[::-1])
+        inset = 0.5 / constant(size[::-1], across)
         across = across.clamp(inset[0], 1 - inset[0])
         down = (camera + down.clamp(inset[1], 1 - inset[1])) / clip.num_cameras
         places = torch.stack([across, down], dim=-1) * 2 - 1

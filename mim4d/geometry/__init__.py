@@ -16,6 +16,7 @@ Volumes
     :class:`VoxelGrid`. Sampling uses ``align_corners=False`` throughout.
 """
 
+from .constant import constant
 from .pinhole import crop_intrinsics, project, resize_intrinsics, unproject
 from .precision import exact
 from .rays import box_interval, pixel_rays
@@ -25,6 +26,7 @@ from .voxelgrid import VoxelGrid
 __all__ = [
     "VoxelGrid",
     "box_interval",
+    "constant",
     "crop_intrinsics",
     "exact",
     "invert",

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .constant import constant
+
 
 @dataclass(frozen=True, kw_only=True)
 class VoxelGrid:
@@ -37,11 +39,11 @@ class VoxelGrid:
 
     def low(self, like: Tensor) -> Tensor:
         """The box's low corner (x, y, z) [3] in metres, on the device and in the dtype of ``like``."""
-        return like.new_tensor([self.x[0], self.y[0], self.z[0]])
+        return constant([self.x[0], self.y[0], self.z[0]], like)
 
     def high(self, like: Tensor) -> Tensor:
         """The box's high corner (x, y, z) [3] in metres, on the device and in the dtype of ``like``."""
-        return like.new_tensor([self.x[1], self.y[1], self.z[1]])
+        return constant([self.x[1], self.y[1], self.z[1]], like)
 
     def centers(self, like: Tensor) -> Tensor:
         """Voxel centres [Z, Y, X, 3] as (x, y, z) metres in the ego frame."""
@@ -54,7 +56,7 @@ class VoxelGrid:
 
     def index_of(self, points: Tensor) -> Tensor:
         """Continuous index (x, y, z) [..., 3] of points in metres; the centre of voxel i has index i."""
-        return (points - self.low(points)) / points.new_tensor(self.voxel) - 0.5
+        return (points - self.low(points)) / constant(self.voxel, points) - 0.5
 
     def contains(self, points: Tensor) -> Tensor:
         """Which points [..., 3] (metres) lie in the box: [...] bool."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..geometry import VoxelGrid
+from ..geometry import VoxelGrid, constant
 
 FLAT = 1e-2
 """Length of the signed distance's gradient below which it is taken to have no direction."""
@@ -44,7 +44,7 @@ def corners(index: Tensor, shape: tuple[int, int, int], *, slopes: bool = True) 
         rows [N, 8] int64 into Z*Y*X, and weights [N, 4, 8]: the value's, then its derivatives by x, y and z index; the
         value's alone, [N, 1, 8], without ``slopes``.
     """
-    top = index.new_tensor(shape[::-1]) - 1
+    top = constant(shape[::-1], index) - 1
     inside = ((index > 0) & (index < top)).to(index.dtype)  # [N, 3]
     index = index.clamp(min=0).minimum(top)
     low = index.floor().minimum((top - 1).clamp(min=0))
@@ -182,7 +182,7 @@ class Field(nn.Module):
         features = looked[:, 0]
         sdf, geometry, by_point, by_feature = self.sdf(points / self.scale, features)
         per_voxel = (looked[:, 1:] @ by_feature[:, :, None]).squeeze(-1)
-        normals = by_point + per_voxel * (self.scale / points.new_tensor(self.grid.voxel))
+        normals = by_point + per_voxel * (self.scale / constant(self.grid.voxel, points))
         # Nothing holds the gradient's length near 1 (there is no eikonal loss): at length 10 to 300, as it comes, it
         # drowns the features. So the colour is given its direction.
         facing = normals * (normals.square().sum(-1, keepdim=True) + FLAT**2).rsqrt()

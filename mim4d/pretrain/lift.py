@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..clip import Clip
-from ..geometry import VoxelGrid, transform, unproject
+from ..geometry import VoxelGrid, constant, transform, unproject
 from .neck import group_norm
 
 
@@ -145,7 +145,7 @@ class Lift(nn.Module):
         points = transform(clip.ego_from_camera, unproject(like, pixels, d.flatten()))  # [B, T, V, D*h*w, 3]
         # Voxel i reaches from its low face to the next one's; what is inside is decided by the very same numbers.
         index = (self.grid.index_of(points) + 0.5).floor().long()
-        inside = ((index >= 0) & (index < index.new_tensor(self.grid.shape[::-1]))).all(-1)
+        inside = ((index >= 0) & (index < constant(self.grid.shape[::-1], index))).all(-1)
         _, y_count, x_count = self.grid.shape
         flat = (index[..., 2] * y_count + index[..., 1]) * x_count + index[..., 0]
         flat = torch.where(inside, flat, -1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip import Clip
-from ..geometry import VoxelGrid, invert, pixel_rays, project, transform
+from ..geometry import VoxelGrid, constant, invert, pixel_rays, project, transform
 from .rng import Stream, uniform
 
 Supervision = Literal["rgbd", "rgb"]
@@ -54,7 +54,7 @@ def choose_rays(clip: Clip, targets: Tensor, per_view: int, grid: VoxelGrid, sup
     if supervision == "rgb":
         height, width = clip.image_size
         shares = uniform(clip.seeds, Stream.RAYS, (targets.shape[1], clip.num_cameras, per_view, 2))
-        pixels = shares * shares.new_tensor([width, height])
+        pixels = shares * constant([width, height], shares)
         valid = torch.ones_like(pixels[..., 0], dtype=torch.bool)
         points = None
     else:
@@ -92,6 +92,6 @@ def _lidar_pixels(
     pixels = pixels.gather(3, pick.expand(-1, -1, -1, -1, 2))
     points = points[:, :, None].expand(-1, -1, clip.num_cameras, -1, -1).gather(3, pick.expand(-1, -1, -1, -1, 3))
     # A void slot still needs a finite ray and depth (it may have picked a NaN): the image's centre, the origin.
-    pixels = torch.where(valid[..., None], pixels, pixels.new_tensor([width / 2, height / 2]))
+    pixels = torch.where(valid[..., None], pixels, constant([width / 2, height / 2], pixels))
     points = torch.where(valid[..., None], points, 0)
     return pixels, points, valid

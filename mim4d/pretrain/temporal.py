@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..geometry import VoxelGrid
+from ..geometry import VoxelGrid, constant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ class Branch(nn.Module):
         for layer in self.layers:
             queries, offsets, attention = layer(queries, position, keys, values)
         # Something that is at +offset in the source moved by offset over the gap: velocity = offset / gap.
-        metres = offsets * offsets.new_tensor(self.cell)
+        metres = offsets * constant(self.cell, offsets)
         velocity = metres / gaps[:, :, None, None, None, None, None]
         flow = (attention[..., None] * velocity).sum((1, 4, 5)) / attention.shape[4]
         return queries, flow

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import VoxelGrid, transform
+from ..geometry import VoxelGrid, constant, transform
 
 
 def warp(volumes: Tensor, source_from_target: Tensor, grid: VoxelGrid) -> Tensor:
@@ -23,7 +23,7 @@ def warp(volumes: Tensor, source_from_target: Tensor, grid: VoxelGrid) -> Tensor
     b, s = volumes.shape[:2]
     centers = grid.centers(source_from_target)  # [Z, Y, X, 3] metres, target
     points = transform(source_from_target, centers.flatten(0, 2))  # [B, S, Z*Y*X, 3] metres, source
-    size = points.new_tensor(grid.shape[::-1])  # (X, Y, Z), the order of grid_sample's coordinates
+    size = constant(grid.shape[::-1], points)  # (X, Y, Z), the order of grid_sample's coordinates
     coordinates = (grid.index_of(points) + 0.5) / size * 2 - 1
     warped = F.grid_sample(
         volumes.flatten(0, 1).float(),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mim4d.clip import Clip
 from mim4d.geometry import transform
@@ -28,6 +29,28 @@ def ragged(seed) -> Clip:
     """Clips whose frames have different numbers of LiDAR points, and one frame none; noise stands beyond them."""
     clip = toy_clip(1, 3, 2, points=150 + 60 * seed, seed=seed)
     return replace(clip, num_points=torch.tensor([[20 + 40 * seed, 0, 150]]))
+
+
+class Waits(TorchDispatchMode):
+    """What a step asks of a GPU that makes the host wait: numbers brought there, or taken from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_the_device_to_count_the_visible_and_for_nothing_else():
+    model, clip = toy_model(), toy_clip()
+    step(model, clip)  # constants are made once
+    with Waits() as waits:
+        model(clip)["loss"].backward()
+    assert waits.seen == ["nonzero"]
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
