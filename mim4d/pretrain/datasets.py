@@ -5,8 +5,10 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import Progress
 
@@ -14,7 +16,7 @@ from ..data import NuScenesClips
 from ..data.index import cache_folder
 from ..errors import UserError
 from ..version import __version__
-from ..world import make_world
+from ..world import is_world, make_world
 from .config import NO_SPLIT, PretrainConfig, SyntheticConfig, held_out_split
 
 logger = logging.getLogger(__name__)
@@ -63,11 +65,31 @@ def synthetic_root(dataroot: str, version: str, config: SyntheticConfig) -> Path
     what = {"mim4d": __version__, "version": version, **world}
     name = f"world-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
     root = Path(dataroot).expanduser() if dataroot else cache_folder() / name
-    if (root / version).is_dir():
+    if _is_there(root, version):
         return root
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root.with_name(f".{root.name}.lock"))
+        with lock:
+            if not _is_there(root, version):  # or another process has made it meanwhile
+                _draw(root, version, world)
+    except OSError as error:
+        raise UserError(f"cannot make a world in {root}: {error.strerror or error}") from error
+    return root
+
+
+def _is_there(root: Path, version: str) -> bool:
+    if not (root / version).is_dir():
+        return False
+    if not is_world(root):
+        # Weights that saw it would be called free of any real image.
+        raise UserError(f"{root} holds a {version} that mim4d has not drawn: say --data nuscenes")
+    return True
+
+
+def _draw(root: Path, version: str, world: dict[str, Any]) -> None:
     console = Console(stderr=True)
     console.print(f"making a world in {root}, this once", markup=False, highlight=False, soft_wrap=True)
     with Progress(console=console) as bar:
         task = bar.add_task("key frames")
         make_world(root, version, **world, progress=lambda done, whole: bar.update(task, completed=done, total=whole))
-    return root

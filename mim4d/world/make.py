@@ -127,6 +127,14 @@ def make_world(
     return root
 
 
+def is_world(root: Path) -> bool:
+    """Whether a folder holds a whole drawn world, of whatever settings."""
+    try:
+        return bool(json.loads((root / RECORD).read_text())["complete"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def _begin(root: Path, config: WorldConfig) -> bool:
     """Claim the folder; True if the whole world is already there."""
     record = root / RECORD

@@ -1,6 +1,5 @@
 """Things put together from shapes, each in its own frame: x forward, origin on the ground under its middle, metres."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -337,6 +336,3 @@ def barrier(rng: np.random.Generator) -> Model:
         shape(Kind.BOX, (0, 0, 0.62), (0.2, 0.55, 0.1), (0.75, 0.75, 0.72)),
     ]
     return _model("movable_object.barrier", parts)
-
-
-VEHICLES: dict[str, Callable[..., Model]] = {"car": car, "truck": truck, "bus": bus, "motorcycle": motorcycle}

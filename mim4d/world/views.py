@@ -54,11 +54,6 @@ class View(Protocol):
         """
 
 
-def _rotation_z(yaw: float) -> Array:
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-
-
 def _clipped(low: Array, high: Array, count: int) -> tuple[Array, Array]:
     """Rays, at integer + 1/2, that lie in [low, high]: first and last (exclusive), cut to 0..count."""
     first = np.clip(np.ceil(low - 0.5), 0, count).astype(np.int64)

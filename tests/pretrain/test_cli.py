@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 import yaml
 
 from mim4d.pretrain.cli import main
+from mim4d.pretrain.config import SyntheticConfig
+from mim4d.pretrain.datasets import synthetic_root
 from mim4d.world import make_world
 from tests.data.roots import edit_table, file_of, write_root
 from tests.pretrain.runs import TINY, arguments, environment, losses, metrics, run
@@ -78,6 +82,30 @@ def test_a_synthetic_world_is_made_once(run_cache, tmp_path, capsys, monkeypatch
     main([*arguments(Path(), tmp_path / "second"), *flags])
     assert "making a world in" not in capsys.readouterr().err
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
+
+
+def test_real_data_does_not_pass_for_drawn(tmp_path, capsys):
+    """Its weights would carry the world's licence."""
+    real = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS)
+    flags = ["--preset", "gpu24", "--data", "synthetic"]
+    error = refused([*arguments(real, tmp_path / "run", *flags)], capsys)
+    assert "holds a v1.0-mini that mim4d has not drawn: say --data nuscenes" in error
+
+
+def test_processes_that_need_a_world_at_once_draw_it_once(tmp_path, monkeypatch):
+    drawn = []
+
+    def slowly(root, version, **settings):
+        drawn.append(root)
+        time.sleep(0.3)
+        (root / version).mkdir(parents=True)
+        (root / "world.json").write_text('{"complete": true}')
+
+    monkeypatch.setattr("mim4d.pretrain.datasets.make_world", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        roots = list(pool.map(synthetic_root, [str(tmp_path / "w")] * 4, ["v1.0-mini"] * 4, [SyntheticConfig()] * 4))
+    assert roots == [tmp_path / "w"] * 4
+    assert drawn == [tmp_path / "w"]
 
 
 def test_nothing_is_overwritten(root, tmp_path, capsys, fresh_accelerate):
