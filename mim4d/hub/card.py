@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.utils import yaml_dump
 
 from .folder import EncoderConfig
-from .licensing import NUSCENES, hub_metadata
+from .licensing import NUSCENES, OFFICIAL_VERSIONS, hub_metadata
 
 TAGS = ["image-feature-extraction", "timm", "mim4d", "autonomous-driving", "self-supervised-learning", "bird-eye-view"]
 PIPELINE = "image-feature-extraction"
@@ -64,12 +64,15 @@ def _metadata(config: EncoderConfig) -> ModelCardData:
 def _base_model(init: str) -> str | None:
     """The repository of the first weights, where they are of one: a Hub id, or a timm name with a tag."""
     if "/" in init:
-        return init.removeprefix("hf-hub:")
+        return init.removeprefix("hf-hub:").partition("@")[0]
     return f"timm/{init}" if re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", init) and timm.is_model(init) else None
 
 
 def _datasets(about: dict[str, Any]) -> list[str]:
-    return {"synthetic": ["mim4d-world"], "nuscenes": ["nuscenes"]}.get(about.get("data", ""), [])
+    if about.get("data") == "synthetic":
+        return ["mim4d-world"]
+    # The Hub's name of nuScenes itself; a fleet's own recordings come in its format as well.
+    return ["nuscenes"] if about.get("dataset") in OFFICIAL_VERSIONS else []
 
 
 def _summary(config: EncoderConfig) -> str:

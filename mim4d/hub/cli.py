@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import sha256_of
+from ..files import sha256_of, write_file
 from .card import make_card
 from .folder import CARD, EncoderConfig, check_folder, find_folder
 from .openmmlab import read_backbone, write_checkpoint
@@ -122,11 +122,11 @@ def _card(given: argparse.Namespace) -> None:
     if not given.write:
         print(text, end="")
         return
-    try:
-        (folder / CARD).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {folder / CARD}: {error}") from error
-    print(folder / CARD)
+    file = folder / CARD
+    if file.exists() and file.read_bytes() != text.encode():
+        raise UserError(f"{file} is there already and says something else: remove it first, or print the new one")
+    write_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
+    print(file)
 
 
 def _convert(given: argparse.Namespace) -> None:

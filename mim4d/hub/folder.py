@@ -140,6 +140,7 @@ def save_encoder(
     license: str | None = None,
     provenance: dict[str, Any] | None = None,
     half: bool = False,
+    card: bytes | None = None,
 ) -> None:
     """Write an encoder folder, whole or not at all.
 
@@ -150,6 +151,7 @@ def save_encoder(
         license: Of the weights, as the Hub names licences; None if it is not known.
         provenance: What made the weights, fit for JSON.
         half: Store float16, for half the size.
+        card: A README.md to go with it, as it is.
 
     Raises:
         UserError: If the folder cannot be written, or timm alone could not build the model; what was there stays.
@@ -162,6 +164,8 @@ def save_encoder(
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         about = {"version": __version__, "sha256": sha256_of(partial / WEIGHTS), **(provenance or {})}
         (partial / CONFIG).write_text(EncoderConfig({**config, "mim4d": about}).text(), encoding="utf-8")
+        if card is not None:
+            (partial / CARD).write_bytes(card)
 
     write_folder(folder, fill, "the encoder")
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants, metadata_load
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from torch import nn
+from yaml import YAMLError
 
 from ..errors import WeightsError
 from ..files import git_blob_of, sha256_of
@@ -16,6 +17,7 @@ from ..version import __version__
 from .card import make_card
 from .faults import told
 from .folder import CARD, CONFIG, WEIGHTS, EncoderConfig, check_folder, find_folder, save_encoder
+from .licensing import hub_metadata
 
 State = Literal["new", "changed", "the same", "kept"]
 
@@ -116,6 +118,8 @@ class Publisher:
         config = check_folder(folder)
         config = config.with_license(license) if license else config
         card = folder / CARD
+        if license and card.is_file() and _license_of(card) != hub_metadata(license)["license"]:
+            raise WeightsError(f"{card} names another licence than {license}: put it right there, or remove the card")
         files: dict[str, Path | bytes] = {
             CONFIG: config.text().encode(),
             WEIGHTS: folder / WEIGHTS,
@@ -191,6 +195,14 @@ class Publisher:
         if plan.makes_tag and plan.tag:
             api.create_tag(plan.repo, tag=plan.tag, revision=commit)
         return Pushed(f"{constants.ENDPOINT}/{plan.repo}/commit/{commit}", bool(plan.uploads))
+
+
+def _license_of(card: Path) -> str | None:
+    """What a card names; None if nothing, or nothing that can be read."""
+    try:
+        return (metadata_load(card) or {}).get("license")
+    except (ValueError, YAMLError):
+        return None
 
 
 def _compare(files: dict[str, Path | bytes], remote: Any, *, own_card: bool) -> list[PlannedFile]:

@@ -28,11 +28,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was taken."""
-    return int(checkpoint.name.removeprefix("step_"))
-
-
 def save_checkpoint(
     folder: Path,
     step: int,

@@ -1,6 +1,7 @@
 """``mim4d-pretrain``: parse, build, call."""
 
 import argparse
+import dataclasses
 import logging
 import sys
 from dataclasses import dataclass
@@ -55,19 +56,16 @@ def _starting_point(head: argparse.Namespace) -> PretrainConfig:
     """The settings below the flags'."""
     source = Path(head.config) if head.config else None
     values = read_yaml(source) if source else {}
+    small = (head.data or values.get("data")) == "synthetic"
+    name = head.preset or values.get("preset") or ("demo" if small else "gpu24")
+    if name not in [*PRESETS]:  # a file may say what cannot be looked up, such as a list
+        raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
+    base = PRESETS[name]
     if head.resume:
-        if not head.out:
-            raise UserError("--resume needs --out, the folder of the run to go on with")
-        base = RunFolder(Path(head.out).expanduser()).read_config()
+        out = head.out or str(values.pop("out", base.out))  # where the same line without --resume has put it
+        base = dataclasses.replace(RunFolder(Path(out).expanduser()).read_config(), out=out)
         if head.preset not in (None, base.preset):
-            raise UserError(f"the run in {head.out} was started with --preset {base.preset}, not {head.preset}")
-        values.pop("out", None)
-    else:
-        small = (head.data or values.get("data")) == "synthetic"
-        name = head.preset or values.get("preset") or ("demo" if small else "gpu24")
-        if name not in [*PRESETS]:  # a file may say what cannot be looked up, such as a list
-            raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
-        base = PRESETS[name]
+            raise UserError(f"the run in {out} was started with --preset {base.preset}, not {head.preset}")
     return overlay(base, {**values, "preset": base.preset}, source) if source else base
 
 

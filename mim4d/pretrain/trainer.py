@@ -20,7 +20,7 @@ from torch import Tensor
 from ..clip import Clip
 from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
 from ..errors import UserError
-from ..hub.folder import save_encoder
+from ..hub.folder import CARD, save_encoder
 from ..tensors import read_tensors
 from ..version import __version__
 from .checkpoint import load_checkpoint, load_strict, save_checkpoint
@@ -125,7 +125,7 @@ class Trainer:
         self.accelerator.end_training()
 
     def train_step(self, step: int, clips: Iterator[Clip]) -> None:
-        """One step of the optimiser. Nothing here waits for the device.
+        """One step of the optimiser. Nothing here waits for the device, but that the encoder counts what is visible.
 
         Args:
             step: Counted from 1.
@@ -215,7 +215,7 @@ class Trainer:
         self.log.picture(step, path)
 
     def _export(self) -> None:
-        config = self.config
+        config, card = self.config, self.folder.encoder / CARD
         save_encoder(
             self._best().encoder,
             self.folder.encoder,
@@ -224,6 +224,7 @@ class Trainer:
             provenance=provenance(
                 config, read_metrics(self.folder.metrics), self._state()["identity"]["clips_per_step"]
             ),
+            card=card.read_bytes() if card.is_file() else None,
         )
 
     def _introduce(self, told: str, clips: int, held_out: int) -> None:

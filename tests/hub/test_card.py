@@ -59,6 +59,14 @@ def test_it_says_how_it_was_trained_and_what_for(tmp_path):
         assert line in text, line
 
 
+def test_only_nuscenes_itself_is_called_nuscenes(tmp_path):
+    assert card(tmp_path, license=None, **{**MADE, "dataset": "v1.0-fleet"}).data.datasets is None
+
+
+def test_first_weights_of_a_revision_are_of_its_repository(tmp_path):
+    assert card(tmp_path, **{**MADE, "init": "org/name@v1.0"}).data.base_model == "org/name"
+
+
 def test_drawn_data_is_called_drawn(tmp_path):
     drawn = card(tmp_path, license="apache-2.0", **{**MADE, "data": "synthetic", "init": "scratch"})
     assert "no real image at all" in drawn.text

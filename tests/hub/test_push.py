@@ -136,6 +136,30 @@ def test_another_licence_goes_into_card_and_config(client, hub, run_folder):
     assert json.loads((run_folder / "encoder" / "config.json").read_text())["pretrained_cfg"]["license"] == "apache-2.0"
 
 
+def test_config_and_card_never_name_different_licences(client, run_folder):
+    card = run_folder / "encoder" / "README.md"
+    for text in (None, "---\nlicense: [\n---\n", "Mine.\n"):
+        if text is None:
+            client(calls.run, "card", str(run_folder), "--repo", "org/name", "--write")
+        else:
+            card.write_text(text)
+        code, _, error = client(calls.run, "push", str(run_folder), "--repo", "org/name", "--license", "mit")
+        assert code == 2
+        assert "README.md names another licence than mit" in error
+
+
+def test_an_edited_card_is_not_written_over(client, run_folder):
+    write = ("card", str(run_folder), "--repo", "org/name", "--write")
+    for _ in range(2):  # the same again is no other card
+        assert client(calls.run, *write)[0] == 0
+    card = run_folder / "encoder" / "README.md"
+    card.write_text(card.read_text() + "\nMore.\n")
+    code, _, error = client(calls.run, *write)
+    assert code == 2
+    assert "says something else" in error
+    assert card.read_text().endswith("More.\n")
+
+
 def test_private_weights_never_go_into_a_public_repository(client, hub, run_folder):
     hub.add("org/name", {".gitattributes": b""})
     code, _, err = client(calls.run, "push", str(run_folder), "--repo", "org/name", "--private")

@@ -146,11 +146,30 @@ def test_a_file_may_name_what_differs_too(root, tmp_path, fresh_accelerate):
         train(config, resume=True)
 
 
+def test_a_card_that_stands_with_the_encoder_stays(root, tmp_path, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out, "--steps", "1"))
+    (out / "encoder" / "README.md").write_text("Mine.")
+    train(tiny(root, out, "--steps", "2"), resume=True)
+    assert (out / "encoder" / "README.md").read_text() == "Mine."
+    assert json.loads((out / "encoder" / "config.json").read_text())["mim4d"]["steps"] == 2
+
+
 def test_there_must_be_a_run_to_go_on_with(tmp_path):
     with pytest.raises(UserError, match="nothing to resume in"):
         parse(["--resume", "--out", str(tmp_path)])
-    with pytest.raises(UserError, match="--resume needs --out"):
-        parse(["--resume"])
+
+
+def test_the_same_line_with_resume_finds_its_run(root, tmp_path, monkeypatch, fresh_accelerate):
+    """Wherever the folder's name came from: the file, or the defaults."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "mine.yaml").write_text("out: runs/mine\n")
+    for flags, out in ((("--config", "mine.yaml"), "runs/mine"), ((), "runs/pretrain")):
+        train(tiny(root, tmp_path / out, "--steps", "1"))
+        config, resume = parse([*flags, "--resume"])
+        assert resume
+        assert (config.out, config.steps) == (out, 1)
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(root, tmp_path, capsys, fresh_accelerate):
