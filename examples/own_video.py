@@ -13,7 +13,9 @@ What it reads:
 
 Times are in microseconds, lengths in metres. Intrinsics count pixel centres at integers, as OpenCV does. The ego frame
 is x forward, y left, z up, on the ground under the rear axle; a camera's is x right, y down, z forward. Look at what
-came out before you train: ``python examples/lidar_on_images.py --dataroot my-root --version v1.0-own --split train``.
+came out before you train:
+
+    python examples/lidar_on_images.py --dataroot my-root --version v1.0-own --split train --cameras front left
 """
 
 import csv
@@ -186,7 +188,7 @@ def _add_drive(tables: dict[str, list[Row]], drive: Path, channels: list[str], r
             token = f"{drive.name}-{channel}-{time}"
             pose = {"token": token, "timestamp": time, "translation": translation, "rotation": rotation}
             tables["ego_pose"].append(pose)
-            width, height = (0, 0) if channel == LIDAR else Image.open(file).size
+            width, height = (0, 0) if channel == LIDAR else _size(file)
             rows.append(
                 {
                     "token": token,
@@ -202,6 +204,15 @@ def _add_drive(tables: dict[str, list[Row]], drive: Path, channels: list[str], r
                 }
             )
         tables["sample_data"].extend(_linked(rows))
+
+
+def _size(image: Path) -> tuple[int, int]:
+    """Width and height."""
+    try:
+        with Image.open(image) as opened:
+            return opened.size
+    except OSError as error:
+        raise UserError(f"{image} is no image that can be read: {error}") from error
 
 
 def _files(folder: Path) -> dict[int, Path]:

@@ -205,6 +205,12 @@ def spoil_name(folder):
     (folder / "scene-0061/front/first.jpg").touch()
 
 
+def spoil_image(folder):
+    image = min((folder / "scene-0061/front").iterdir())
+    image.unlink()  # it may be a link
+    image.touch()
+
+
 def spoil_poses(folder):
     lines = (folder / "scene-0553/poses.csv").read_text().splitlines()
     (folder / "scene-0553/poses.csv").write_text("\n".join(lines[:3]))
@@ -216,6 +222,7 @@ def spoil_poses(folder):
         (spoil_calibration, "error: calibration.json: front"),
         (lambda folder: (folder / "calibration.json").unlink(), "calibration.json"),
         (spoil_name, "expected files named by their time in microseconds"),
+        (spoil_image, "is no image that can be read"),
         (spoil_poses, "its time lies outside those of the drive's poses.csv"),
         (lambda folder: (folder / "scene-0061/poses.csv").write_text("t,x\n1,2\n"), "expected columns time,x,y,z"),
     ],
