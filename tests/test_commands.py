@@ -223,7 +223,7 @@ class Toy:
             return
         if name == "lidar_on_images.py":
             small = ["--dataroot", str(self.root), "--version", "v1.0-mini", "--split", "mini_train"]
-            small += ["--image-size", "96", "192"]
+            small += ["--image-size", "96", "192", "--cameras", "CAM_FRONT", "CAM_BACK"]
         elif name == "lift_splat.py":
             small = ["--dataroot", str(self.root), "--image-size", "64", "128", "--steps", "1"]
         elif name == "memory.py":
