@@ -48,6 +48,18 @@ def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
         raise UserError(f"cannot write {what} to {folder}: {error}") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it is in, where they are missing.
+
+    Raises:
+        UserError: If the disk refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
 def write_file(path: Path, fill: Callable[[Path], Any]) -> None:
     """Let ``fill`` write a temporary file beside ``path``, then put it in place at once.
 

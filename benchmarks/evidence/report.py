@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mim4d.downstream.labels import write_json
-from mim4d.errors import UserError
-from mim4d.files import write_file
+from mim4d.files import make_folder, write_file
 
 Results = Mapping[str, Any]
 """What ``results.json`` holds: ``cells`` (by initialisation, task, mode and share of labels), ``unlabelled`` (by
@@ -228,8 +227,8 @@ def _read(results: Results) -> str:
         "0.5, AP needs no threshold. nuScenes' mAP leaves out what is below 10 % of precision or recall, uncut mAP "
         "nothing. Differences are of the seeds that both sides have, one by one, with the same labelled samples and "
         "the same first weights of the head; bold: further from 0 than twice their standard deviation, of "
-        f"{ENOUGH_SEEDS} seeds or more. Of differences that are nothing but chance, one in 13 would be bold with "
-        f"{ENOUGH_SEEDS} seeds."
+        f"{ENOUGH_SEEDS} seeds or more. Of differences that are nothing but chance, one in 13 would be bold with 3 "
+        "seeds."
     )
 
 
@@ -403,10 +402,7 @@ def write_report(results: Results, out: Path) -> None:
     Raises:
         UserError: If the disk refuses.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
+    make_folder(out)
     write_json(out / "results.json", results, indent=1)
     write_file(out / "table.md", lambda partial: partial.write_text(table(results) + "\n", encoding="utf-8"))
     write_file(out / "details.md", lambda partial: partial.write_text(details(results) + "\n", encoding="utf-8"))

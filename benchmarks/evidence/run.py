@@ -29,6 +29,7 @@ from mim4d.downstream.data import EvalData
 from mim4d.downstream.labels import write_json
 from mim4d.downstream.run import evaluate, read_figures
 from mim4d.errors import UserError
+from mim4d.files import make_folder
 from mim4d.pretrain.config import PretrainConfig, flatten, plain, to_dict
 from mim4d.pretrain.config import complete as complete_pretraining
 from mim4d.pretrain.datasets import synthetic_root
@@ -133,10 +134,7 @@ def _alone(out: Path) -> Iterator[None]:
     Raises:
         UserError: If one is.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
+    make_folder(out)
     try:
         with FileLock(out / ".lock", timeout=0):
             yield

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..clip import Clip
 from ..data.loader import ClipSampler
 from ..errors import UserError
+from ..files import make_folder
 from ..pretrain.config import plain
 from ..pretrain.optim import lr_scale, make_optimizer, set_lr
 from ..version import __version__
@@ -94,10 +95,7 @@ def _claim(out: Path) -> None:
     """
     if (out / METRICS).exists():
         raise UserError(f"{out} holds a result already: give another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
+    make_folder(out)
 
 
 def make_task(config: EvalConfig) -> Task:

@@ -62,7 +62,8 @@ def _starting_point(head: argparse.Namespace) -> PretrainConfig:
         raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
     base = PRESETS[name]
     if head.resume:
-        out = head.out or str(values.pop("out", base.out))  # where the same line without --resume has put it
+        written = values.pop("out", base.out)
+        out = head.out or str(written)  # where the same line without --resume has put it
         base = dataclasses.replace(RunFolder(Path(out).expanduser()).read_config(), out=out)
         if head.preset not in (None, base.preset):
             raise UserError(f"the run in {out} was started with --preset {base.preset}, not {head.preset}")

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from ..data import NuScenesClips
 from ..data.index import cache_folder
 from ..errors import UserError
+from ..files import make_folder
 from ..version import __version__
 from ..world import is_world, make_world
 from .config import NO_SPLIT, PretrainConfig, SyntheticConfig, held_out_split
@@ -67,10 +68,9 @@ def synthetic_root(dataroot: str, version: str, config: SyntheticConfig) -> Path
     root = Path(dataroot).expanduser() if dataroot else cache_folder() / name
     if _is_there(root, version):
         return root
+    make_folder(root.parent)
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root.with_name(f".{root.name}.lock"))
-        with lock:
+        with FileLock(root.with_name(f".{root.name}.lock")):
             if not _is_there(root, version):  # or another process has made it meanwhile
                 _draw(root, version, world)
     except OSError as error:

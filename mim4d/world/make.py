@@ -131,7 +131,7 @@ def is_world(root: Path) -> bool:
     """Whether a folder holds a whole drawn world, of whatever settings."""
     try:
         return bool(json.loads((root / RECORD).read_text())["complete"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # no file, no JSON, or none of ours
         return False
 
 
