@@ -5,17 +5,17 @@
 from all that there is.
 """
 
+import itertools
 import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from mim4d.downstream.labels import write_json
 from mim4d.downstream.run import evaluate, read_figures
 from mim4d.errors import UserError
 from mim4d.files import make_folder
+from mim4d.pool import share_out
 from mim4d.pretrain.config import PretrainConfig, flatten, plain, to_dict
 from mim4d.pretrain.config import complete as complete_pretraining
 from mim4d.pretrain.datasets import synthetic_root
@@ -151,22 +152,21 @@ def _do_all(size: Size, out: Path, starts: Sequence[str], workers: int, command:
     console.print(f"{len(jobs)} starts on {root}, {workers} side by side; logs in {out / 'logs'}", soft_wrap=True)
     os.environ.update(FRESH_MEMORY)  # of the processes to come
     began = time.monotonic()
-    failed = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(do, job, max(1, (os.cpu_count() or 1) // workers)): job for job in jobs}
-        try:
-            for count, future in enumerate(as_completed(waiting), 1):
-                job, ended = waiting[future], "done"
-                if error := future.exception():
-                    ended = f"FAILED: {' '.join(str(error).split()) or type(error).__name__}"
-                    failed.append(f"{job.name} {ended}")
-                write_report(results(size, out, command), out)
-                write_strip(size, out)
-                minutes = (time.monotonic() - began) / 60
-                console.print(f"{count}/{len(jobs)} {job.name}, {minutes:.0f} min: {ended}", soft_wrap=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # or leaving the block would wait for all that is left
-            raise
+    failed: list[str] = []
+    count = itertools.count(1)
+
+    def ended(task: tuple[Any, ...], future: Future[None]) -> None:
+        job, how = task[0], "done"
+        if error := future.exception():
+            how = f"FAILED: {' '.join(str(error).split()) or type(error).__name__}"
+            failed.append(f"{job.name} {how}")
+        write_report(results(size, out, command), out)
+        write_strip(size, out)
+        minutes = (time.monotonic() - began) / 60
+        console.print(f"{next(count)}/{len(jobs)} {job.name}, {minutes:.0f} min: {how}", soft_wrap=True)
+
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    share_out(do, [(job, threads) for job in jobs], workers, ended)
     if failed:
         raise UserError(f"{failed[0]} (see {out / 'logs'}); what is done stays, run the same again to go on")
 

@@ -32,7 +32,10 @@ def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a request to stop after the step; the second has its usual effect."""
+    """Turns the first SIGINT or SIGTERM into a request to stop after the step; the second has its usual effect.
+
+    One that the process was told to ignore stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -41,7 +44,8 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers there alone
-            for number in (signal.SIGINT, signal.SIGTERM):
+            heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+            for number in heard:
                 self._before[number] = signal.signal(number, self._receive)
         return self
 

@@ -63,4 +63,7 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command completes the world", file=sys.stderr)
+        sys.exit(130)
     print(options.out)

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
+from ..pool import share_out
 from .atlas import MASKS, hand_of, location_of, make_atlas
 from .capture import PERIOD, SceneJob, capture, write_atomically
 from .scene import travel_within
@@ -207,14 +208,14 @@ def _capture_all(root: Path, jobs: Sequence[SceneJob], workers: int, progress: C
         run = max(1, min(jobs[0].keyframes, -(-len(frames) // (2 * workers))))
         runs = [(job, range(i, min(i + run, job.keyframes))) for job in jobs for i in range(0, job.keyframes, run)]
         done = 0
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            pending: dict[Future[None], int] = {
-                pool.submit(_capture_run, root, job, span): len(span) for job, span in runs
-            }
-            for future in as_completed(pending):
-                future.result()
-                done += pending[future]
-                progress(done, len(frames))
+
+        def ended(task: tuple[Any, ...], future: Future[None]) -> None:
+            nonlocal done
+            future.result()
+            done += len(task[-1])
+            progress(done, len(frames))
+
+        share_out(_capture_run, [(root, job, span) for job, span in runs], workers, ended)
     progress(len(frames), len(frames))
 
 
