@@ -46,7 +46,7 @@ def surface_weights(distances: Tensor, sdf: Tensor, inv_s: float) -> Tensor:
 
 def transmittance(alpha: Tensor) -> Tensor:
     """The share of light that reaches each section [N, S]: the product of 1 - alpha over the sections before it."""
-    open_share = torch.cumprod(1 - alpha + 1e-7, dim=1)
+    open_share = torch.log(1 - alpha + 1e-7).cumsum(dim=1).exp()  # cumprod's gradient looks for zeros, on the host
     return torch.cat([torch.ones_like(alpha[:, :1]), open_share[:, :-1]], dim=1)
 
 
