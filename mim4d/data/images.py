@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import BadDataError, UserError
 from ..geometry import crop_intrinsics, resize_intrinsics
-from .files import BadDataError, read_bytes
+from .files import read_bytes
 
 END_OF_JPEG = b"\xff\xd9"
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import BadDataError, read_bytes
+from ..errors import BadDataError
+from .files import read_bytes
 
 FLOATS_PER_POINT = 5
 """x, y, z (metres, sensor frame), intensity, ring."""

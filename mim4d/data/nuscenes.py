@@ -1,6 +1,7 @@
 """Clips from a root in nuScenes format: real nuScenes, one's own fleet, or the demo world."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..clip import Clip
-from ..errors import UserError
+from ..errors import BadDataError, UserError
 from ..geometry import invert, make_pose, rotation_from_quaternion, transform
-from .files import BadDataError
 from .frames import NONE, find_clips, find_frames
 from .images import Fit, read_image
 from .index import Index, open_index
@@ -83,6 +83,7 @@ class NuScenesClips(Dataset[Clip]):
 
     Raises:
         UserError: If the root, version, split or cameras do not exist, or nothing in them is long enough for a clip.
+        BadDataError: If a clip's record is not in the tables, and ``on_error`` is "raise".
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -106,6 +107,8 @@ class NuScenesClips(Dataset[Clip]):
         if not len(self.clips):
             raise UserError(self._why_no_clip())
         self._check_image_sizes()
+        if config.on_error == "raise":  # known now, and not in the middle of a run
+            self._check_records()
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -164,7 +167,7 @@ class NuScenesClips(Dataset[Clip]):
         """Read a clip's files."""
         frames = self.clips[number]
         cameras, lidar = self.frames.cameras[frames], self.frames.lidar[frames]
-        self._check_records(number, cameras, lidar)
+        self._check_records(number)
         reference = lidar if self.has_lidar else cameras[:, 0]
         global_from_ego = self._global_from_ego(reference)  # [T, 4, 4] float64, as all of these
         ego_from_global = invert(global_from_ego)
@@ -191,13 +194,28 @@ class NuScenesClips(Dataset[Clip]):
             raise BadDataError(self.name(number), str(error)) from error
         return clip
 
-    def _check_records(self, number: int, cameras: NDArray[np.int32], lidar: NDArray[np.int32]) -> None:
-        """Every frame must have every sensor."""
-        names = self.config.cameras
-        if self.has_lidar:
-            cameras, names = np.column_stack([lidar, cameras]), (LIDAR, *names)
-        for t, column in np.argwhere(cameras == NONE):
-            frame = self.clips[number, t]
+    def check_files(self, numbers: Sequence[int]) -> None:
+        """See that the files of some clips are there; not what is in them.
+
+        Raises:
+            BadDataError: If one is not.
+        """
+        for row in np.unique(self._rows(self.clips[list(numbers)])):
+            path = self._path(self.index.records[row])
+            if not path.is_file():
+                raise BadDataError(str(path), "no such file")
+
+    def _rows(self, frames: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Rows [..., sensors] of all that is read of frames [...], the LiDAR's first if there is one."""
+        cameras, lidar = self.frames.cameras[frames], self.frames.lidar[frames]
+        return np.concatenate([lidar[..., None], cameras], -1) if self.has_lidar else cameras
+
+    def _check_records(self, number: int | None = None) -> None:
+        """Every frame of a clip, or of all, must have every sensor."""
+        frames = np.unique(self.clips if number is None else self.clips[number])
+        names = (LIDAR, *self.config.cameras) if self.has_lidar else self.config.cameras
+        for place, column in np.argwhere(self._rows(frames) == NONE):
+            frame = frames[place]
             scene = self.index.scenes[self.frames.scenes[frame]]
             raise BadDataError(
                 f"{names[column]} in {scene} at {self.frames.times[frame] / 1e6:.2f} s", "no record in sample_data.json"

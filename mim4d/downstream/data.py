@@ -61,6 +61,14 @@ class Samples:
                 self._images[number] = clip
         return clip
 
+    def check(self, numbers: Sequence[int]) -> None:
+        """See that the files of some samples are there.
+
+        Raises:
+            BadDataError: If one is not.
+        """
+        self._clips.check_files(numbers)
+
     def truth(self, task: Task, key: Any, number: int) -> Any:
         """What ``task`` keeps of a sample; ``key`` tells its settings apart."""
         known = self._truths.setdefault((task.name, key), {})

@@ -118,7 +118,8 @@ class HDMap:
                 far = torch.cdist(points.flatten(1), wanted.flatten(2).flatten(0, 1), p=1)  # [N, M*ORDERS]
                 nearest, order = far.unflatten(1, (len(labels), ORDERS)).min(-1)  # [N, M]
                 cost = 2 * _focal_cost(logits)[:, labels] + 5 * nearest
-                rows, columns = (torch.as_tensor(i) for i in linear_sum_assignment(cost.cpu().numpy()))
+                finite = cost.nan_to_num().cpu().numpy()  # or it refuses before anybody is told of the loss
+                rows, columns = (torch.as_tensor(i) for i in linear_sum_assignment(finite))
                 rows, columns = rows.to(logits.device), columns.to(logits.device)
             truth[rows, labels[columns]] = 1
             apart = (points[rows] - wanted[columns, order[rows, columns]]).abs().sum()

@@ -35,7 +35,7 @@ BOX = np.dtype(
         ("yaw", "f8"),  # of the length, about z in the ego frame, radians
         ("velocity", "f8", 2),  # of the thing over ground, along the ego frame's x and y, m/s; NaN where not known
         ("label", "i4"),  # of CLASSES, -1 for none of them
-        ("attribute", "i4"),  # of ATTRIBUTES, -1 for none
+        ("attribute", "i4"),  # of ATTRIBUTES, -1 for none of them
         ("vehicle", "?"),  # nuScenes' category vehicle.*, of which some are in none of the ten classes
         ("visibility", "i4"),  # 1 to 4: 0-40, 40-60, 60-80, 80-100 % seen by the six cameras
         ("points", "i4"),  # LiDAR and radar points in it
@@ -93,13 +93,14 @@ class Annotations:
             width, length, height = record["size"]
             heading = turn @ Quaternion(record["rotation"]).rotation_matrix[:, 0]
             attributes = [self.nusc.get("attribute", a)["name"] for a in record["attribute_tokens"]]
+            known = [ATTRIBUTES.index(a) for a in attributes if a in ATTRIBUTES]  # a fleet may have its own
             name = category_to_detection_name(category)
             row["center"] = turn @ (np.array(record["translation"]) - global_from_ego[:3, 3])
             row["size"] = length, width, height
             row["yaw"] = np.arctan2(heading[1], heading[0])
             row["velocity"] = (turn @ self.nusc.box_velocity(ann))[:2]
             row["label"] = CLASSES.index(name) if name else -1
-            row["attribute"] = ATTRIBUTES.index(attributes[0]) if attributes else -1
+            row["attribute"] = known[0] if known else -1
             row["vehicle"] = category.split(".")[0] == "vehicle"
             row["visibility"] = int(record["visibility_token"] or 4)
             row["points"] = record["num_lidar_pts"] + record["num_radar_pts"]

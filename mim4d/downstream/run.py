@@ -112,14 +112,19 @@ class Run:
         """Put the parts together.
 
         Raises:
-            UserError: If the backbone cannot be had, the settings make no model, or the held-out split is not
-                one to score.
+            UserError: If the backbone cannot be had, the settings make no model, a file or map is missing, or the
+                held-out split is not one to score.
         """
         self.config, self.data = config, data
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.task = make_task(config)
         self._scores = self.task.scores(data.annotations, config.val_split)
         self.chosen = data.train.share(config.labels, config.seed)
+        # What is lacking is told now: hours of training later the same would be read for the scores.
+        data.train.check(self.chosen)
+        data.val.check(range(len(data.val)))
+        for number in range(len(data.val)):
+            self.truth(data.val, number)
         torch.manual_seed(config.seed)
         encoder = make_encoder(config.backbone, pretrained=config.init == "pretrained")
         torch.manual_seed(config.seed + 1)  # all else starts the same, whatever the backbone drew

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import UserError
+from ..errors import BadDataError, UserError
 from .config import PretrainConfig, overlay, read_yaml
 from .folder import RunFolder
 from .presets import PRESETS
@@ -80,7 +80,8 @@ def main(argv: list[str] | None = None) -> None:
 
         train(config, resume=resume)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        advice = ". Put it right, or leave such clips out with --on-error skip" * isinstance(error, BadDataError)
+        print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before the run could save anything, or the second time
         sys.exit(130)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mim4d.data import NuScenesClips, count_substitutes, make_loader
-from mim4d.data.files import BadDataError
-from mim4d.errors import UserError
+from mim4d.errors import BadDataError, UserError
 from tests.data.roots import LIDAR, edit_table, file_of
 from tests.data.test_nuscenes import config_of
 
@@ -37,16 +36,33 @@ def damage(root, kind):
 KINDS = ["missing image", "truncated image", "empty sweep", "no record of a camera", "no record of the LiDAR"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_is_named(root, kind):
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_a_file_is_named(root, kind):
     named = damage(root, kind)
     dataset = NuScenesClips(config_of(root))
     dataset[1].validate()
     with pytest.raises(BadDataError) as caught:
         dataset[2]
     assert named in str(caught.value)
-    assert "--on-error skip" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS[3:])
+def test_a_record_is_named_at_once(root, kind):
+    named = damage(root, kind)
+    with pytest.raises(BadDataError) as caught:
+        NuScenesClips(config_of(root))
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_missing_can_be_found_beforehand(root):
+    named = damage(root, "missing image")
+    dataset = NuScenesClips(config_of(root))
+    dataset.check_files([0, 1])
+    with pytest.raises(BadDataError) as caught:
+        dataset.check_files(range(len(dataset)))
+    assert str(caught.value) == f"{named}: no such file"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mim4d.data.files import BadDataError
 from mim4d.data.lidar import read_points
+from mim4d.errors import BadDataError
 
 
 def test_points_that_are_not_finite_are_dropped(tmp_path):

@@ -14,6 +14,7 @@ from mim4d.downstream.detection import (
     REGRESSED,
     SUBMISSION,
     Detection,
+    DetectionScores,
     score_submission,
     write_submission,
 )
@@ -115,6 +116,13 @@ def test_what_the_devkit_cannot_score_is_named(annotations, tmp_path: Path):
     write_submission(tmp_path / SUBMISSION, annotations, {})
     with pytest.raises(UserError, match=r"cannot score .* on the split mini_val"):
         score_submission(tmp_path / SUBMISSION, annotations, "mini_val", tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "nowhere"])
+def test_a_split_of_another_version_is_refused_before_the_training(split, annotations):
+    """The scene of mini_val is one of val, too."""
+    with pytest.raises(UserError, match=f"cannot score the split {split}: .*split"):
+        DetectionScores(Detection(), annotations, split)
 
 
 def test_what_stood_in_the_folder_is_left_there(annotations, tmp_path: Path):

@@ -1,6 +1,7 @@
 """mim4d-eval: what a run leaves, that it can be repeated, and bad input in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (("--model.coarse", "3"), "these settings make no model: grid.x"),
         (("--task", "hd-map", "--model.channels", "18"), "these settings make no model: model.channels = 18"),
         (("--optim.lr", "1e30", "--steps", "30", "--optim.clip-norm", "1e30"), "lower --optim.lr"),
+        (("--task", "hd-map", "--optim.lr", "1e30", "--steps", "30", "--optim.clip-norm", "1e30"), "lower --optim.lr"),
     ],
 )
 def test_bad_input_is_one_line(flags, message, tiny_world, tmp_path, capsys):
@@ -178,6 +180,19 @@ def test_wrong_flags_end_with_two(capsys):
         main([])
     assert stop.value.code == 2
     assert "--task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lacking", ["samples/CAM_BACK/m0553-*", "maps/expansion/boston-seaport.json"])
+def test_what_the_scores_would_lack_is_named_before_the_training(lacking, tiny_world, tmp_path, capsys):
+    root = shutil.copytree(tiny_world, tmp_path / "root")
+    file = sorted(root.glob(lacking))[-1]
+    file.unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(root, tmp_path / "run", "--split", "scene-0061", "--val-split", "scene-0553"))
+    assert stop.value.code == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert str(file) in told
+    assert "--on-error" not in told  # which is not for scores
 
 
 def test_help_names_every_setting():
