@@ -4,7 +4,6 @@ hf auth login
 python examples/hub_round_trip.py --run runs/demo --repo your-name/my-encoder --private
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 import tyro
 
 from mim4d import MIM4DEncoder
-from mim4d.errors import UserError
+from mim4d.errors import in_one_line
 
 
 def main(repo: str, run: Path = Path("runs/demo"), private: bool = False) -> None:
@@ -38,7 +37,5 @@ def main(repo: str, run: Path = Path("runs/demo"), private: bool = False) -> Non
 
 
 if __name__ == "__main__":
-    try:
+    with in_one_line():
         tyro.cli(main)
-    except UserError as error:
-        sys.exit(f"error: {error}")

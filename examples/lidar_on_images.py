@@ -6,7 +6,6 @@
 Points must lie on what they belong to: poles, kerbs, cars. If they do not, poses, times or calibration are wrong.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import tyro
 from mim4d.data import DataConfig, NuScenesClips
 from mim4d.data.index import cache_folder
 from mim4d.data.pictures import lidar_on_images
-from mim4d.errors import UserError
+from mim4d.errors import UserError, in_one_line
 from mim4d.world import make_world
 
 
@@ -36,12 +35,12 @@ def main(
     world = cache_folder() / "example-world"
     root = data.dataroot or str(make_world(world, "v1.0-mini", scenes=1, seed=0, keyframes=1))
     dataset = NuScenesClips(replace(data, dataroot=root, lidar=True))
+    if not 0 <= clip < len(dataset):
+        raise UserError(f"--clip {clip}: they are counted from 0 to {len(dataset) - 1}")
     lidar_on_images(dataset[clip]).save(out)
     print(f"{dataset.name(clip)}: {out}")
 
 
 if __name__ == "__main__":
-    try:
+    with in_one_line():
         tyro.cli(main)
-    except UserError as error:
-        sys.exit(f"error: {error}")

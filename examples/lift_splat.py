@@ -8,7 +8,6 @@ The two marked lines are all that the backbone needs. What is learnt here for a 
 something between 0.5 and 3 m above the ground: a label that any recording has.
 """
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ import mim4d  # registers the mim4d_* architectures with timm
 from mim4d.clip import Clip
 from mim4d.data import DataConfig, NuScenesClips
 from mim4d.data.index import cache_folder
-from mim4d.errors import UserError
+from mim4d.errors import in_one_line
 from mim4d.world import make_world
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -134,7 +133,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with in_one_line():
         tyro.cli(main)
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -20,8 +20,8 @@ came out before you train:
 
 import csv
 import json
+import shlex
 import shutil
-import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyquaternion import Quaternion
 
-from mim4d.errors import UserError
+from mim4d.errors import UserError, in_one_line
 
 VERSION = "v1.0-own"
 LIDAR = "LIDAR_TOP"
@@ -93,6 +93,8 @@ def convert(recordings: Path, root: Path) -> tuple[list[str], list[str]]:
         calibration = json.loads((recordings / "calibration.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{recordings / 'calibration.json'}: {error}") from error
+    if not isinstance(calibration, dict):
+        raise UserError(f"{recordings / 'calibration.json'}: expected an object, a sensor's name each")
     drives = sorted(path for path in recordings.iterdir() if path.is_dir())
     if not drives or not calibration:
         raise UserError(f"{recordings}: no drives, or no sensors in calibration.json")
@@ -250,15 +252,14 @@ def main(recordings: Path, out: Path) -> None:
         out: The root to make.
     """
     drives, channels = convert(recordings, out)
-    cameras = " ".join(channel for channel in channels if channel != LIDAR)
+    cameras = shlex.join(channel for channel in channels if channel != LIDAR)
     splits = f"--split train --val-split {'val' if len(drives) > 1 else 'none'}"
     supervision = "" if LIDAR in channels else " --supervision rgb"
     print(f"{out}: {len(drives)} drives, {len(channels)} sensors. Now:")
-    print(f"mim4d-pretrain --dataroot {out} --version {VERSION} {splits} --cameras {cameras}{supervision}")
+    dataroot = shlex.quote(str(out))
+    print(f"mim4d-pretrain --dataroot {dataroot} --version {VERSION} {splits} --cameras {cameras}{supervision}")
 
 
 if __name__ == "__main__":
-    try:
+    with in_one_line():
         tyro.cli(main)
-    except UserError as error:
-        sys.exit(f"error: {error}")

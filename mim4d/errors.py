@@ -1,4 +1,8 @@
-"""What a user can put right."""
+"""What a user can put right, and how a command says it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -24,3 +28,18 @@ class BadDataError(UserError):
     def __str__(self) -> str:
         what, problem = self.args
         return f"{what}: {problem}"
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """What stops a command: what the user or the machine's keeper can put right is one line and exit code 2."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        told = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            told = f"{error.filename}: {error.strerror}"
+        print(f"error: {' '.join(told.split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

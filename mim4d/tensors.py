@@ -12,6 +12,11 @@ from torch import Tensor
 
 from .errors import WeightsError
 
+UNREADABLE = (
+    *(OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError),
+    *(AttributeError, LookupError, TypeError),  # what unpickling, and timm's look into tables, make of other files
+)
+
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU.
@@ -27,7 +32,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         tensors = load_state_dict(str(file), use_ema=True, device="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         objects = _objects(file)
         if objects:
             raise WeightsError(
@@ -47,7 +52,7 @@ def _objects(file: Path) -> list[str]:
     listed = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
     try:
         return sorted(listed(str(file))) if listed else []
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+    except UNREADABLE:
         return []
 
 

@@ -175,11 +175,11 @@ def test_own_video_gives_the_clips_of_the_root_it_came_from(example, tiny_world,
 def test_own_video_without_lidar_trains_by_the_command_it_prints(example, tiny_world, tmp_path):
     cameras = {name: theirs for name, theirs in SENSORS.items() if name != "LIDAR_TOP"}
     recordings = write_recordings(tmp_path / "drives", tiny_world, cameras)
-    told = example("own_video.py", "--recordings", str(recordings), "--out", str(tmp_path / "root"))
+    told = example("own_video.py", "--recordings", str(recordings), "--out", str(tmp_path / "my root"))
     command = shlex.split(told.splitlines()[-1])
     assert command[0] == "mim4d-pretrain"
     assert command[-2:] == ["--supervision", "rgb"]
-    tiny = runs.arguments(tmp_path / "root", tmp_path / "run", "--steps", "2")
+    tiny = runs.arguments(tmp_path / "my root", tmp_path / "run", "--steps", "2")
     done = runs.run(*tiny, *command[1:])
     assert done.returncode == 0, done.stderr
     backbone = timm.create_model(f"local-dir:{tmp_path / 'run/encoder'}", pretrained=True, features_only=True)

@@ -1,7 +1,6 @@
 """The command line of the comparison."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +8,7 @@ from typing import Literal
 import torch
 import tyro
 
-from mim4d.errors import UserError
+from mim4d.errors import UserError, in_one_line
 
 from .protocol import EVERY, RANDOM, SIZES
 from .run import compare
@@ -41,10 +40,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with in_one_line():
         main(tyro.cli(Options))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -1,5 +1,7 @@
 """Clips from a root in nuScenes format: real nuScenes, one's own fleet, or the demo world."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,6 +140,12 @@ class NuScenesClips(Dataset[Clip]):
         """Name of a clip: its scene and the time of its current frame in seconds."""
         frame = self.clips[number, -1]
         return f"{self.index.scenes[self.frames.scenes[frame]]}@{self.frames.times[frame] / 1e6:.2f}"
+
+    def digest(self) -> str:
+        """Of the scenes and moments of all clips, 12 hexadecimal digits: the same wherever the root lies."""
+        scenes = json.dumps([self.index.scenes[number] for number in np.unique(self.frames.scenes)]).encode()
+        times = self.frames.times[self.clips].astype("<i8").tobytes()
+        return hashlib.sha256(scenes + times).hexdigest()[:12]
 
     def _substitute(self, number: int, seed: int, error: BadDataError) -> Clip:
         """Another clip, drawn from all by what was asked for, that can be read; its name says whose place it took.

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from .config import PRESETS, EvalConfig
 
 
@@ -49,13 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)
-    try:
+    with in_one_line():
         config = parse(sys.argv[1:] if argv is None else argv)
         from .run import evaluate  # after --help
 
         evaluate(config)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -4,10 +4,9 @@ Only argparse: the command comes with the base install.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from ..files import sha256_of, write_file
 from .card import make_card
 from .folder import CARD, EncoderConfig, check_folder, find_folder
@@ -20,13 +19,8 @@ from .sources import Weights, from_folder
 def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
     given = _parser().parse_args(argv)
-    try:
+    with in_one_line():
         given.run(given)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _parser() -> argparse.ArgumentParser:

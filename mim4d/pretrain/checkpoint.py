@@ -96,7 +96,10 @@ def load_checkpoint(
     for key in sorted(identity.keys() | state["identity"].keys()):
         then, now = state["identity"].get(key), identity.get(key)
         if then != now:
-            remedy = f"; keep batch-size x accumulate x processes at {then}" if key == "clips_per_step" else ""
+            remedy = {
+                "clips_per_step": f"; keep batch-size x accumulate x processes at {then}",
+                "clips": "; its data had other scenes or moments than --dataroot has",
+            }.get(key, "")
             raise UserError(f"{path} is of another run: {key} was {then} and is {now} now{remedy}")
     try:
         load_strict(model, read_tensors(path / "model.safetensors"), path / "model.safetensors")

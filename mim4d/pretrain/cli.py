@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import BadDataError, UserError
+from ..errors import BadDataError, UserError, in_one_line
 from .config import PretrainConfig, overlay, read_yaml
 from .folder import RunFolder
 from .presets import PRESETS
@@ -74,14 +74,11 @@ def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)  # such as what keeps the first start on a root busy
-    try:
+    with in_one_line():
         config, resume = parse(sys.argv[1:] if argv is None else argv)
         from .trainer import train  # after --help
 
-        train(config, resume=resume)
-    except UserError as error:
-        advice = ". Put it right, or leave such clips out with --on-error skip" * isinstance(error, BadDataError)
-        print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # before the run could save anything, or the second time
-        sys.exit(130)
+        try:
+            train(config, resume=resume)
+        except BadDataError as error:
+            raise UserError(f"{error}. Put it right, or leave such clips out with --on-error skip") from error

@@ -17,7 +17,7 @@ from ..data.index import cache_folder
 from ..errors import UserError
 from ..files import make_folder
 from ..version import __version__
-from ..world import is_world, make_world
+from ..world import make_world, world_in
 from .config import NO_SPLIT, PretrainConfig, SyntheticConfig, held_out_split
 
 logger = logging.getLogger(__name__)
@@ -66,24 +66,29 @@ def synthetic_root(dataroot: str, version: str, config: SyntheticConfig) -> Path
     what = {"mim4d": __version__, "version": version, **world}
     name = f"world-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
     root = Path(dataroot).expanduser() if dataroot else cache_folder() / name
-    if _is_there(root, version):
+    if _is_there(root, version, world):
         return root
     make_folder(root.parent)
     try:
         with FileLock(root.with_name(f".{root.name}.lock")):
-            if not _is_there(root, version):  # or another process has made it meanwhile
+            if not _is_there(root, version, world):  # or another process has made it meanwhile
                 _draw(root, version, world)
     except OSError as error:
         raise UserError(f"cannot make a world in {root}: {error.strerror or error}") from error
     return root
 
 
-def _is_there(root: Path, version: str) -> bool:
+def _is_there(root: Path, version: str, world: dict[str, Any]) -> bool:
     if not (root / version).is_dir():
         return False
-    if not is_world(root):
+    drawn = world_in(root)
+    if drawn is None:
         # Weights that saw it would be called free of any real image.
         raise UserError(f"{root} holds a {version} that mim4d has not drawn: say --data nuscenes")
+    for name, value in world.items():
+        if drawn.get(name) != value:  # or the run would say of itself what is not so
+            flag = f"--world.{name.replace('_', '-')}"
+            raise UserError(f"{root} holds a world of {flag} {drawn.get(name)}, not {value}: say so, or name another")
     return True
 
 

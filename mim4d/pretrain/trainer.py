@@ -76,6 +76,7 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         clips, held_out = open_data(config, accelerator)
+        self._clips = clips.digest()
 
         # Weights: from a checkpoint if there is one to go on from, else the first ones.
         newest = self.folder.newest() if resume else None
@@ -198,7 +199,8 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds, and what it must be compared with."""
         per_step = self.config.batch_size * self.config.optim.accumulate * self.accelerator.num_processes
-        identity = flatten(plain(dataclasses.asdict(self.model.config))) | {"clips_per_step": per_step}
+        identity = flatten(plain(dataclasses.asdict(self.model.config)))
+        identity |= {"clips_per_step": per_step, "clips": self._clips}
         ema = self.ema.module if self.ema else None
         return {"model": self.model, "optimizer": self.optimizer, "ema": ema, "identity": identity}
 

@@ -5,6 +5,6 @@ Read in this order: ``street`` and ``place`` (where), ``scene`` and ``traffic`` 
 frame on disk), ``tables`` and ``make`` (the root).
 """
 
-from .make import is_world, make_world
+from .make import make_world, world_in
 
-__all__ = ["is_world", "make_world"]
+__all__ = ["make_world", "world_in"]

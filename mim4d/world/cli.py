@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..errors import UserError
+from ..errors import in_one_line
 from .make import make_world
 
 
@@ -38,32 +38,28 @@ class Options:
 def main() -> None:
     """Entry point: exits with 2 and one line on what the user can put right."""
     options = tyro.cli(Options, prog="mim4d-world", description=Options.__doc__)
-    try:
-        with Progress(
+    with (
+        in_one_line(),
+        Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             disable=not sys.stderr.isatty(),
-        ) as bar:
-            task = bar.add_task("key frames", total=None)
-            make_world(
-                options.out,
-                options.version,
-                options.scenes,
-                options.seed,
-                scale=options.scale,
-                keyframes=options.keyframes,
-                camera_rate=options.camera_rate,
-                lidar_rate=options.lidar_rate,
-                workers=options.workers,
-                progress=lambda done, whole: bar.update(task, completed=done, total=whole),
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command completes the world", file=sys.stderr)
-        sys.exit(130)
+        ) as bar,
+    ):
+        task = bar.add_task("key frames", total=None)
+        make_world(
+            options.out,
+            options.version,
+            options.scenes,
+            options.seed,
+            scale=options.scale,
+            keyframes=options.keyframes,
+            camera_rate=options.camera_rate,
+            lidar_rate=options.lidar_rate,
+            workers=options.workers,
+            progress=lambda done, whole: bar.update(task, completed=done, total=whole),
+        )
     print(options.out)

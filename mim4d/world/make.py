@@ -128,12 +128,13 @@ def make_world(
     return root
 
 
-def is_world(root: Path) -> bool:
-    """Whether a folder holds a whole drawn world, of whatever settings."""
+def world_in(root: Path) -> dict[str, Any] | None:
+    """The settings of the whole drawn world in a folder; None if there is none."""
     try:
-        return bool(json.loads((root / RECORD).read_text())["complete"])
+        record = json.loads((root / RECORD).read_text())
+        return dict(record["config"]) if record["complete"] else None
     except (OSError, ValueError, KeyError, TypeError):  # no file, no JSON, or none of ours
-        return False
+        return None
 
 
 def _begin(root: Path, config: WorldConfig) -> bool:

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from mim4d.data.frames import NONE, Frames, find_clips, find_frames, nearest
 from mim4d.data.index import open_index
+from mim4d.pretrain.presets import PRESETS
 from tests.data.roots import LIDAR, VERSION, edit_table, write_root
 from tests.reference import nuscenes as reference
 
@@ -60,6 +61,21 @@ def test_tolerance_decides_how_far_a_frame_may_be():
     frames = frames_at([0, 400_000])
     assert find_clips(frames, length=2, gap=500_000, tolerance=100_000).tolist() == [[0, 1]]
     assert find_clips(frames, length=2, gap=500_000, tolerance=99_999).tolist() == []
+
+
+def test_the_paper_preset_finds_a_clip_for_nearly_every_image():
+    """At nuScenes' rates: an image every 83 ms, a frame at its sweep, of which there is one every 50 ms."""
+    rng = np.random.default_rng(0)
+    images, sweeps = (
+        np.arange(0, 20_000_000, period) + rng.integers(0, 1500, -(-20_000_000 // period))
+        for period in (83_333, 50_000)
+    )
+    times = np.unique(sweeps[nearest(sweeps, images)])
+    config = PRESETS["paper"].data_config("train")
+    clips = find_clips(
+        frames_at(times), length=config.frames, gap=round(config.gap * 1e6), tolerance=round(config.tolerance * 1e6)
+    )
+    assert len(clips) > 0.95 * (len(times) - config.frames)
 
 
 def test_key_frames_are_the_samples(root):

@@ -1,10 +1,12 @@
 """The command: what a run leaves, and bad input, each in one line with exit code 2."""
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -92,14 +94,23 @@ def test_real_data_does_not_pass_for_drawn(tmp_path, capsys):
     assert "holds a v1.0-mini that mim4d has not drawn: say --data nuscenes" in error
 
 
+def test_a_world_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path, capsys):
+    drawn = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS)
+    (drawn / "world.json").write_text(
+        json.dumps({"complete": True, "config": {**asdict(SyntheticConfig()), "seed": 5}})
+    )
+    error = refused(arguments(drawn, tmp_path / "run", "--preset", "gpu24", "--data", "synthetic"), capsys)
+    assert "holds a world of --world.seed 5, not 0: say so, or name another" in error
+
+
 def test_processes_that_need_a_world_at_once_draw_it_once(tmp_path, monkeypatch):
     drawn = []
 
-    def slowly(root, version, **settings):
+    def slowly(root, version, progress, **settings):
         drawn.append(root)
         time.sleep(0.3)
         (root / version).mkdir(parents=True)
-        (root / "world.json").write_text('{"complete": true}')
+        (root / "world.json").write_text(json.dumps({"complete": True, "config": settings}))
 
     monkeypatch.setattr("mim4d.pretrain.datasets.make_world", slowly)
     with ThreadPoolExecutor(4) as pool:

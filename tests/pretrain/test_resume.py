@@ -1,6 +1,7 @@
 """Stopped and gone on with is never stopped."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.cli import main, parse
 from mim4d.pretrain.trainer import train
 from mim4d.tensors import read_tensors
+from tests.data.roots import edit_table
 from tests.pretrain.runs import arguments, command, environment, losses, metrics, run, tiny
 
 AVERAGED = ("--optim.accumulate", "2", "--optim.ema-decay", "0.9")
@@ -135,6 +137,20 @@ def test_a_run_is_not_gone_on_with_as_another(flags, message, root, tmp_path, ca
     assert message in error
     assert error.count("\n") == 1
     assert (out / "config.yaml").read_bytes() == saved
+
+
+def test_a_run_goes_on_where_its_data_lies_now_but_not_on_other_data(root, tmp_path, capsys, fresh_accelerate):
+    out, moved = tmp_path / "run", shutil.copytree(root, tmp_path / "moved")
+    train(tiny(root, out, "--steps", "1"))
+    main(["--resume", "--out", str(out), "--steps", "2", "--dataroot", str(moved)])
+    edit_table(moved, "sample_data", lambda rows: [row | {"timestamp": row["timestamp"] + 1} for row in rows])
+    with pytest.raises(SystemExit) as stop:
+        main(["--resume", "--out", str(out), "--steps", "3"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "clips was " in error
+    assert "its data had other scenes or moments than --dataroot has" in error
+    assert len(losses(out)) == 2
 
 
 def test_a_file_may_name_what_differs_too(root, tmp_path, fresh_accelerate):

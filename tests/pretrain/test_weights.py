@@ -142,6 +142,20 @@ def test_pickles_that_hold_more_than_tensors_are_refused(tmp_path):
     assert not Path("/tmp/mim4d-was-here").exists()
 
 
+@pytest.mark.parametrize("content", [torch.zeros(2), [1, 2], "text", None, {"state_dict": None}, {1: torch.zeros(1)}])
+def test_checkpoints_without_a_table_of_tensors_are_one_line(content, tmp_path):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"cannot read .*other\.pth") as refusal:
+        initialise(atto(), str(tmp_path / "other.pth"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_no_checkpoint_is_one_line(tmp_path):
+    (tmp_path / "other.pth").write_bytes(b"abcdefghijklmnop")
+    with pytest.raises(UserError, match=r"cannot read .*other\.pth"):
+        initialise(atto(), str(tmp_path / "other.pth"))
+
+
 def test_timms_names_carry_their_licence():
     assert license_of("convnext_base.dinov3_lvd1689m") == "dinov3-license"
     assert license_of("scratch") is None
