@@ -28,7 +28,7 @@ CAPTION = "share: of the dense pass's time; aim: the visible share + 0.10"
 class Options:
     """Benchmark the masked forward."""
 
-    models: tuple[str, ...] = ("mim4d_convnext_tiny", "mim4d_convnext_base")
+    models: tuple[str, ...] = ("mim4d_convnext_tiny", "mim4d_convnext_base", "mim4d_resnet18")
     """Encoders by their names in timm."""
     ratios: tuple[float, ...] = (0.3, 0.6, 0.75)
     """Shares of patches to hide."""

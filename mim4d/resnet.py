@@ -17,6 +17,8 @@ from .hub.published import with_tags
 class MIM4DResNet(MIM4DEncoder, ResNet):
     """timm's ResNet; the arguments are those of :class:`timm.models.resnet.ResNet`.
 
+    Its 3x3 convolutions are computed everywhere: hiding patches saves what the norms and 1x1 convolutions cost.
+
     In training mode the masked forward takes BatchNorm's statistics from visible sites alone, of the images that one
     process has, and the running statistics follow them, twice a step under gradient checkpointing as in the dense
     forward. As fewer than two sites have no variance, they are normalised by the running statistics, which then stay as

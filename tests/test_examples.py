@@ -227,9 +227,11 @@ def spoil_poses(folder):
         (lambda folder: (folder / "scene-0061/poses.csv").write_text("t,x\n1,2\n"), "expected columns time,x,y,z"),
     ],
 )
-def test_own_video_names_what_is_wrong_and_leaves_nothing(example, tiny_world, tmp_path, spoil, message):
+def test_own_video_names_what_is_wrong_and_leaves_nothing(example, tiny_world, tmp_path, capsys, spoil, message):
     recordings = write_recordings(tmp_path / "drives", tiny_world, {"front": "CAM_FRONT"})
     spoil(recordings)
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit) as stop:
         example("own_video.py", "--recordings", str(recordings), "--out", str(tmp_path / "root"))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "root").exists()

@@ -15,6 +15,7 @@ from benchmarks.evidence.methods import Pixels, Timeless, Untimed, Unwarped
 from benchmarks.evidence.protocol import ABLATIONS, EVERY, RANDOM, SIZES, STARTS, Cell, Size
 from benchmarks.evidence.run import compare, do, jobs_of
 from mim4d.errors import UserError
+from mim4d.pretrain.config import SyntheticConfig
 from mim4d.pretrain.folder import RunFolder
 from mim4d.pretrain.model import MIM4D
 from tests.downstream.runs import tiny as tiny_cell
@@ -22,6 +23,7 @@ from tests.pretrain.runs import REPOSITORY, tiny
 from tests.toy import toy_clip, toy_config
 
 SEG = Cell("bev-seg", "frozen", 0.5)
+TINY_WORLD = SyntheticConfig(scenes=3, keyframes=4, scale=0.125)
 SOME = [RANDOM, "pixels", "mim4d"]
 
 
@@ -31,7 +33,7 @@ def size(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Size:
     folder = tmp_path_factory.mktemp("sizes")
     return Size(
         name="toy",
-        pretraining=replace(tiny(root, folder / "x"), frames=3, steps=2),
+        pretraining=replace(tiny(root, folder / "x"), frames=3, steps=2, world=TINY_WORLD),
         evaluation={"bev-seg": tiny_cell(root, folder / "y")},
         evaluation_steps={0.5: 3},
         cells=(SEG,),
