@@ -8,6 +8,7 @@ from typing import Any
 import timm
 from huggingface_hub import HfApi
 
+from ..encoder import CONFIG as FAMILY
 from ..errors import WeightsError
 from ..files import write_folder
 from ..version import __version__
@@ -77,6 +78,8 @@ def rewrite(weights: Weights, folder: Path, *, license: str | None, half: bool) 
     save_encoder(
         _made(weights),
         folder,
+        # Not what the model's config would say: that is of the weights that come with the package.
+        image_size=None if "input_size" in weights.config.about else FAMILY["input_size"][1:],
         license=license or weights.config.about.get("license"),
         provenance={name: value for name, value in about.items() if name not in made_anew},
         half=half,

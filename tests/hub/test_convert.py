@@ -229,6 +229,12 @@ def test_resnets_have_the_same_names_everywhere(size, prefix, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in plain.state_dict().items())
 
 
+def test_what_is_converted_has_no_size_of_other_weights(released, tmp_path):
+    """The package's own weights for this model were trained on 128 x 352."""
+    calls.run("convert", str(released), str(tmp_path / "encoder"))
+    assert check_folder(tmp_path / "encoder").about["input_size"] == [3, 256, 704]
+
+
 def test_old_resnets_without_counters_are_read_as_torch_reads_them(tmp_path):
     model = timm.create_model("mim4d_resnet18")
     state_dict = {f"backbone.{n}": t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
