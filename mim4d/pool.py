@@ -1,73 +1,100 @@
 """Work shared out among processes that end when it does, however it ends."""
 
-import multiprocessing
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any
 
 from .errors import UserError
 
+Task = tuple[Any, ...]
+
 
 def share_out(
-    function: Callable[..., Any],
-    tasks: Sequence[tuple[Any, ...]],
+    function: Callable[..., object],
+    tasks: Sequence[Task],
     workers: int,
-    ended: Callable[[tuple[Any, ...], "Future[Any]"], None],
+    ended: Callable[[Task, Exception | None], None],
 ) -> None:
-    """Call ``function(*task)`` for every task, in fresh processes side by side.
+    """Call ``function(*task)`` for every task, each in a process of its own.
 
-    Nothing waits in a queue: when ``ended`` raises, or Ctrl-C or SIGTERM comes, no task is begun any more and those
-    at work get a SIGTERM, once. Processes do not hear Ctrl-C themselves.
+    When ``ended`` raises, or Ctrl-C or SIGTERM comes, no task is begun any more, and each process gets one SIGTERM:
+    a training saves a checkpoint then, which a second one would cut short. An executor of the standard library sends
+    it twice, and its workers go on with what waits in their queue.
 
     Args:
         function: Can be pickled.
         tasks: Its arguments.
-        workers: Processes.
-        ended: Called here with each task and its future, as they end.
+        workers: Processes side by side.
+        ended: Called here with each task as it ends, and with what it raised.
 
     Raises:
         KeyboardInterrupt: On SIGINT.
         SystemExit: On SIGTERM, with 143.
-        UserError: If a process was killed.
     """
-    others = set(multiprocessing.active_children())
     left = iter(tasks)
-    running: dict[Future[Any], tuple[Any, ...]] = {}
-    done: list[tuple[tuple[Any, ...], Future[Any]]] = []
-    with (
-        _terminated(),
-        ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=signal.signal,
-            initargs=(signal.SIGINT, signal.SIG_IGN),
-        ) as pool,
-    ):
+    running: dict[Connection, tuple[Task, SpawnProcess]] = {}
+    done: list[tuple[Task, Exception | None]] = []
+    with _terminable():
         try:
             while True:
                 for task in islice(left, workers - len(running)):
-                    running[pool.submit(function, *task)] = task
-                for task, future in done:
-                    ended(task, future)
+                    running.update([_start(function, task)])
+                for task, error in done:
+                    ended(task, error)
                 if not running:
                     return
-                done = [(running.pop(future), future) for future in wait(running, return_when=FIRST_COMPLETED).done]
-        except BrokenProcessPool as error:
-            raise UserError("a process was killed, perhaps for want of memory: run the same again to go on") from error
-        except BaseException:
-            for process in set(multiprocessing.active_children()) - others:
+                ready = wait(list(running))
+                done = [_result(hears, *running.pop(hears)) for hears in list(running) if hears in ready]
+        finally:
+            for _, process in running.values():
                 process.terminate()
-            raise
+            for _, process in running.values():
+                process.join()
+
+
+def _start(function: Callable[..., object], task: Task) -> tuple[Connection, tuple[Task, SpawnProcess]]:
+    context = get_context("spawn")
+    hears, says = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(function, task, says))
+    process.start()
+    says.close()  # here: when the process ends, whatever ends it, there is nothing more to hear
+    return hears, (task, process)
+
+
+def _work(function: Callable[..., object], task: Task, says: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C comes to all: the one who shares out decides
+    error: Exception | None = None
+    try:
+        function(*task)
+    except Exception as raised:
+        error = raised
+    try:
+        pickle.loads(pickle.dumps(error))  # some cannot be read again
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    says.send(error)
+
+
+def _result(hears: Connection, task: Task, process: SpawnProcess) -> tuple[Task, Exception | None]:
+    error: Exception | None
+    try:
+        error = hears.recv()
+    except EOFError:
+        error = UserError("its process was killed, perhaps for want of memory: run the same again to go on")
+    process.join()
+    return task, error
 
 
 @contextmanager
-def _terminated() -> Iterator[None]:
+def _terminable() -> Iterator[None]:
     """SIGTERM raises, as Ctrl-C does."""
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -80,4 +107,4 @@ def _terminated() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

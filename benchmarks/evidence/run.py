@@ -12,7 +12,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -30,7 +29,7 @@ from mim4d.downstream.labels import write_json
 from mim4d.downstream.run import evaluate, read_figures
 from mim4d.errors import UserError
 from mim4d.files import make_folder
-from mim4d.pool import share_out
+from mim4d.pool import Task, share_out
 from mim4d.pretrain.config import PretrainConfig, flatten, plain, to_dict
 from mim4d.pretrain.config import complete as complete_pretraining
 from mim4d.pretrain.datasets import synthetic_root
@@ -155,9 +154,9 @@ def _do_all(size: Size, out: Path, starts: Sequence[str], workers: int, command:
     failed: list[str] = []
     count = itertools.count(1)
 
-    def ended(task: tuple[Any, ...], future: Future[None]) -> None:
+    def ended(task: Task, error: Exception | None) -> None:
         job, how = task[0], "done"
-        if error := future.exception():
+        if error is not None:
             how = f"FAILED: {' '.join(str(error).split()) or type(error).__name__}"
             failed.append(f"{job.name} {how}")
         write_report(results(size, out, command), out)

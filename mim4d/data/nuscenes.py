@@ -208,7 +208,8 @@ class NuScenesClips(Dataset[Clip]):
         Raises:
             BadDataError: If one is not.
         """
-        for row in np.unique(self._rows(self.clips[list(numbers)])):
+        rows = np.unique(self._rows(self.clips[list(numbers)]))
+        for row in rows[rows != NONE]:
             path = self._path(self.index.records[row])
             if not path.is_file():
                 raise BadDataError(str(path), "no such file")

@@ -196,15 +196,20 @@ class DetectionScores:
         Raises:
             UserError: If the devkit does not know it.
         """
-        from nuscenes.eval.common.loaders import load_gt
+        from nuscenes.eval.common.loaders import get_samples_of_custom_split, load_gt, load_gt_of_sample_tokens
         from nuscenes.eval.detection.data_classes import DetectionBox
         from nuscenes.utils.splits import get_scenes_of_split, is_predefined_split
 
         try:
             get_scenes_of_split(split, annotations.nusc)
-            if is_predefined_split(split):  # which have to be of the version, and boxes of what it knows
-                with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(
+                io.StringIO()
+            ):  # as DetectionEval will: it knows neither all splits nor all
+                if is_predefined_split(split):  # attributes
                     load_gt(annotations.nusc, split, DetectionBox)
+                else:
+                    tokens = get_samples_of_custom_split(split, annotations.nusc)
+                    load_gt_of_sample_tokens(annotations.nusc, tokens, DetectionBox)
         except Exception as error:  # it asserts, and raises KeyErrors
             raise UserError(f"the nuscenes-devkit cannot score the split {split}: {first_line(error)}") from error
         self._task, self._annotations, self._split = task, annotations, split

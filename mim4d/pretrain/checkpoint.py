@@ -95,7 +95,7 @@ def load_checkpoint(
     state = _read_state(path)
     for key in sorted(identity.keys() | state["identity"].keys()):
         then, now = state["identity"].get(key), identity.get(key)
-        if then != now:
+        if then != now and (then is not None or key != "clips"):  # which version 0.1.0 did not save at first
             remedy = {
                 "clips_per_step": f"; keep batch-size x accumulate x processes at {then}",
                 "clips": "; its data had other scenes or moments than --dataroot has",

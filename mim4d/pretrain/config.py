@@ -81,7 +81,7 @@ class PretrainConfig:
     frame_gap: float = 0.5
     """Time from one frame to the next, seconds."""
     tolerance: float | None = None
-    """How far a frame may be from its wanted time, seconds; None: 0.4 of frame_gap."""
+    """How far a frame may be from its wanted time, seconds; None: 0.4 of frame_gap, 0.49 with sweeps."""
     sweeps: bool = False
     """Take frames from all camera images, not keyframes alone (nuScenes: 12 a second in place of 2)."""
     cameras: tuple[str, ...] = CAMERAS
@@ -142,13 +142,16 @@ class PretrainConfig:
 
     def data_config(self, split: str) -> DataConfig:
         """What one split's reader is built from."""
+        # A frame is where its sweep is, in nuScenes every 50 ms: those of neighbouring images (83 ms) are up to 33 ms
+        # closer together or farther apart.
+        tolerance = (0.49 if self.sweeps else 0.4) * self.frame_gap if self.tolerance is None else self.tolerance
         return DataConfig(
             dataroot=self.dataroot,
             version=self.version,
             split=split,
             frames=self.frames,
             gap=self.frame_gap,
-            tolerance=0.4 * self.frame_gap if self.tolerance is None else self.tolerance,
+            tolerance=tolerance,
             cameras=self.cameras,
             sweeps=self.sweeps,
             image_size=self.image_size,

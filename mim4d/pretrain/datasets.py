@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from ..data import NuScenesClips
 from ..data.index import cache_folder
-from ..errors import UserError
+from ..errors import BadDataError, UserError
 from ..files import make_folder
 from ..version import __version__
 from ..world import make_world, world_in
@@ -43,6 +43,8 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
         return clips, None
     try:
         return clips, NuScenesClips(config.data_config(split))
+    except BadDataError:  # there are held-out scenes, and something is wrong with them
+        raise
     except UserError as error:
         if config.val_split:
             raise

@@ -15,8 +15,6 @@ PAPER = PretrainConfig(
     init="convnext_small.fb_in1k",  # the published start, SparK's weights on ImageNet-1k, is not in timm
     frames=4,
     frame_gap=1 / 12,  # neighbouring camera images
-    # A frame is where its sweep is, every 50 ms: two images' sweeps are up to 33 ms more or less apart than they are.
-    tolerance=0.49 / 12,
     sweeps=True,
     image_size=(448, 800),  # published: 450 x 800, padded to 480
     steps=12 * 28130 // 8,

@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..pool import share_out
+from ..pool import Task, share_out
 from .atlas import MASKS, hand_of, location_of, make_atlas
 from .capture import PERIOD, SceneJob, capture, write_atomically
 from .scene import travel_within
@@ -210,9 +209,10 @@ def _capture_all(root: Path, jobs: Sequence[SceneJob], workers: int, progress: C
         runs = [(job, range(i, min(i + run, job.keyframes))) for job in jobs for i in range(0, job.keyframes, run)]
         done = 0
 
-        def ended(task: tuple[Any, ...], future: Future[None]) -> None:
+        def ended(task: Task, error: Exception | None) -> None:
             nonlocal done
-            future.result()
+            if error is not None:
+                raise error
             done += len(task[-1])
             progress(done, len(frames))
 

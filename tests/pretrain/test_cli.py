@@ -210,6 +210,12 @@ def test_broken_data_is_named_and_what_was_saved_stays(
     assert metrics(out)[-1]["skipped"] > 0
 
 
+def test_held_out_scenes_that_are_broken_are_named_not_left_out(run_cache, tmp_path, capsys, fresh_accelerate):
+    broken = write_root(tmp_path / "root", scenes=("scene-0061", "scene-0103"), cameras=CAMERAS)
+    edit_table(broken, "sample_data", lambda rows: [row for row in rows if row["token"] != "scene-0103-CAM_BACK-3"])
+    assert "CAM_BACK in scene-0103" in refused(arguments(broken, tmp_path / "run"), capsys)
+
+
 def test_without_held_out_scenes_there_is_no_evaluation(run_cache, tmp_path, caplog, fresh_accelerate):
     alone = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS)
     main(arguments(alone, tmp_path / "run", "--eval-every", "1", "--picture-every", "4"))

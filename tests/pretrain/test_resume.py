@@ -153,6 +153,17 @@ def test_a_run_goes_on_where_its_data_lies_now_but_not_on_other_data(root, tmp_p
     assert len(losses(out)) == 2
 
 
+def test_a_checkpoint_that_does_not_know_its_data_is_gone_on_with(root, tmp_path, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out, "--steps", "1"))
+    state = list_checkpoints(out / "checkpoints")[-1] / "state.json"
+    older = json.loads(state.read_text())
+    del older["identity"]["clips"]
+    state.write_text(json.dumps(older))
+    main(["--resume", "--out", str(out), "--steps", "2"])
+    assert len(losses(out)) == 2
+
+
 def test_a_file_may_name_what_differs_too(root, tmp_path, fresh_accelerate):
     out = tmp_path / "run"
     train(tiny(root, out, "--steps", "1"))
