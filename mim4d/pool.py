@@ -1,8 +1,9 @@
-"""Work shared out among processes that end when it does, however it ends."""
+"""Work shared out among processes, which are stopped when it is."""
 
 import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -36,9 +37,13 @@ def share_out(
         ended: Called here with each task as it ends, and with what it raised.
 
     Raises:
+        ValueError: If there are no workers.
         KeyboardInterrupt: On SIGINT.
         SystemExit: On SIGTERM, with 143.
     """
+    if workers < 1:
+        raise ValueError(f"{workers} workers")
+    context = get_context("spawn")
     left = iter(tasks)
     running: dict[Connection, tuple[Task, SpawnProcess]] = {}
     done: list[tuple[Task, Exception | None]] = []
@@ -46,7 +51,11 @@ def share_out(
         try:
             while True:
                 for task in islice(left, workers - len(running)):
-                    running.update([_start(function, task)])
+                    hears, says = context.Pipe(duplex=False)
+                    process = context.Process(target=_work, args=(function, task, says))
+                    running[hears] = task, process  # first, or a signal would find it running and unknown
+                    process.start()
+                    says.close()  # here: when the process ends, whatever ends it, there is nothing more to hear
                 for task, error in done:
                     ended(task, error)
                 if not running:
@@ -54,19 +63,11 @@ def share_out(
                 ready = wait(list(running))
                 done = [_result(hears, *running.pop(hears)) for hears in list(running) if hears in ready]
         finally:
-            for _, process in running.values():
+            begun = [process for _, process in running.values() if process.pid is not None]
+            for process in begun:
                 process.terminate()
-            for _, process in running.values():
+            for process in begun:
                 process.join()
-
-
-def _start(function: Callable[..., object], task: Task) -> tuple[Connection, tuple[Task, SpawnProcess]]:
-    context = get_context("spawn")
-    hears, says = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(function, task, says))
-    process.start()
-    says.close()  # here: when the process ends, whatever ends it, there is nothing more to hear
-    return hears, (task, process)
 
 
 def _work(function: Callable[..., object], task: Task, says: Connection) -> None:
@@ -76,6 +77,8 @@ def _work(function: Callable[..., object], task: Task, says: Connection) -> None
         function(*task)
     except Exception as raised:
         error = raised
+        if not isinstance(error, (UserError, OSError)):
+            traceback.print_exc()  # which does not go with what is pickled
     try:
         pickle.loads(pickle.dumps(error))  # some cannot be read again
     except Exception:
@@ -87,9 +90,13 @@ def _result(hears: Connection, task: Task, process: SpawnProcess) -> tuple[Task,
     error: Exception | None
     try:
         error = hears.recv()
+        process.join()
     except EOFError:
-        error = UserError("its process was killed, perhaps for want of memory: run the same again to go on")
-    process.join()
+        process.join()
+        how = f"ended with exit code {process.exitcode}"
+        if process.exitcode and process.exitcode < 0:
+            how = f"was killed by signal {-process.exitcode}, perhaps for want of memory"
+        error = UserError(f"its process {how}: run the same again to go on")
     return task, error
 
 
@@ -98,6 +105,7 @@ def _terminable() -> Iterator[None]:
     """SIGTERM raises, as Ctrl-C does."""
 
     def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the stopping
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers there alone

@@ -87,7 +87,7 @@ def test_a_killed_process_is_told_and_the_others_go_on(tmp_path: Path):
     share_out(die, [(tmp_path, n) for n in range(3)], 2, lambda task, error: told.update({task[1]: error}))
     assert (told[0], told[2]) == (None, None)
     assert isinstance(told[1], UserError)
-    assert "its process was killed, perhaps for want of memory: run the same again" in str(told[1])
+    assert "its process was killed by signal 9, perhaps for want of memory: run the same again" in str(told[1])
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def load_checkpoint(
         if then != now and (then is not None or key != "clips"):  # which version 0.1.0 did not save at first
             remedy = {
                 "clips_per_step": f"; keep batch-size x accumulate x processes at {then}",
-                "clips": "; its data had other scenes or moments than --dataroot has",
+                "clips": "; its data had other scenes or moments than --dataroot and --tolerance give",
             }.get(key, "")
             raise UserError(f"{path} is of another run: {key} was {then} and is {now} now{remedy}")
     try:
