@@ -198,14 +198,12 @@ class DetectionScores:
         """
         from nuscenes.eval.common.loaders import get_samples_of_custom_split, load_gt, load_gt_of_sample_tokens
         from nuscenes.eval.detection.data_classes import DetectionBox
-        from nuscenes.utils.splits import get_scenes_of_split, is_predefined_split
+        from nuscenes.utils.splits import is_predefined_split
 
         try:
-            get_scenes_of_split(split, annotations.nusc)
-            with contextlib.redirect_stderr(
-                io.StringIO()
-            ):  # as DetectionEval will: it knows neither all splits nor all
-                if is_predefined_split(split):  # attributes
+            # What DetectionEval will read: it knows neither all splits nor all attributes.
+            with contextlib.redirect_stderr(io.StringIO()):
+                if is_predefined_split(split):
                     load_gt(annotations.nusc, split, DetectionBox)
                 else:
                     tokens = get_samples_of_custom_split(split, annotations.nusc)

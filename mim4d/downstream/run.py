@@ -120,11 +120,6 @@ class Run:
         self.task = make_task(config)
         self._scores = self.task.scores(data.annotations, config.val_split)
         self.chosen = data.train.share(config.labels, config.seed)
-        # What is lacking is told now: hours of training later the same would be read for the scores.
-        data.train.check(self.chosen)
-        data.val.check(range(len(data.val)))
-        for number in range(len(data.val)):
-            self.truth(data.val, number)
         torch.manual_seed(config.seed)
         encoder = make_encoder(config.backbone, pretrained=config.init == "pretrained")
         torch.manual_seed(config.seed + 1)  # all else starts the same, whatever the backbone drew
@@ -147,6 +142,11 @@ class Run:
         seed = config.seed if config.init == "random" else None
         key = (config.backbone, config.init, seed, config.model.neck.stages, config.image_size, config.precision)
         self.maps = data.maps(key, self._encode) if config.freeze else None
+        # What is lacking is told now: hours of training later the same would be read for the scores.
+        data.train.check(self.chosen)
+        data.val.check(range(len(data.val)))
+        for number in range(len(data.val)):
+            self.truth(data.val, number)
 
     @property
     def best(self) -> BEVModel:
