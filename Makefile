@@ -1,44 +1,58 @@
 # The commands of the README: each sets up what is missing and does its work.
-#   make demo   makes a small world, pretrains on it, leaves its run in runs/demo
-#   make test   lint, types and all tests
-#   make docs   builds the documentation into build/docs
+#   make demo          makes a small world, pretrains on it, leaves its run in runs/demo
+#   make test          lint, types and all tests, with the newest versions that pip gives
+#   make test-oldest   all tests with the oldest versions that pyproject.toml allows, in an environment of its own
+#   make docs          builds the documentation into build/docs
 
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 
-.PHONY: demo test docs clean
+.PHONY: help demo test test-oldest docs clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,4s/^# *//p' Makefile
+	@sed -n '1,5s/^# *//p' Makefile
 
 # Fresh memory is slow to map on some machines: let the C library keep what it has (1.5 to 1.9 times faster steps on a
 # CPU in one trial). Python's own behaviour does not change.
-demo test: export MALLOC_MMAP_MAX_ = 0
-demo test: export MALLOC_TRIM_THRESHOLD_ = 2147483647
-demo test: export MALLOC_ARENA_MAX = 1
+demo test test-oldest: export MALLOC_MMAP_MAX_ = 0
+demo test test-oldest: export MALLOC_TRIM_THRESHOLD_ = 2147483647
+demo test test-oldest: export MALLOC_ARENA_MAX = 1
 
 # What a command needs and no more: the demo does without the test tools.
 $(VENV)/pretrain $(VENV)/dev: $(VENV)/%: pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 13) else "mim4d needs Python 3.10 to 3.12, $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % v[:2])'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 13) else "This needs Python 3.10 to 3.12 (the nuscenes-devkit has no newer release) and $(PYTHON) is %d.%d: run make PYTHON=python3.11 ..." % v[:2])'
+	@echo "Installing mim4d[$*] into $(VENV): about 6.5 GB, most of it PyTorch with CUDA. This takes a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	$(VENV)/bin/python -m pip install --editable '.[$*]'
 	touch $@
 
 demo: $(VENV)/pretrain
-	$(BIN)/mim4d-pretrain --preset demo --data synthetic --out runs/demo $(if $(wildcard runs/demo/checkpoints),--resume)
+	$(VENV)/bin/mim4d-pretrain --preset demo --data synthetic --out runs/demo $(if $(wildcard runs/demo/checkpoints),--resume)
 
 test: $(VENV)/dev
-	$(BIN)/python -m pip install --quiet --no-deps -r tests/integrations/requirements.txt
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(VENV)/bin/python -m pip install --quiet --no-deps -r tests/integrations/requirements.txt
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+
+# Lint and types are for the newest versions alone.
+test-oldest: $(OLDEST)/dev
+	$(OLDEST)/bin/python -m pytest
+
+$(OLDEST)/dev: pyproject.toml tests/oldest.py
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet 'tomli; python_version < "3.11"'
+	$(OLDEST)/bin/python tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps -r tests/integrations/requirements.txt
+	touch $@
 
 docs: $(VENV)/dev
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs build/docs
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going docs build/docs
 	@echo "open build/docs/index.html"
 
 clean:
-	rm -rf $(VENV) runs build
+	rm -rf $(VENV) $(OLDEST) runs build
