@@ -4,31 +4,37 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..errors import UserError
+Result = TypeVar("Result")
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Do something on the main process while the others wait; if it fails there, every process stops.
+def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """Call ``action`` on the main process while the others wait; whatever it raises there ends every process.
+
+    Returns:
+        The action's result, on every process; it can be pickled.
 
     Raises:
-        UserError: On the main process, the action's own.
-        SystemExit: With code 2 on the others, which have nothing to add.
+        BaseException: On the main process, the action's own.
+        SystemExit: With code 2 on the others, so that only the main process prints the error.
     """
-    failure: UserError | None = None
+    result: Result | None = None
+    failure: BaseException | None = None
     if accelerator.is_main_process:
         try:
-            action()
-        except UserError as error:
+            result = action()
+        except BaseException as error:
             failure = error
-    (failed,) = broadcast_object_list([failure is not None])
+    failed, shared = broadcast_object_list([failure is not None, result])
     if failure is not None:
         raise failure
     if failed:
         raise SystemExit(2)
+    return shared
 
 
 class StopSignal:
