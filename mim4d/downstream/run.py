@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..clip import Clip
 from ..data.loader import ClipSampler
 from ..errors import UserError
-from ..files import make_folder
+from ..lock import locked_folder
 from ..pretrain.config import plain
 from ..pretrain.optim import lr_scale, make_optimizer, set_lr
 from ..version import __version__
@@ -52,10 +53,13 @@ def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = 
         UserError: If something in the settings, the data or the folder is in the way.
         ValueError: If ``data`` was opened for other settings.
     """
-    began = time.monotonic()
     config = complete(config)
-    out = Path(config.out).expanduser()
-    _claim(out)
+    with _claimed(Path(config.out).expanduser()) as out:
+        return _evaluate(config, out, data, quiet)
+
+
+def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool) -> Figures:
+    began = time.monotonic()
     console = Console(stderr=True, highlight=False, quiet=quiet)
     data = data or EvalData(config)
     data.check(config)
@@ -87,15 +91,17 @@ def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = 
     return whole
 
 
-def _claim(out: Path) -> None:
-    """Make the folder of a run; one that was cut short is done again from its beginning.
+@contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """Make and lock the folder of a run; one that was cut short is done again from its beginning.
 
     Raises:
-        UserError: If it holds a result, or cannot be made.
+        UserError: If it holds a result, another process writes there, or it cannot be made.
     """
-    if (out / METRICS).exists():
-        raise UserError(f"{out} holds a result already: give another --out")
-    make_folder(out)
+    with locked_folder(out):
+        if (out / METRICS).exists():
+            raise UserError(f"{out} holds a result already: give another --out")
+        yield out
 
 
 def make_task(config: EvalConfig) -> Task:

@@ -41,8 +41,8 @@ class RunFolder:
         return self.root / "encoder"
 
     def contents(self) -> list[str]:
-        """Names of what is there, folders with a slash."""
-        return sorted(path.name + "/" * path.is_dir() for path in self.root.iterdir())
+        """Names of what is there, without hidden files, folders with a slash."""
+        return sorted(path.name + "/" * path.is_dir() for path in self.root.glob("[!.]*"))
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint."""

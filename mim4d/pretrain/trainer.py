@@ -7,6 +7,7 @@ processes with batches of b learn what one with W * b does.
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..clip import Clip
 from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
 from ..errors import UserError
 from ..hub.folder import CARD, save_encoder
+from ..lock import locked_folder
 from ..tensors import read_tensors
 from ..version import __version__
 from .checkpoint import load_checkpoint, load_strict, save_checkpoint
@@ -56,25 +58,41 @@ def train(config: PretrainConfig, *, resume: bool = False, method: Method = MIM4
         UserError: If something in the settings, the data or the machine is in the way; checkpoints stay.
         SystemExit: After a checkpoint, on SIGINT or SIGTERM, with 128 + the signal's number.
     """
-    trainer = Trainer(config, resume=resume, method=method)
-    trainer.run()
-    return trainer.folder.root
+    config = complete(config)
+    accelerator = make_accelerator(config)
+    root = Path(config.out).expanduser()
+    with ExitStack() as held:
+        on_main(accelerator, lambda: held.enter_context(locked_folder(root)))
+        Trainer(config, resume=resume, method=method, accelerator=accelerator).run()
+    return root
+
+
+def make_accelerator(config: PretrainConfig) -> Accelerator:
+    """The processes, the device and the precision of a run."""
+    return Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        gradient_accumulation_steps=config.optim.accumulate,
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
 
 
 class Trainer:
     """One run, ready to go: everything that can be wrong with its settings and data has been found."""
 
-    def __init__(self, config: PretrainConfig, *, resume: bool = False, method: Method = MIM4D) -> None:
-        """Put the parts together; see :func:`train` for the arguments and errors."""
+    def __init__(
+        self,
+        config: PretrainConfig,
+        *,
+        resume: bool = False,
+        method: Method = MIM4D,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        """Put the parts together; see :func:`train`, which also locks the run folder, for the arguments and errors."""
         self.config = config = complete(config)
         self.folder = RunFolder(Path(config.out).expanduser())
         self.folder.check(config, resume=resume)
-        self.accelerator = accelerator = Accelerator(
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
-            gradient_accumulation_steps=config.optim.accumulate,
-            cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
+        self.accelerator = accelerator = accelerator or make_accelerator(config)
         clips, held_out = open_data(config, accelerator)
         self._clips = clips.digest()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..lock import LOCK, locked_folder
 from ..pool import Task, share_out
 from .atlas import MASKS, hand_of, location_of, make_atlas
 from .capture import PERIOD, SceneJob, capture, write_atomically
@@ -116,14 +117,17 @@ def make_world(
         lidar_rate=float(lidar_rate),
     )
     config.check()
-    if _begin(root, config):
+    if world_in(root) == asdict(config):  # perhaps where nothing can be written
         return root
-    try:
-        jobs = _jobs(root, config)
-        _capture_all(root, jobs, workers or os.cpu_count() or 1, progress or (lambda done, whole: None))
-        _finish(root, config, jobs)
-    except OSError as error:
-        raise UserError(f"cannot write the world: {error}; put that right and run again to complete it") from error
+    with locked_folder(root):
+        if _begin(root, config):
+            return root
+        try:
+            jobs = _jobs(root, config)
+            _capture_all(root, jobs, workers or os.cpu_count() or 1, progress or (lambda done, whole: None))
+            _finish(root, config, jobs)
+        except OSError as error:
+            raise UserError(f"cannot write the world: {error}; put that right and run again to complete it") from error
     return root
 
 
@@ -145,7 +149,7 @@ def _begin(root: Path, config: WorldConfig) -> bool:
             if there.get("config") != asdict(config):
                 raise UserError(f"{root} holds a different world ({record.name}): choose another --out or delete it")
             return bool(there["complete"])
-        if root.exists() and any(root.iterdir()):
+        if any(path.name != LOCK for path in root.iterdir()):
             raise UserError(f"{root} is not empty and holds no world: choose another --out")
         _write_record(root, config, complete=False)
     except (OSError, ValueError) as error:

@@ -169,7 +169,7 @@ def test_a_result_is_not_overwritten(tiny_world, tmp_path, capsys):
     (tmp_path / "metrics.json").write_text("{}")
     assert "holds a result already" in refused(arguments(tiny_world, tmp_path), capsys)
     (tmp_path / "file").write_text("")
-    assert "cannot make the folder" in refused(arguments(tiny_world, tmp_path / "file"), capsys)
+    assert "cannot write to the folder" in refused(arguments(tiny_world, tmp_path / "file"), capsys)
 
 
 def test_wrong_flags_end_with_two(capsys):

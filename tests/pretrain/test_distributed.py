@@ -44,4 +44,4 @@ def test_an_error_of_the_main_process_ends_all(root, tmp_path):
     out.write_text("a file where the folder should be")
     failed = run(*arguments(root, out), launcher=TWO)
     assert failed.returncode != 0
-    assert failed.stderr.count("error: cannot write to the run folder") == 1
+    assert failed.stderr.count("error: cannot write to the folder") == 1

@@ -138,7 +138,7 @@ def test_what_is_not_this_world_is_not_touched(small, tmp_path):
     with pytest.raises(UserError, match="is not empty and holds no world"):
         make_world(tmp_path, seed=7, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(UserError, match="cannot make a world in"):
+    with pytest.raises(UserError, match="cannot write to the folder"):
         make_world(tmp_path / "thesis.txt", seed=7, **SMALL)
 
 
