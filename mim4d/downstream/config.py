@@ -109,6 +109,8 @@ def complete(config: EvalConfig) -> EvalConfig:
     version = config.version or ("v1.0-mini" if config.data == "synthetic" else "v1.0-trainval")
     split, val_split = SPLITS.get(version, ("", ""))
     split, val_split = config.split or split, config.val_split or val_split
+    if not config.out.strip():
+        raise UserError("--out is empty: give the folder of the result, such as --out runs/eval")
     if config.data == "nuscenes" and not config.dataroot:
         raise UserError("--data nuscenes needs --dataroot, the folder in nuScenes format (or try --data synthetic)")
     if not split or not val_split or val_split == "none":

@@ -168,6 +168,8 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     """
     version = config.version or ("v1.0-mini" if config.data == "synthetic" else "v1.0-trainval")
     split = config.split or SPLITS.get(version, ("", ""))[0]
+    if not config.out.strip():
+        raise UserError("--out is empty: give the run folder, such as --out runs/pretrain")
     if config.data == "nuscenes" and not config.dataroot:
         raise UserError("--data nuscenes needs --dataroot, the folder in nuScenes format (or try --preset demo)")
     if not split:
