@@ -314,7 +314,7 @@ def ray(scene: Scene, _: list[Mover]) -> Figure:
     steps = torch.cat([distances, far[:, None]], dim=1).diff(dim=1)
     middles = distances + steps / 2
     sdf, normals, _colour = at(middles)
-    weights = section_weights(sdf[None], (normals @ direction[0])[None], steps / field.scale, field.inv_s)
+    weights = section_weights(sdf[None], (normals @ direction[0])[None], steps / field.scale, field.inv_s)[0]
 
     figure = Figure(figsize=(9.5, 4.2), dpi=100, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)

@@ -48,7 +48,7 @@ class Rendered(NamedTuple):
     depth: Tensor
     """[G, R] distance along the ray, metres."""
     opacity: Tensor
-    """[G, R] the weights' sum, 0 to 1."""
+    """[G, R] the share of light that does not pass the whole ray, 0 to 1: the weights' sum, but for rounding."""
     hit: Tensor
     """[G, R] bool: False where the ray misses the volume's box, and the rest is void."""
 
@@ -142,18 +142,17 @@ class Renderer(nn.Module):
         sdf, normals, colour = self.field(points, along, table, first.repeat_interleave(s))
 
         slopes = (along * normals).sum(-1).view(n, s)
-        weights = section_weights(sdf.view(n, s), slopes, step / self.field.scale, self.field.inv_s)
+        weights, passed = section_weights(sdf.view(n, s), slopes, step / self.field.scale, self.field.inv_s)
 
-        opacity = weights.sum(1)
         rgb = (weights[..., None] * colour.view(n, s, 3)).sum(1)
         if self.sky is not None:
-            rgb = rgb + (1 - opacity)[:, None] * torch.sigmoid(self.sky)
-        depth = (weights * middle).sum(1) / opacity.clamp(min=1e-6)
-        return rgb, depth, opacity
+            rgb = rgb + passed[:, None] * torch.sigmoid(self.sky)
+        depth = (weights * middle).sum(1) / weights.sum(1).clamp(min=1e-6)
+        return rgb, depth, 1 - passed
 
 
-def section_weights(sdf: Tensor, slopes: Tensor, steps: Tensor, inv_s: Tensor) -> Tensor:
-    """Rendering weights of a ray's sections (NeuS section 3.1, eq. 13).
+def section_weights(sdf: Tensor, slopes: Tensor, steps: Tensor, inv_s: Tensor) -> tuple[Tensor, Tensor]:
+    """Rendering weights of a ray's sections (NeuS section 3.1, eq. 13), and what is left for the background.
 
     Args:
         sdf: [n, S], at the middle of each section, scene units.
@@ -162,9 +161,11 @@ def section_weights(sdf: Tensor, slopes: Tensor, steps: Tensor, inv_s: Tensor) -
         inv_s: The surface's sharpness, scalar.
 
     Returns:
-        [n, S], not negative, each ray's sum at most 1.
+        Weights [n, S], not negative, and the share of light that passes all sections [n], 0 to 1. Together they are 1,
+        but for rounding.
     """
     drop = F.relu(-slopes) * steps / 2
     enter, leave = torch.sigmoid((sdf + drop) * inv_s), torch.sigmoid((sdf - drop) * inv_s)
     alpha = ((enter - leave + 1e-5) / (enter + 1e-5)).clamp(0, 1)
-    return alpha * transmittance(alpha)
+    light = transmittance(alpha)
+    return alpha * light[:, :-1], light[:, -1]

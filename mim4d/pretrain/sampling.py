@@ -41,13 +41,22 @@ def surface_weights(distances: Tensor, sdf: Tensor, inv_s: float) -> Tensor:
     enter = torch.sigmoid((middle - slope * step / 2) * inv_s)
     leave = torch.sigmoid((middle + slope * step / 2) * inv_s)
     alpha = ((enter - leave + 1e-5) / (enter + 1e-5)).clamp(0, 1)
-    return alpha * transmittance(alpha)
+    return alpha * transmittance(alpha)[:, :-1]
 
 
 def transmittance(alpha: Tensor) -> Tensor:
-    """The share of light that reaches each section [N, S]: the product of 1 - alpha over the sections before it."""
-    open_share = torch.log(1 - alpha + 1e-7).cumsum(dim=1).exp()  # cumprod's gradient looks for zeros, on the host
-    return torch.cat([torch.ones_like(alpha[:, :1]), open_share[:, :-1]], dim=1)
+    """Transmittance before and after each section: the product of 1 - alpha over the sections so far.
+
+    Args:
+        alpha: [N, S], 0 to 1.
+
+    Returns:
+        [N, S + 1], 0 to 1: the first is 1, the last is the share of light that passes the whole ray.
+    """
+    # Every factor is at most 1, and a little more than 0, where the logarithm's gradient would be infinite. Not
+    # cumprod: its gradient looks for zeros, on the host.
+    passed = torch.log1p(alpha * -(1 - 1e-7)).cumsum(dim=1).exp()
+    return torch.cat([torch.ones_like(alpha[:, :1]), passed], dim=1)
 
 
 def importance(distances: Tensor, weights: Tensor, count: int) -> Tensor:

@@ -76,13 +76,30 @@ def test_transmittance_is_the_product_of_what_was_let_through(samples, seed):
         for i in range(samples):
             assert got[ray, i].item() == pytest.approx(light, rel=1e-4, abs=1e-6)
             light *= 1 - alpha[ray, i].item()
+        assert got[ray, samples].item() == pytest.approx(light, rel=1e-4, abs=1e-6)
+
+
+@many
+@given(
+    alphas=st.lists(st.one_of(st.sampled_from([0.0, 1e-6, 1e-5, 1.0]), st.floats(0, 1, width=32)), min_size=1),
+    repeats=st.integers(1, 30),
+)
+def test_no_more_light_leaves_a_ray_than_entered_it_and_never_less_than_none(alphas, repeats):
+    light = transmittance(torch.tensor([alphas * repeats]))
+    assert light.min() >= 0
+    assert light.max() <= 1
+    assert light[0, 0] == 1
+
+
+def test_light_that_nothing_holds_up_arrives_whole():
+    assert (transmittance(torch.zeros(1, 96)) == 1).all()
 
 
 def test_transmittance_behind_an_opaque_section_is_zero_with_finite_gradients():
     alpha = torch.tensor([[0.2, 1.0, 0.3, 1.0, 1.0, 0.5]], requires_grad=True)
     light = transmittance(alpha)
-    torch.testing.assert_close(light[0, 2:], torch.zeros(4), atol=1e-6, rtol=0)
-    (alpha * light).sum().backward()
+    torch.testing.assert_close(light[0, 2:], torch.zeros(5), atol=1e-6, rtol=0)
+    (alpha * light[:, :-1]).sum().backward()
     assert alpha.grad.isfinite().all()
 
 
