@@ -19,7 +19,7 @@ def make_pose(rotation: Tensor, translation: Tensor) -> Tensor:
     pose = rotation.new_zeros(*rotation.shape[:-2], 4, 4)
     pose[..., :3, :3] = rotation
     pose[..., :3, 3] = translation
-    pose[..., 3, 3] = 1
+    pose[..., 3, 3].fill_(1)  # assigning the number would make a tensor of it on the host first
     return pose
 
 

@@ -34,7 +34,8 @@ class OptimConfig:
     accumulate: int = 1
     """Batches whose gradients are averaged into one step."""
     ema_decay: float = 0.0
-    """Decay, a step, of a moving average of the weights that is evaluated and exported instead; 0 keeps none."""
+    """Decay per step of a moving average of the weights that is evaluated and exported instead; 0 keeps none. At step n
+    the decay is at most 1 - n^(-2/3), so that the average soon forgets the first weights."""
 
     def __post_init__(self) -> None:
         bounds = {

@@ -15,7 +15,7 @@ from mim4d.errors import UserError
 from mim4d.hub.folder import save_encoder
 from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.config import PretrainConfig, overlay
-from mim4d.pretrain.trainer import train
+from mim4d.pretrain.trainer import first_model, train
 from mim4d.tensors import read_tensors
 from tests.pretrain.runs import environment, tiny
 
@@ -35,6 +35,18 @@ def features(encoder) -> list[torch.Tensor]:
     torch.manual_seed(0)
     with torch.no_grad():
         return encoder.eval().forward_intermediates(torch.randn(1, 3, 64, 96), intermediates_only=True)
+
+
+def test_a_long_average_does_not_keep_the_first_weights(root, tmp_path, fresh_accelerate):
+    config = tiny(root, tmp_path / "run", "--optim.ema-decay", "0.9999")
+    newest = list_checkpoints(train(config) / "checkpoints")[-1]
+    last, average = (load_file(newest / f"{name}.safetensors") for name in ("model", "ema"))
+    first = first_model(config, read_init=False)[0].state_dict()
+    assert distance(average, last) < 0.5 * distance(average, first)
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return sum(float((one[name] - other[name]).square().sum()) for name in one) ** 0.5
 
 
 @pytest.mark.parametrize("ema", ["0", "0.5"])
