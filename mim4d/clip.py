@@ -31,7 +31,8 @@ class Clip:
     timestamps: Tensor
     """[B, T] float64, seconds since the epoch, increasing along T."""
     points: Tensor
-    """[B, T, P, 3] float32: LiDAR points in frame t's ego frame, metres; what stands beyond ``num_points`` is void."""
+    """[B, T, P, 3] float32: LiDAR points in frame t's ego frame, metres, without returns from the car itself; what
+    stands beyond ``num_points`` is void."""
     num_points: Tensor
     """[B, T] int64: how many of ``points`` are real; 0 where there is no LiDAR."""
     seeds: Tensor

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 INSTEAD = " instead of "
+BLIND_RADIUS = 3.0
+"""LiDAR points nearer than this to the LiDAR, horizontally, in metres, are on the car itself (published: 3 m)."""
 SUBSTITUTES = 200
 """How many other clips are tried in the place of a bad one; enough where one file in twenty is there."""
 
@@ -251,7 +253,7 @@ class NuScenesClips(Dataset[Clip]):
         # A frame's ego frame is the car's at its sweep, so all there is between them is the calibration.
         ego_from_lidar = self._ego_from_sensor(lidar).float()
         sweeps = [
-            transform(pose, torch.from_numpy(read_points(self._path(self.index.records[row]))))
+            without_car(transform(pose, torch.from_numpy(read_points(self._path(self.index.records[row])))), pose)
             for pose, row in zip(ego_from_lidar, lidar, strict=True)
         ]
         padded = torch.nn.utils.rnn.pad_sequence(sweeps, batch_first=True)
@@ -281,6 +283,19 @@ class NuScenesClips(Dataset[Clip]):
         rows = self.frames.cameras[self.frames.cameras != NONE]
         for size in np.unique(self.index.records["size"][rows], axis=0).tolist():
             Fit.of(tuple(size), self.config.image_size)
+
+
+def without_car(points: Tensor, ego_from_lidar: Tensor) -> Tensor:
+    """Remove the returns from the car itself: what is within BLIND_RADIUS of the LiDAR's place in the ego frame.
+
+    Args:
+        points: [P, 3] metres, in the ego frame.
+        ego_from_lidar: [4, 4].
+
+    Returns:
+        [P', 3].
+    """
+    return points[(points - ego_from_lidar[:3, 3])[:, :2].norm(dim=-1) > BLIND_RADIUS]
 
 
 def count_substitutes(clip: Clip) -> int:

@@ -13,9 +13,6 @@ from .rng import Stream, uniform
 
 Supervision = Literal["rgbd", "rgb"]
 
-BLIND_RADIUS = 3.0
-"""LiDAR points nearer than this to the ego frame's vertical axis, in metres, are on the car itself (published: 3 m)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rays:
@@ -76,7 +73,7 @@ def _lidar_pixels(
     """Random LiDAR points of each image: pixels [B, K, V, R, 2], points in ego [B, K, V, R, 3], valid [B, K, V, R]."""
     rows = torch.arange(clip.batch_size, device=clip.device)[:, None]
     points = clip.points[rows, targets]  # [B, K, P, 3]
-    real = clip.points_valid[rows, targets] & grid.contains(points) & (points[..., :2].norm(dim=-1) > BLIND_RADIUS)
+    real = clip.points_valid[rows, targets] & grid.contains(points)
     missing = max(0, per_view - points.shape[2])
     points, real = F.pad(points, (0, 0, 0, missing)), F.pad(real, (0, missing))
 

@@ -9,7 +9,7 @@ import torch
 from mim4d.data import DataConfig, NuScenesClips
 from mim4d.errors import UserError
 from mim4d.geometry import project, transform
-from tests.data.roots import LIDAR, VERSION, write_root
+from tests.data.roots import LIDAR, VERSION, edit_table, file_of, write_root
 from tests.reference import nuscenes as reference
 from tests.reference import pinhole, rigid
 
@@ -75,9 +75,27 @@ def test_geometry_agrees_with_the_raw_tables(tmp_path, sweeps, lidar):
             np.testing.assert_allclose(clip.ego_from_camera[0, t, v], expected, atol=1e-5)
         if lidar:
             points = np.fromfile(root / frame["filename"], dtype="<f4").reshape(-1, 5)[:, :3]
-            expected = rigid.transform(raw.ego_from_sensor(frame), points.astype(float))
+            ego_from_lidar = raw.ego_from_sensor(frame)
+            expected = rigid.transform(ego_from_lidar, points.astype(float))
+            expected = expected[[np.hypot(*(point - ego_from_lidar[:3, 3])[:2]) > 3 for point in expected]]
             assert clip.num_points[0, t] == len(expected)
             np.testing.assert_allclose(clip.points[0, t, : len(expected)], expected, atol=1e-4)
+
+
+def test_returns_from_the_car_itself_are_left_out(tmp_path):
+    """They lie around the LiDAR, which need not stand over the rear axle."""
+    root = write_root(tmp_path / "root")
+    mounted = {"translation": [0.9, 0.2, 1.8], "rotation": [1.0, 0.0, 0.0, 0.0]}
+    edit_table(
+        root, "calibrated_sensor", lambda rows: [row | mounted if LIDAR in row["token"] else row for row in rows]
+    )
+    points = np.array([[2.9, 0, 0], [3.1, 0, 0], [0, -2.9, -1.7], [0, -3.1, -1.7], [-3.3, 0, 9], [-2.1, 2.1, 0]])
+    for number in range(3):
+        np.pad(points, ((0, 0), (0, 2))).astype("<f4").tofile(file_of(root, LIDAR, number))
+    clip = NuScenesClips(config_of(root))[0]
+    expected = points[[1, 3, 4]] + mounted["translation"]
+    for t in range(3):
+        np.testing.assert_allclose(clip.points[0, t, : clip.num_points[0, t]], expected, atol=1e-5)
 
 
 def test_intrinsics_point_at_the_same_content(root):

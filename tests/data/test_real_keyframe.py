@@ -23,7 +23,7 @@ def test_reads(dataset):
     clip = dataset[0]
     clip.validate()
     assert clip.images.shape == (1, 3, 6, 3, 896, 1600)
-    assert (clip.num_points > 30000).all()
+    assert (clip.num_points > 25000).all()  # of 34688; a quarter are the car's own
     torch.testing.assert_close(clip.times, torch.tensor([[-1.0, -0.5, 0.0]]))
     # The same moment again and again: the car stands still between frames, but moves between sensors.
     torch.testing.assert_close(clip.current_from_ego[0, 0], torch.eye(4), atol=1e-5, rtol=0)

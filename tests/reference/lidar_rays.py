@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def seen_points(points, intrinsics, ego_from_camera, size, low, high, blind_radius):
+def seen_points(points, intrinsics, ego_from_camera, size, low, high):
     """Points an image shows.
 
     Args:
@@ -13,7 +13,6 @@ def seen_points(points, intrinsics, ego_from_camera, size, low, high, blind_radi
         size: (H, W) of the image.
         low: The volume's low corner (x, y, z).
         high: Its high corner.
-        blind_radius: Horizontal distance from the car's axis below which points are dropped, metres.
 
     Returns:
         By point number: its continuous pixel (u, v) and its distance from the camera's centre, metres.
@@ -23,8 +22,6 @@ def seen_points(points, intrinsics, ego_from_camera, size, low, high, blind_radi
     seen = {}
     for number, point in enumerate(points):
         if not all(low[axis] <= point[axis] < high[axis] for axis in range(3)):
-            continue
-        if np.hypot(point[0], point[1]) <= blind_radius:
             continue
         x, y, z = camera_from_ego[:3, :3] @ point + camera_from_ego[:3, 3]
         if z <= 0.1:
