@@ -76,6 +76,22 @@ def save_checkpoint(
     return path
 
 
+def first_not_finite(model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None) -> str | None:
+    """Search what a checkpoint would hold for NaN and infinity: one reduction on the device, one wait for it.
+
+    Returns:
+        What the first such tensor is, such as ``the weight encoder.stem.0.bias``; None if all are finite.
+    """
+    tensors = {f"the weight {name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {
+        f"the average of the weight {name}": tensor for name, tensor in (ema.state_dict() if ema else {}).items()
+    }
+    tensors |= {f"the optimiser's {name}": tensor for name, tensor in _moments(model, optimizer).items()}
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    finite = torch.stack([tensor.isfinite().all() for tensor in floating.values()]).tolist()
+    return next((name for name, good in zip(floating, finite, strict=True) if not good), None)
+
+
 def load_checkpoint(
     path: Path,
     *,

@@ -25,7 +25,7 @@ from ..hub.folder import CARD, save_encoder
 from ..lock import locked_folder
 from ..tensors import read_tensors
 from ..version import __version__
-from .checkpoint import load_checkpoint, load_strict, save_checkpoint
+from .checkpoint import first_not_finite, load_checkpoint, load_strict, save_checkpoint
 from .config import SCRATCH, PretrainConfig, complete, flatten, plain
 from .datasets import open_data
 from .evaluate import evaluate
@@ -105,6 +105,10 @@ class Trainer:
         self.start = load_checkpoint(newest, **self._state()) if newest else 0
         if self.start > config.steps:
             raise UserError(f"the run in {config.out} is at step {self.start} already, beyond --steps {config.steps}")
+        source = (
+            f"{newest}; remove it to resume from the one before" if newest else f"the weights of --init {config.init}"
+        )
+        self._check_weights(f"in {source}")
         self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
 
         # The loaders deal clips out to the processes themselves, so accelerate must not do it again.
@@ -175,7 +179,7 @@ class Trainer:
         self.log.step(step)
 
     def after_step(self, step: int, stop: StopSignal) -> None:
-        """Log, evaluate, draw and save where it is due; nothing is written before the losses were seen to be finite."""
+        """Log, evaluate, draw and save where it is due, after a look at losses and weights: all must be finite."""
         config, accelerator = self.config, self.accelerator
         logs = step == 1 or self._due(step, config.log_every)
         evaluates = self.held_out is not None and self._due(step, config.eval_every)
@@ -185,7 +189,10 @@ class Trainer:
         if not (logs or evaluates or draws or saves or stops):
             return
         newest = self.folder.newest()
-        row = self.meter.read(f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet")
+        remedy = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        row = self.meter.read(remedy)
+        if evaluates or draws or saves or stops:
+            self._check_weights(f"after step {step}: lower --optim.lr; {remedy}")
         row["lr"] = config.optim.lr * lr_scale(step, config.steps, config.optim)
         if self.held_out is not None and evaluates:
             row |= evaluate(self._best(), self.held_out, accelerator)
@@ -200,6 +207,8 @@ class Trainer:
         if draws:
             on_main(accelerator, lambda: self._draw(step))
         received = max(gather_object([stop.received]))
+        if received:  # perhaps since the check above
+            self._check_weights(f"after step {step}: lower --optim.lr; {remedy}")
         if saves or received:
             on_main(accelerator, lambda: self._save(step))
         if received:
@@ -221,6 +230,21 @@ class Trainer:
         identity |= {"clips_per_step": per_step, "clips": self._clips}
         ema = self.ema.module if self.ema else None
         return {"model": self.model, "optimizer": self.optimizer, "ema": ema, "identity": identity}
+
+    def _check_weights(self, where: str) -> None:
+        """Stop before NaN or infinity is saved, drawn, evaluated or exported; if one process finds it, all stop.
+
+        Args:
+            where: The end of the message: where it was found and what to do.
+
+        Raises:
+            UserError: On the main process, naming the first such tensor.
+            SystemExit: With code 2 on the others.
+        """
+        ema = self.ema.module if self.ema else None
+        found = next(filter(None, gather_object([first_not_finite(self.model, self.optimizer, ema)])), None)
+        if found:
+            raise UserError(f"{found} is not finite {where}") if self.accelerator.is_main_process else SystemExit(2)
 
     def _save(self, step: int) -> None:
         save_checkpoint(self.folder.checkpoints, step, keep=self.config.keep, **self._state())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mim4d.errors import UserError
-from mim4d.pretrain.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from mim4d.pretrain.checkpoint import first_not_finite, list_checkpoints, load_checkpoint, save_checkpoint
 from mim4d.pretrain.cli import main
 from mim4d.pretrain.optim import OptimConfig, make_optimizer, set_lr
 from tests.pretrain.runs import arguments, losses
@@ -94,6 +94,32 @@ def test_the_average_is_restored(tmp_path):
     restored = Toy()
     load(path, other, other_optimizer, ema=restored)
     assert torch.equal(restored.queries, average.queries)
+
+
+def poison(tensor: torch.Tensor, value: float) -> None:
+    with torch.no_grad():
+        tensor.view(-1)[-1] = value
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        (lambda model, optimizer, average: poison(model.rest.bias, torch.nan), "the weight rest.bias"),
+        (lambda model, optimizer, average: poison(model.frozen.weight, torch.inf), "the weight frozen.weight"),
+        (lambda model, optimizer, average: poison(average.queries, -torch.inf), "the average of the weight queries"),
+        (
+            lambda model, optimizer, average: poison(optimizer.state[model.queries]["exp_avg_sq"], torch.inf),
+            "the optimiser's queries.exp_avg_sq",
+        ),
+        (lambda model, optimizer, average: poison(model.rest.bias, 3e38), None),
+    ],
+    ids=["weight", "frozen", "average", "moment", "none"],
+)
+def test_what_is_not_finite_is_found_and_named(broken, found):
+    model, optimizer = trained()
+    average = copy.deepcopy(model)
+    broken(model, optimizer, average)
+    assert first_not_finite(model, optimizer, average) == found
 
 
 def test_the_newest_stay(tmp_path):

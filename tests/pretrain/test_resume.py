@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from mim4d.errors import UserError
 from mim4d.pretrain.checkpoint import list_checkpoints
@@ -214,3 +215,34 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(root, tmp_path, caps
         for file in checkpoint.glob("*.safetensors"):
             assert all(tensor.isfinite().all() for tensor in read_tensors(file).values()), file
     assert all(row["loss"] == row["loss"] for row in metrics(out))
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_exported(root, tmp_path, capsys, fresh_accelerate):
+    """The loss of the last step is finite; the step that follows it breaks the weights."""
+    out = tmp_path / "run"
+    train(tiny(root, out, "--steps", "1"))
+    before = {path: path.read_bytes() for folder in ("checkpoints", "encoder") for path in (out / folder).rglob("*.*")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["--resume", "--out", str(out), "--steps", "2", "--optim.lr", "1e39", "--optim.final", "1"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: the weight encoder.stem.0.")
+    assert (
+        f"not finite after step 2: lower --optim.lr; the last good checkpoint is {out}/checkpoints/step_00000001"
+        in error
+    )
+    assert [row["step"] for row in metrics(out)] == [1]
+    assert {path: path.read_bytes() for path in before} == before
+    assert [path.name for path in list_checkpoints(out / "checkpoints")] == ["step_00000001"]
+
+
+def test_a_checkpoint_of_weights_that_are_not_finite_is_refused(root, tmp_path, fresh_accelerate):
+    out = tmp_path / "run"
+    train(tiny(root, out, "--steps", "1"))
+    file = list_checkpoints(out / "checkpoints")[-1] / "model.safetensors"
+    tensors = read_tensors(file)
+    tensors["neck.output.0.weight"][0, 0, 0, 0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"weight neck.output.0.weight is not finite in .*step_00000001; remove it"):
+        train(parse(["--resume", "--out", str(out), "--steps", "2"])[0], resume=True)
