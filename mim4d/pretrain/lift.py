@@ -5,7 +5,10 @@ context vector, and voxels sum what falls into them. Channels are reduced *befor
 points nor the 3D convolution is wide.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..clip import Clip
-from ..geometry import VoxelGrid, constant, transform, unproject
+from ..geometry import VoxelGrid, constant, invert, project, transform, unproject
 from .neck import group_norm
 
 
@@ -150,6 +153,66 @@ class Lift(nn.Module):
         flat = (index[..., 2] * y_count + index[..., 1]) * x_count + index[..., 0]
         flat = torch.where(inside, flat, -1)
         return flat.flatten(0, 1).unflatten(-1, (bins, -1))
+
+
+class Reach(NamedTuple):
+    """Voxels in view of the cameras at some distance, and how many of them a lift reaches."""
+
+    low: float
+    """Metres."""
+    high: float
+    """Metres; infinity for the last band."""
+    in_view: int
+    reached: int
+
+
+def reach(lift: Lift, clip: Clip, edges: tuple[float, ...] = (20.0, 35.0)) -> list[Reach]:
+    """Count the voxels in view that a lift can put features into: a coarse feature map leaves gaps far away.
+
+    A voxel is in view if its centre falls on some camera's image at a depth within the lift's range. The lift reaches
+    it if it holds the centre of some feature cell of any camera at the middle of some depth bin.
+
+    Args:
+        lift: Its stride, depth bins and grid count, its weights do not.
+        clip: For the calibration of the first clip's current frame.
+        edges: Bounds of the bands of distance: horizontally, from the ego frame's origin to the voxel's centre, metres.
+
+    Returns:
+        A count for each band from near to far, without those that have no voxel in view.
+    """
+    clip = replace(clip, intrinsics=clip.intrinsics[:1, -1:], ego_from_camera=clip.ego_from_camera[:1, -1:])
+    height, width = clip.image_size
+    centers = lift.grid.centers(clip.intrinsics).flatten(0, 2)  # [Z*Y*X, 3]
+    near, far = lift.config.depth_range
+    pixels, depth = project(clip.intrinsics, transform(invert(clip.ego_from_camera), centers))  # [1, 1, V, Z*Y*X, 2]
+    u, v = pixels.unbind(-1)
+    on_image = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (depth >= near) & (depth < far)
+    in_view = on_image.flatten(0, 2).any(0)
+
+    filled = lift.voxels(clip, (height // lift.stride, width // lift.stride)).flatten()
+    reached = torch.zeros_like(in_view)
+    reached[filled[filled >= 0]] = True
+
+    distance = centers[:, :2].norm(dim=-1)
+    bands = []
+    for low, high in pairwise((0.0, *edges, math.inf)):
+        here = in_view & (distance >= low) & (distance < high)
+        bands.append(Reach(low, high, int(here.sum()), int((here & reached).sum())))
+    return [band for band in bands if band.in_view]
+
+
+def reach_line(bands: list[Reach]) -> str:
+    """What :func:`reach` found, for the log of a run."""
+    if not bands:
+        return "warning: no voxel is in view of any camera: check the calibration, --method.grid and --method.lift"
+    shares = [f"{band.reached / band.in_view:.0%} {_distance(band)}".replace("%", " %") for band in bands]
+    return f"lift: reaches {', '.join(shares)} of the voxels in view (more with finer --method.neck.stages)"
+
+
+def _distance(band: Reach) -> str:
+    if not band.low:
+        return f"within {band.high:g} m"
+    return f"beyond {band.low:g} m" if math.isinf(band.high) else f"from {band.low:g} to {band.high:g} m"
 
 
 def splat(depth: Tensor, context: Tensor, voxels: Tensor, volumes: int, grid: VoxelGrid) -> Tensor:

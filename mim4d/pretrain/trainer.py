@@ -30,6 +30,7 @@ from .config import SCRATCH, PretrainConfig, complete, flatten, plain
 from .datasets import open_data
 from .evaluate import evaluate
 from .folder import RunFolder
+from .lift import reach, reach_line
 from .logs import RunLog, read_metrics
 from .meter import Meter
 from .model import MIM4D, MaskedModel, ModelConfig
@@ -124,7 +125,7 @@ class Trainer:
         self.loader = make_loader(clips, steps=batches, start_step=self.start * config.optim.accumulate, **share)
         self.held_out = make_evaluation_loader(held_out, count=config.eval_clips, **share) if held_out else None
         shown = held_out or clips
-        self.shown = shown[evaluation_clips(shown, 1, config.seed)[0]] if config.picture_every else None
+        self.shown = shown[evaluation_clips(shown, 1, config.seed)[0]]
 
         on_main(accelerator, lambda: self.folder.open(config))
         main = accelerator.is_main_process
@@ -252,7 +253,6 @@ class Trainer:
     def _draw(self, step: int) -> None:
         path = self.folder.pictures / f"step_{step:08d}.png"
         model = self._best()
-        assert self.shown is not None
         assert isinstance(model, MIM4D)  # others are run without pictures
         with self.accelerator.autocast():
             save_picture(model, self.shown.to(self.accelerator.device), path)
@@ -286,6 +286,8 @@ class Trainer:
             f"run: steps {self.start + 1} to {config.steps} of {batch} clips, {accelerator.num_processes} x "
             f"{accelerator.device.type}, {config.precision}, in {self.folder.root}"
         )
+        if isinstance(self.model, MIM4D) and accelerator.is_main_process:
+            self.log.say(reach_line(reach(self.model.lift, self.shown)))
 
 
 def first_model(config: PretrainConfig, *, read_init: bool, method: Method = MIM4D) -> tuple[MaskedModel, str]:

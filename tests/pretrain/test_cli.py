@@ -35,9 +35,10 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def test_a_run_leaves_all_it_should(root, tmp_path, fresh_accelerate):
+def test_a_run_leaves_all_it_should(root, tmp_path, capsys, fresh_accelerate):
     out = tmp_path / "run"
     main(arguments(root, out, "--picture-every", "4", "--eval-every", "2", "--keep", "1"))
+    assert " % within 20 m, " in capsys.readouterr().err
     assert yaml.safe_load((out / "config.yaml").read_text())["split"] == "mini_train"
     rows = metrics(out)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]

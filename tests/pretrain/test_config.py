@@ -55,6 +55,11 @@ def test_the_paper_preset_is_the_published_setting():
     assert (model.render.rays_per_view, model.render.uniform_samples, model.render.importance_samples) == (512, 72, 24)
 
 
+def test_gpu24_lifts_from_two_stages():
+    assert PRESETS["gpu24"].model_config().neck.stages == (2, 3)
+    assert parse(["--dataroot", "/data"])[0].method.neck.stages == (2, 3)
+
+
 def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
     file = write(tmp_path / "my.yaml", "preset: paper\nsteps: 7\nseed: 5\noptim: {lr: 1e-3}\n")
     config, resume = parse(["--config", file, "--seed", "6", "--optim.final", "0.5"])

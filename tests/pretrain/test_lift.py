@@ -1,6 +1,9 @@
 """The lift: features land in the voxels that contain what they see."""
 
+import itertools
+import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from mim4d.clip import Clip
 from mim4d.geometry import VoxelGrid, make_pose, rotation_from_quaternion
-from mim4d.pretrain.lift import Lift, LiftConfig, splat
+from mim4d.pretrain.lift import Lift, LiftConfig, Reach, reach, reach_line, splat
 from tests.reference import lift as slow
 from tests.toy import FORWARD, toy_clip
 
@@ -225,3 +228,51 @@ def test_bf16_autocast_splats_in_float32():
     torch.testing.assert_close(volumes[1], volumes[0], rtol=0.05, atol=0.1)
     for name, exact, rough in zip(weights, *gradients, strict=True):
         assert torch.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.95, name
+
+
+def reach_by_loops(clip, edges):
+    """(low, high, in view, reached) of each band, the current frame of the first clip alone."""
+    t = clip.num_frames - 1
+    filled = {voxel for camera in slow_voxels(clip, 0, t) for voxel in camera.values()}
+    counts = {band: [0, 0] for band in pairwise((0.0, *edges, math.inf))}
+    for k, j, i in itertools.product(*map(range, GRID.shape)):
+        center = [low + (n + 0.5) * size for (low, _), n, size in zip(RANGES, (i, j, k), SIZES, strict=True)]
+        if any(
+            slow.is_in_view(center, clip.intrinsics[0, t, v], clip.ego_from_camera[0, t, v], clip.image_size, 1, 9)
+            for v in range(clip.num_cameras)
+        ):
+            band = next(band for band in counts if band[0] <= math.hypot(*center[:2]) < band[1])
+            counts[band][0] += 1
+            counts[band][1] += (k, j, i) in filled
+    return [(*band, *count) for band, count in counts.items() if count[0]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("edges", [(3.0, 6.0), (20.0, 35.0)])
+def test_reach_against_loops(seed, edges):
+    clip = random_clip(clips=2, frames=2, seed=seed)
+    expected = reach_by_loops(clip, edges)
+    assert reach(make(), clip, edges) == expected
+    assert len(expected) > 1 or edges == (20.0, 35.0)
+
+
+def test_nothing_is_in_view_of_cameras_that_look_away():
+    clip = random_clip()
+    clip.ego_from_camera[..., :3, 3] += 1000
+    assert reach(make(), clip) == []
+    assert "check the calibration" in reach_line([])
+
+
+def test_a_finer_stride_reaches_more():
+    shares = []
+    for stride in (32, 16):
+        lift = Lift(LiftConfig(depth_channels=16), in_channels=8, stride=stride, grid=VoxelGrid())
+        shares.append([band.reached / band.in_view for band in reach(lift, toy_clip(1, 1, 2, (256, 704)))])
+    assert len(shares[0]) == 3
+    assert all(fine > coarse for coarse, fine in zip(*shares, strict=True))
+
+
+def test_reach_in_a_line():
+    bands = [Reach(0.0, 20.0, 200, 199), Reach(20.0, 35.0, 3, 1), Reach(35.0, math.inf, 4, 0)]
+    line = "lift: reaches 100 % within 20 m, 33 % from 20 to 35 m, 0 % beyond 35 m of the voxels in view"
+    assert reach_line(bands).startswith(line)

@@ -44,6 +44,17 @@ def voxels(intrinsics, ego_from_camera, depths, size, stride, ranges, sizes):
     }
 
 
+def is_in_view(point, intrinsics, ego_from_camera, size, near, far):
+    """Whether a point (x, y, z) of the ego frame falls on an image of (H, W) pixels, near <= depth < far."""
+    pose = ego_from_camera.tolist()
+    away = [point[a] - pose[a][3] for a in range(3)]
+    x, y, z = (sum(pose[b][a] * away[b] for b in range(3)) for a in range(3))
+    if not near <= z < far:
+        return False
+    k = intrinsics.tolist()
+    return 0 <= (k[0][0] * x + k[0][1] * y) / z + k[0][2] < size[1] and 0 <= k[1][1] * y / z + k[1][2] < size[0]
+
+
 def splat(shares, context, cameras, shape):
     """One frame's volume.
 
