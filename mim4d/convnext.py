@@ -4,7 +4,7 @@ The visible patches are a batch of small images, [P, k, k, C] with k x k sites a
 Only the depthwise convolution needs an image around them.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from .encoder import CONFIG, PATCH, MIM4DEncoder
+from .encoder import CONFIG, PATCH, MIM4DEncoder, Patches
 from .hub.load import build_encoder
 from .hub.published import with_tags
 
@@ -29,10 +29,9 @@ class MIM4DConvNeXt(MIM4DEncoder, ConvNeXt):
         stages: Any = self.stages
         return [self.stem, *stages]
 
-    def _forward_masked(self, images: Tensor, visible: Tensor) -> list[Tensor]:
+    def _forward_masked(self, images: Tensor, visible: Tensor, patches: Patches) -> list[Tensor]:
         if self.stem[0].kernel_size != self.stem[0].stride or isinstance(self.stem[1], nn.GroupNorm):
             raise ValueError("forward_masked needs a patch stem and norms of single sites: others mix patches")
-        patches = Patches(*visible.nonzero(as_tuple=True))
         stages: Any = self.stages
         # Stem and downsampling have kernel = stride: a patch sees itself alone, and hidden pixels are never read.
         x = self.stem(tiles(images.permute(0, 2, 3, 1), PATCH)[patches].permute(0, 3, 1, 2))  # [P, C, 8, 8]
@@ -49,14 +48,6 @@ class MIM4DConvNeXt(MIM4DEncoder, ConvNeXt):
             features.append(_images(x, patches, visible.shape))
             x = x.permute(0, 3, 1, 2)
         return features
-
-
-class Patches(NamedTuple):
-    """Where the P visible patches are, int64 [P] each, image by image."""
-
-    image: Tensor
-    row: Tensor
-    column: Tensor
 
 
 def tiles(x: Tensor, side: int, border: int = 0) -> Tensor:

@@ -1,7 +1,7 @@
 """What every image backbone here is: timm's model with one method more, the masked forward that pretraining needs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -98,7 +98,7 @@ class MIM4DEncoder(nn.Module):
         """Channels of the four stages' maps."""
         return [stage["num_chs"] for stage in self.feature_info[-4:]]
 
-    def forward_masked(self, images: Tensor, visible: Tensor) -> list[Tensor]:
+    def forward_masked(self, images: Tensor, visible: Tensor, *, num_visible: int | None = None) -> list[Tensor]:
         """Features of the visible patches alone: what is hidden contributes nothing and receives nothing.
 
         The semantics are those of submanifold sparse convolution (SparK, arXiv 2301.03580, section 3.1): the sites of
@@ -108,6 +108,8 @@ class MIM4DEncoder(nn.Module):
         Args:
             images: [N, 3, H, W], normalised as the model's ``pretrained_cfg`` says; H and W multiples of 32.
             visible: [N, H/32, W/32] bool, True where a patch is seen.
+            num_visible: Visible patches per image, where every image has the same number. It must be right: it is not
+                checked, because reading the mask makes the host wait for the device. None reads the mask.
 
         Returns:
             The four stages' maps [N, C_i, H/s_i, W/s_i], s = 4, 8, 16, 32, with exact zeros at hidden sites.
@@ -127,11 +129,35 @@ class MIM4DEncoder(nn.Module):
         strides = [stage["reduction"] for stage in self.feature_info[-4:]]
         if strides != [4, 8, 16, PATCH]:
             raise ValueError(f"forward_masked needs strides 4, 8, 16, 32 (here {strides}): others mix patches")
-        return self._forward_masked(images, visible)
+        return self._forward_masked(images, visible, patch_indices(visible, num_visible))
 
-    def _forward_masked(self, images: Tensor, visible: Tensor) -> list[Tensor]:
+    def _forward_masked(self, images: Tensor, visible: Tensor, patches: "Patches") -> list[Tensor]:
         """The family's own part of :meth:`forward_masked`, for shapes and strides that fit."""
         raise NotImplementedError
+
+
+class Patches(NamedTuple):
+    """Image, row and column of the P visible patches, int64 [P] each, image by image and row by row."""
+
+    image: Tensor
+    row: Tensor
+    column: Tensor
+
+
+def patch_indices(visible: Tensor, num_visible: int | None = None) -> Patches:
+    """The indices of the visible patches.
+
+    Args:
+        visible: [N, h, w] bool.
+        num_visible: Visible patches per image. With None they are counted, and the host waits for the device.
+    """
+    if num_visible is None:
+        return Patches(*visible.nonzero().unbind(1))
+    n, _, columns = visible.shape
+    # A stable sort puts the visible patches first and leaves them in order.
+    index = (~visible).flatten(1).byte().argsort(dim=1, stable=True)[:, :num_visible].flatten()  # [N * num_visible]
+    image = torch.arange(n, device=visible.device)[:, None].expand(n, num_visible).flatten()
+    return Patches(image, index // columns, index % columns)
 
 
 def sites_of(visible: Tensor, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from .encoder import CONFIG, MIM4DEncoder, sites_of
+from .encoder import CONFIG, PATCH, MIM4DEncoder, Patches, sites_of
 from .hub.load import build_encoder
 from .hub.published import with_tags
 
@@ -31,10 +31,10 @@ class MIM4DResNet(MIM4DEncoder, ResNet):
     def _stages(self) -> list[Any]:
         return [self.layer1, self.layer2, self.layer3, self.layer4]
 
-    def _forward_masked(self, images: Tensor, visible: Tensor) -> list[Tensor]:
+    def _forward_masked(self, images: Tensor, visible: Tensor, patches: Patches) -> list[Tensor]:
         if not _is_plain(self):
             raise ValueError("forward_masked knows the plain ResNet with BatchNorm alone: others may mix patches")
-        halved, *stages = (_Sites.at(sites_of(visible, images[..., ::stride])) for stride in (2, 4, 8, 16, 32))
+        halved, *stages = (_Sites.of(patches, visible.shape, PATCH // stride) for stride in (2, 4, 8, 16, 32))
 
         # 1. Stem: hidden pixels are zero to the convolution, and absent from the pool as what is beyond the border is.
         x = self.conv1(images.masked_fill(~sites_of(visible, images)[:, None], 0))
@@ -69,7 +69,7 @@ def _is_plain(model: MIM4DResNet) -> bool:
 
 @dataclass(frozen=True)
 class _Sites:
-    """The visible sites of maps [N, C, H, W], row by row, and the way from maps to the sites [M, C] and back."""
+    """The visible sites of maps [N, C, H, W], patch by patch, and the way from maps to the sites [M, C] and back."""
 
     index: Tensor
     """[M] int64, into N*H*W."""
@@ -77,9 +77,14 @@ class _Sites:
     """N, H, W."""
 
     @classmethod
-    def at(cls, visible: Tensor) -> "_Sites":
-        """The sites that a mask [N, H, W] shows."""
-        return cls(visible.flatten().nonzero().squeeze(1), tuple(visible.shape))
+    def of(cls, patches: Patches, grid: tuple[int, ...], side: int) -> "_Sites":
+        """The sites of visible patches in a grid (N, h, w) of patches, each ``side`` x ``side`` sites."""
+        n, h, w = grid
+        step = torch.arange(side, device=patches.image.device)
+        row = ((patches.image * h + patches.row) * side)[:, None] + step  # [P, side], counted through all images
+        column = (patches.column * side)[:, None] + step  # [P, side]
+        index = row[:, :, None] * (w * side) + column[:, None]  # [P, side, side]
+        return cls(index.flatten(), (n, h * side, w * side))
 
     def pack(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, self.index)

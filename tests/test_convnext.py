@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from timm.models.convnext import ConvNeXt
 
 from mim4d import MIM4DEncoder, convnext
-from mim4d.convnext import MIM4DConvNeXt, Patches, masked_block
+from mim4d.convnext import MIM4DConvNeXt, masked_block
+from mim4d.encoder import patch_indices
 from mim4d.hub.names import to_openmmlab_names, to_timm_names
 from tests.encoders import at_sites, close, gradient, masks, noise, pixels, shake, some_mask
 from tests.reference.masked_convnext import masked_convnext
@@ -188,7 +189,7 @@ def test_hidden_pixels_get_no_gradient_and_hidden_sites_are_exactly_zero(visible
         assert m[sites].ne(0).any(dim=-1).all() if sites.any() else m.eq(0).all()
 
 
-def test_visible_patches_do_look_at_their_visible_neighbours():
+def test_patch_indices_do_look_at_their_visible_neighbours():
     model, images = small(), noise(1, 3, 64, 64)
     both = torch.tensor([[[True, True], [False, False]]])
     alone = torch.tensor([[[True, False], [False, False]]])
@@ -224,7 +225,7 @@ def test_it_is_the_same_without_onednn_and_for_channels_last(kind, monkeypatch):
 
 def test_a_block_compiles_to_one_graph():
     block, visible = small("convnextv2_atto").stages[3].blocks[0], some_mask(2, 2, 3)
-    patches = Patches(*visible.nonzero(as_tuple=True))
+    patches = patch_indices(visible)
     results = []
     for run in (masked_block, torch.compile(masked_block, backend="eager", fullgraph=True)):
         x = noise(len(patches.image), 1, 1, 24).requires_grad_()

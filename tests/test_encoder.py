@@ -5,6 +5,7 @@ import timm
 import torch
 
 import mim4d
+from tests.encoders import noise
 
 NAMES = timm.list_models("mim4d_*")
 
@@ -54,3 +55,20 @@ def test_no_image_gives_no_maps(name):
     assert [tuple(m.shape) for m in maps] == [
         (0, width, 64 // stride, 96 // stride) for width, stride in zip(encoder.widths(), (4, 8, 16, 32), strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("mim4d_convnextv2_atto", dict(depths=(1, 1, 1, 1), dims=(8, 12, 16, 24))),
+        ("mim4d_resnet18", dict(layers=(1, 1, 1, 1), channels=(8, 12, 16, 24))),
+    ],
+)
+def test_a_given_count_changes_nothing_and_compiles_to_one_graph(name, small):
+    """Without a count the mask is read, which no graph of fixed shapes can hold."""
+    encoder, images = timm.create_model(name, **small).train(), noise(2, 3, 64, 96)
+    visible = torch.tensor([[[1, 0, 1], [1, 1, 0]], [[0, 1, 1], [1, 1, 0]]]).bool()
+    expected = encoder.forward_masked(images, visible)
+    compiled = torch.compile(encoder.forward_masked, backend="eager", fullgraph=True)
+    for run in (encoder.forward_masked, compiled):
+        assert all(torch.equal(a, b) for a, b in zip(run(images, visible, num_visible=4), expected, strict=True))

@@ -40,16 +40,15 @@ class Pixels(MaskedModel):
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
         """``loss``, the mean squared error over hidden patches in their variances, and the same without gradient."""
-        images, visible = self.normalised(clip), self.visible(clip).flatten(0, 2)
+        maps, visible = self.features(clip)
         x: Tensor | None = None
-        maps = self.encoder.forward_masked(images, visible)
         for stage in (3, 2, 1, 0):
             here = self.laterals[stage](maps[stage])
             seen = F.interpolate(visible[:, None].float(), size=here.shape[-2:]).bool()
             here = torch.where(seen, here, self.mask_tokens[stage].to(here.dtype)[:, None, None])
             x = here if x is None else here + self.blocks[stage](F.interpolate(x, scale_factor=2.0))
         assert x is not None
-        error = (_patches(self.output(x).float()) - _standardised(_patches(images))).square().mean(-1)
+        error = (_patches(self.output(x).float()) - _standardised(_patches(self.normalised(clip)))).square().mean(-1)
         hidden = ~visible
         loss = (error * hidden).sum() / hidden.sum().clamp(min=1)
         return {"loss": loss, "hidden_pixels": loss.detach()}

@@ -7,6 +7,16 @@ from ..encoder import PATCH
 from .rng import Stream, uniform
 
 
+def count_visible(image_size: tuple[int, int], hidden_share: float) -> int:
+    """Visible patches per image: the same number in every image, at least one.
+
+    Args:
+        image_size: (H, W) in pixels, multiples of 32.
+        hidden_share: The published "mask ratio", 0 to 1.
+    """
+    return max(1, round((1 - hidden_share) * (image_size[0] // PATCH) * (image_size[1] // PATCH)))
+
+
 def visible_patches(
     seeds: Tensor, frames: int, cameras: int, image_size: tuple[int, int], hidden_share: float
 ) -> Tensor:
@@ -17,16 +27,15 @@ def visible_patches(
         frames: T.
         cameras: V.
         image_size: (H, W) in pixels, multiples of 32.
-        hidden_share: The published "mask ratio", 0 to 1; at least one patch of an image stays visible.
+        hidden_share: The published "mask ratio", 0 to 1.
 
     Returns:
-        [B, T, V, H/32, W/32] bool, True where the patch is visible.
+        [B, T, V, H/32, W/32] bool, True where the patch is visible: :func:`count_visible` of every image.
     """
     rows, columns = image_size[0] // PATCH, image_size[1] // PATCH
-    keep = max(1, round((1 - hidden_share) * rows * columns))
     scores = uniform(seeds, Stream.MASK, (frames, cameras, rows * columns))
     rank = scores.argsort(dim=-1, stable=True).argsort(dim=-1)
-    return (rank < keep).unflatten(-1, (rows, columns))
+    return (rank < count_visible(image_size, hidden_share)).unflatten(-1, (rows, columns))
 
 
 def draw_targets(seeds: Tensor, frames: int) -> Tensor:

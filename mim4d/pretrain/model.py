@@ -12,7 +12,7 @@ from ..encoder import MIM4DEncoder
 from ..geometry import VoxelGrid
 from .lift import Lift, LiftConfig
 from .losses import LossConfig, compare
-from .mask import draw_targets, visible_patches
+from .mask import count_visible, draw_targets, visible_patches
 from .neck import Neck, NeckConfig
 from .rays import Supervision, choose_rays
 from .render import RenderConfig, Renderer
@@ -104,6 +104,16 @@ class MaskedModel(nn.Module):
         """All images of all frames as the encoder wants them: [B*T*V, 3, H, W]."""
         return (clip.images.flatten(0, 2).float() - self.mean) / self.std
 
+    def features(self, clip: Clip) -> tuple[list[Tensor], Tensor]:
+        """Steps 1 and 2: mask all images of all frames and encode their visible patches.
+
+        Returns:
+            The encoder's four maps [B*T*V, C_i, H/s_i, W/s_i], and the mask [B*T*V, H/32, W/32].
+        """
+        visible = self.visible(clip).flatten(0, 2)
+        num_visible = count_visible(clip.image_size, self.config.mask_ratio)
+        return self.encoder.forward_masked(self.normalised(clip), visible, num_visible=num_visible), visible
+
 
 class MIM4D(MaskedModel):
     """Masked multi-camera video in, rendering losses out. Only ``encoder`` outlives the pretraining."""
@@ -155,9 +165,7 @@ class MIM4D(MaskedModel):
     def encode(self, clip: Clip) -> Tensor:
         """Steps 1 to 4: every frame's own volume [B, T, C, Z, Y, X] from its visible patches."""
         b, t, v = clip.images.shape[:3]
-        visible = self.visible(clip).flatten(0, 2)
-        maps = self.encoder.forward_masked(self.normalised(clip), visible)
-        features = self.neck(maps, visible)
+        features = self.neck(*self.features(clip))
         return self.lift(features.unflatten(0, (b, t, v)), clip)
 
     def warp_others(self, volumes: Tensor, clip: Clip, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -149,7 +149,7 @@ class Trainer:
         self.accelerator.end_training()
 
     def train_step(self, step: int, clips: Iterator[Clip]) -> None:
-        """One step of the optimiser. Nothing here waits for the device, but that the encoder counts what is visible.
+        """One step of the optimiser. Nothing here waits for the device.
 
         Args:
             step: Counted from 1.

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mim4d.pretrain.mask import draw_targets, visible_patches
+from mim4d.pretrain.mask import count_visible, draw_targets, visible_patches
 
 
 @settings(max_examples=60, deadline=None)
@@ -23,6 +23,7 @@ def test_every_image_shows_exactly_its_share(seed, rows, columns, share, frames,
     assert visible.dtype == torch.bool
     count = visible.sum((-1, -2))
     assert (count == count.flatten()[0]).all()
+    assert int(count.flatten()[0]) == count_visible((32 * rows, 32 * columns), share)
     wanted = (1 - share) * rows * columns
     assert abs(int(count.flatten()[0]) - max(1, wanted)) <= 0.5 + 1e-9
 
