@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import BadDataError, UserError
 from ..geometry import crop_intrinsics, resize_intrinsics
 from .files import read_bytes
+from .lenses import Lens, undistort
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000")
 """Of Pillow's formats, those that cameras' images come in. Every further decoder would be more to attack."""
@@ -62,8 +63,10 @@ class Fit:
         return crop_intrinsics(resize_intrinsics(intrinsics, self.scale, self.scale), 0.0, self.top)
 
 
-def read_image(path: Path, size: tuple[int, int], image_size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read an image and make it fit.
+def read_image(
+    path: Path, size: tuple[int, int], image_size: tuple[int, int], lens: Lens | None = None
+) -> NDArray[np.uint8]:
+    """Read an image, undistort it and make it fit.
 
     The pixels are taken as they are stored, because that is what a calibration is of: a tag that tells viewers to turn
     the image is ignored, and so is transparency.
@@ -75,6 +78,7 @@ def read_image(path: Path, size: tuple[int, int], image_size: tuple[int, int]) -
         path: The file, in one of :data:`FORMATS`.
         size: (height, width) in the tables, to which the calibration belongs. The file itself may have been scaled.
         image_size: (H, W) wanted, pixels.
+        lens: How the camera distorts, if it does.
 
     Returns:
         [3, H, W] uint8, RGB.
@@ -88,6 +92,9 @@ def read_image(path: Path, size: tuple[int, int], image_size: tuple[int, int]) -
     fit = Fit.of(size, image_size)
     full_height = fit.scale * size[0]
     rgb, right, bottom = _decode(path, size, (int(full_height), width))
+    if lens is not None:
+        whole = rgb.resize((width, round(full_height)), Image.Resampling.BILINEAR, box=(0, 0, right, bottom))
+        return undistort(np.array(whole), lens, size, image_size, fit.top / fit.scale)
     box = (0.0, bottom * fit.top / full_height, right, bottom)
     resized = rgb.resize((width, height), Image.Resampling.BILINEAR, box=box)
     return np.stack([np.asarray(channel) for channel in resized.split()])

@@ -25,7 +25,7 @@ from .tables import build_tables
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of the cached files; raised when their content changes."""
 ARRAYS = ("records", "calibrations", "samples")
 TABLES = ("scene", "sample", "sample_data", "calibrated_sensor", "ego_pose", "sensor", "splits")
@@ -46,6 +46,8 @@ class Index:
     """Sensor names, sorted: the cameras, and ``LIDAR_TOP`` where there is one."""
     splits: dict[str, list[str]]
     """Scene names of each split the devkit knows, whether or not they are in this root."""
+    lens_faults: dict[str, str]
+    """What cannot be understood of a lens, by the number of its calibration's row."""
     record_bounds: NDArray[np.int64]
     """[channels, scenes + 1]: rows of channel c in scene s are ``bounds[c, s] : bounds[c, s + 1]``, by time."""
     sample_bounds: NDArray[np.int64]
@@ -157,6 +159,7 @@ def _read(folder: Path, fingerprint: str) -> Index:
         scenes=tuple(meta["scenes"]),
         channels=tuple(meta["channels"]),
         splits=meta["splits"],
+        lens_faults=meta["lens_faults"],
         record_bounds=np.array(meta["record_bounds"], dtype=np.int64).reshape(len(meta["channels"]), -1),
         sample_bounds=np.array(meta["sample_bounds"], dtype=np.int64),
         **{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS},

@@ -20,6 +20,7 @@ from ..geometry import invert, make_pose, rotation_from_quaternion, transform
 from .frames import NONE, find_clips, find_frames
 from .images import Fit, read_image
 from .index import Index, open_index
+from .lenses import Lens
 from .lidar import read_points
 from .tables import LIDAR
 
@@ -29,6 +30,8 @@ CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "C
 INSTEAD = " instead of "
 BLIND_RADIUS = 3.0
 """LiDAR points nearer than this to the LiDAR, horizontally, in metres, are on the car itself (published: 3 m)."""
+MOST_VOID = 0.5
+"""What fraction of an undistorted image may show nothing before its lens is taken for misread."""
 SUBSTITUTES = 200
 """How many other clips are tried in the place of a bad one; enough where one file in twenty is there."""
 
@@ -111,6 +114,7 @@ class NuScenesClips(Dataset[Clip]):
         if not len(self.clips):
             raise UserError(self._why_no_clip())
         self._check_image_sizes()
+        self._check_lenses()
         if config.on_error == "raise":  # known now, and not in the middle of a run
             self._check_records()
 
@@ -240,11 +244,17 @@ class NuScenesClips(Dataset[Clip]):
         for place in np.ndindex(cameras.shape):
             record = self.index.records[cameras[place]]
             size = (int(record["size"][0]), int(record["size"][1]))
-            images[place] = read_image(self._path(record), size, self.config.image_size)
-            in_tables = torch.from_numpy(self.index.calibrations["intrinsics"][record["calibration"]].copy())
-            in_tables[:2, 2] += 0.5  # the tables count pixel centres at integers, we at halves
+            in_tables = self._intrinsics(record["calibration"])
+            lens = Lens.of(self.index.calibrations[record["calibration"]], in_tables)
+            images[place] = read_image(self._path(record), size, self.config.image_size, lens)
             intrinsics[place] = Fit.of(size, self.config.image_size).intrinsics(in_tables)
         return torch.from_numpy(images), intrinsics
+
+    def _intrinsics(self, calibration: int) -> Tensor:
+        """Intrinsics [3, 3] float64 of the image in the tables: they count pixel centres at integers, we at halves."""
+        in_tables = torch.from_numpy(self.index.calibrations["intrinsics"][calibration].copy())
+        in_tables[:2, 2] += 0.5
+        return in_tables
 
     def _points(self, lidar: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
         """Points [T, P, 3] in each frame's ego frame, padded with zeros, and how many are real [T]."""
@@ -283,6 +293,39 @@ class NuScenesClips(Dataset[Clip]):
         rows = self.frames.cameras[self.frames.cameras != NONE]
         for size in np.unique(self.index.records["size"][rows], axis=0).tolist():
             Fit.of(tuple(size), self.config.image_size)
+
+    def _check_lenses(self) -> None:
+        """Say whose images are undistorted, and refuse what is not understood."""
+        void: dict[str, float] = {}
+        for column, camera in enumerate(self.config.cameras):
+            rows = self.frames.cameras[:, column]
+            records = self.index.records[rows[rows != NONE]]
+            numbers, first = np.unique(records["calibration"], return_index=True)
+            for number, size in zip(numbers.tolist(), records["size"][first].tolist(), strict=True):
+                if str(number) in self.index.lens_faults:
+                    raise UserError(
+                        f"lens distortion of {camera} in {self.root / self.config.version}/calibrated_sensor.json: "
+                        f"{self.index.lens_faults[str(number)]}; or undistort its images and remove the column"
+                    )
+                lens = Lens.of(self.index.calibrations[number], self._intrinsics(number))
+                if lens is None:
+                    continue
+                fit = Fit.of(tuple(size), self.config.image_size)
+                void[camera] = max(void.get(camera, 0.0), lens.void(tuple(size), fit.top / fit.scale))
+                if void[camera] > MOST_VOID:
+                    raise UserError(
+                        f"lens distortion of {camera} in {self.root / self.config.version}/calibrated_sensor.json: "
+                        f"{100 * void[camera]:.0f} % of the undistorted image would lie outside of the image that was "
+                        "taken; are these the coefficients of another model?"
+                    )
+        if void:
+            black = "".join(f"; {100 * part:.1f} % of {name} is black" for name, part in void.items() if part > 0.001)
+            logger.warning(
+                "%s: images of %s are undistorted, as the distortion in calibrated_sensor.json says%s",
+                self.root / self.config.version,
+                ", ".join(void),
+                black,
+            )
 
 
 def without_car(points: Tensor, ego_from_lidar: Tensor) -> Tensor:

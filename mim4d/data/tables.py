@@ -8,11 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from .lenses import COEFFICIENTS, parse_lens
 
 LIDAR = "LIDAR_TOP"
 
-CALIBRATION = np.dtype([("translation", "<f8", 3), ("rotation", "<f8", 4), ("intrinsics", "<f8", (3, 3))])
-"""``ego_from_sensor`` in metres and (w, x, y, z); pixels with centres at integers, as in the tables; 0 for a LiDAR."""
+CALIBRATION = np.dtype(
+    [
+        ("translation", "<f8", 3),
+        ("rotation", "<f8", 4),
+        ("intrinsics", "<f8", (3, 3)),
+        ("lens", "S8"),
+        ("distortion", "<f8", COEFFICIENTS),
+    ]
+)
+"""``ego_from_sensor`` in metres and (w, x, y, z); pixels with centres at integers, as in the tables; 0 for a LiDAR;
+the lens as :mod:`mim4d.data.lenses` has it."""
 
 
 def record_type(name_bytes: int) -> np.dtype[np.void]:
@@ -84,7 +94,8 @@ def _compact(nusc: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         "sample_bounds": np.searchsorted(sample_scenes, np.arange(len(scenes) + 1)).tolist(),
     }
     times = np.array([sample["timestamp"] for sample in samples], dtype=np.int64)
-    return meta, {"records": records[order], "calibrations": _calibrations(nusc), "samples": times}
+    calibrations, meta["lens_faults"] = _calibrations(nusc)
+    return meta, {"records": records[order], "calibrations": calibrations, "samples": times}
 
 
 def open_devkit(root: Path, version: str) -> Any:
@@ -118,13 +129,21 @@ def _records(nusc: Any, kept: list[dict[str, Any]], sample_column: NDArray[np.in
     return records
 
 
-def _calibrations(nusc: Any) -> NDArray[np.void]:
+def _calibrations(nusc: Any) -> tuple[NDArray[np.void], dict[str, str]]:
+    """The rows, and what is wrong with the lens of some; they may be of cameras that nobody asks for."""
+    faults = {}
     calibrations = np.zeros(len(nusc.calibrated_sensor), dtype=CALIBRATION)
-    for row, record in zip(calibrations, nusc.calibrated_sensor, strict=True):
+    for number, (row, record) in enumerate(zip(calibrations, nusc.calibrated_sensor, strict=True)):
         row["translation"] = record["translation"]
         row["rotation"] = record["rotation"]
         row["intrinsics"] = record["camera_intrinsic"] or 0.0
-    return calibrations
+        if record["camera_intrinsic"]:
+            try:
+                row["lens"], coefficients = parse_lens(record)
+                row["distortion"][: len(coefficients)] = coefficients
+            except ValueError as error:
+                faults[str(number)] = str(error)
+    return calibrations, faults
 
 
 def _splits(version_folder: Path) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ Volumes
 """
 
 from .constant import constant
+from .lens import distort_brown, distort_fisheye
 from .pinhole import crop_intrinsics, project, resize_intrinsics, unproject
 from .precision import exact
 from .rays import box_interval, pixel_rays
@@ -28,6 +29,8 @@ __all__ = [
     "box_interval",
     "constant",
     "crop_intrinsics",
+    "distort_brown",
+    "distort_fisheye",
     "exact",
     "invert",
     "make_pose",
