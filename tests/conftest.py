@@ -9,7 +9,7 @@ from mim4d.world import make_world
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--trials", type=int, default=2, help="how often to repeat tests of races, each at another moment")
+    parser.addoption("--trials", type=int, default=1, help="how often to repeat tests of races, each at another moment")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

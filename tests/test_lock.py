@@ -74,7 +74,7 @@ def test_where_the_file_system_has_no_locks_the_run_goes_on_with_a_warning(tmp_p
 
 def test_of_two_runs_with_one_folder_the_second_is_refused(trial, tiny_world, tmp_path):
     """At whatever moment of its start, or of its steps, the first one is: 0 to 3 seconds apart."""
-    out, apart = tmp_path / "run", 3.0 * (trial * 0.618 % 1)
+    out, apart = tmp_path / "run", 3.0 * ((trial + 1) * 0.618 % 1)
     words = arguments(tiny_world, out, "--steps", "40")
     processes = []
     for _ in range(2):

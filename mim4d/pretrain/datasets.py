@@ -30,12 +30,12 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
         UserError: If the root, version, split or cameras do not exist, or the held-out split was asked for and does
             not; or if there is no LiDAR to learn depth from.
     """
+    # A world and an index take minutes to hours to make: of the processes that start together one makes it, and the
+    # others wait for its file lock, not within the process group, whose collectives time out.
     if config.data == "synthetic":
-        with accelerator.local_main_process_first():
-            root = synthetic_root(config.dataroot, config.version, config.world)
+        root = synthetic_root(config.dataroot, config.version, config.world)
         config = dataclasses.replace(config, dataroot=str(root))
-    with accelerator.local_main_process_first():  # the first start on a root writes the index that the others read
-        clips = NuScenesClips(config.data_config(config.split))
+    clips = NuScenesClips(config.data_config(config.split))
     if config.supervision == "rgbd" and not clips.has_lidar:
         raise UserError(f"{clips.root} has no LiDAR: learn from colour alone with --supervision rgb")
     split = held_out_split(config)

@@ -2,12 +2,18 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
+
+AGREE_EVERY = 5.0
+"""Seconds between two moments at which several processes agree on whether to stop. torchrun kills after 30 s."""
+FORWARDED = 2.0
+"""Seconds within which a second SIGINT is the first one once more, as forwarded by a launcher."""
 
 Result = TypeVar("Result")
 
@@ -38,14 +44,17 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a request to stop after the step; the second has its usual effect.
+    """Turns SIGINT and SIGTERM into a request to stop after the step.
 
-    One that the process was told to ignore stays ignored.
+    SIGTERM is never more than that: a scheduler sends it to the launcher and to its processes, to which the launcher
+    sends it again. A second SIGINT interrupts, unless it comes within :data:`FORWARDED` seconds of the first. A signal
+    that the process was told to ignore stays ignored.
     """
 
     def __init__(self) -> None:
         self.received = 0
         """The signal's number; 0 before there is one."""
+        self._interrupted: float | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -56,13 +65,45 @@ class StopSignal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._restore()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us
         self._before = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._interrupted is not None and now - self._interrupted > FORWARDED:
+                raise KeyboardInterrupt
+            self._interrupted = self._interrupted or now
+
+
+class StopAgreement:
+    """Decides on all processes of a run, after the same step, whether to stop.
+
+    Several processes have to meet for that, which waits for the device: they do so about every
+    :data:`AGREE_EVERY` seconds.
+    """
+
+    def __init__(self, accelerator: Accelerator, step: int) -> None:
+        """Start counting at a step that all processes are at."""
+        self._alone = accelerator.num_processes == 1
+        self._step, self._steps = step, 1
+        self._time = time.monotonic()
+
+    def after(self, step: int, received: int) -> int:
+        """The signal to stop for; 0 if there is none, or if it is not yet time to ask the other processes.
+
+        Args:
+            step: The step that was done.
+            received: The signal that this process has received, 0 for none.
+        """
+        if self._alone or step - self._step < self._steps:
+            return received if self._alone else 0
+        now = time.monotonic()
+        answers = gather_object([(received, (now - self._time) / (step - self._step))])
+        slowest = max(seconds for _, seconds in answers)
+        # At most twice as many as before: the first steps take longer.
+        self._steps = min(2 * self._steps, max(1, int(AGREE_EVERY / max(slowest, 1e-6))))
+        self._step, self._time = step, now
+        return max(number for number, _ in answers)

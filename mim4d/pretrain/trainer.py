@@ -36,7 +36,7 @@ from .meter import Meter
 from .model import MIM4D, MaskedModel, ModelConfig
 from .optim import lr_scale, make_optimizer, set_lr
 from .pictures import save_picture
-from .processes import StopSignal, on_main
+from .processes import StopAgreement, StopSignal, on_main
 from .provenance import license_of_run, provenance
 from .weights import initialise
 
@@ -131,6 +131,7 @@ class Trainer:
         main = accelerator.is_main_process
         self.log = RunLog(self.folder.root, steps=config.steps, start=self.start, main=main)
         self.meter = Meter(accelerator, seconds=self.log.last("seconds"), skipped=self.log.last("skipped"))
+        self.agreement = StopAgreement(accelerator, self.start)
         self._warned = False
         self._license = license_of_run(config)  # now: what it is read from may be gone at the end
         self._introduce(told, len(clips), len(held_out) if held_out else 0)
@@ -185,14 +186,13 @@ class Trainer:
         logs = step == 1 or self._due(step, config.log_every)
         evaluates = self.held_out is not None and self._due(step, config.eval_every)
         draws, saves = self._due(step, config.picture_every), self._due(step, config.save_every)
-        # Several processes are not at the same step when a signal comes: they agree on it where they meet anyway.
-        stops = bool(stop.received) and accelerator.num_processes == 1
-        if not (logs or evaluates or draws or saves or stops):
+        received = self.agreement.after(step, stop.received)
+        if not (logs or evaluates or draws or saves or received):
             return
         newest = self.folder.newest()
         remedy = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
         row = self.meter.read(remedy)
-        if evaluates or draws or saves or stops:
+        if evaluates or draws or saves or received:
             self._check_weights(f"after step {step}: lower --optim.lr; {remedy}")
         row["lr"] = config.optim.lr * lr_scale(step, config.steps, config.optim)
         if self.held_out is not None and evaluates:
@@ -207,9 +207,10 @@ class Trainer:
                 )
         if draws:
             on_main(accelerator, lambda: self._draw(step))
-        received = max(gather_object([stop.received]))
-        if received:  # perhaps since the check above
-            self._check_weights(f"after step {step}: lower --optim.lr; {remedy}")
+        if not received:
+            received = max(gather_object([stop.received]))
+            if received:  # since the check above
+                self._check_weights(f"after step {step}: lower --optim.lr; {remedy}")
         if saves or received:
             on_main(accelerator, lambda: self._save(step))
         if received:

@@ -1,9 +1,17 @@
 """Several processes learn what one learns with their batches joined."""
 
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
 import pytest
 
+from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.trainer import train
-from tests.pretrain.runs import arguments, losses, run, tiny
+from tests.pretrain.runs import arguments, command, environment, losses, run, tiny
 
 # Stochastic depth draws for the batch it sees, so it alone depends on how clips are dealt out.
 SAME = ("--steps", "4", "--method.drop-path", "0", "--eval-every", "4", "--optim.lr", "1e-4")
@@ -45,3 +53,26 @@ def test_an_error_of_the_main_process_ends_all(root, tmp_path):
     failed = run(*arguments(root, out), launcher=TWO)
     assert failed.returncode != 0
     assert failed.stderr.count("error: cannot write to the folder") == 1
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_sigterm_to_the_launcher_and_its_processes_at_once_leaves_a_checkpoint(trial, root, tmp_path):
+    """As Slurm does; the launcher sends it to its processes a second time. No row is due for a long time."""
+    out = tmp_path / "run"
+    rare = ("--steps", "100000", "--log-every", "100000", "--save-every", "100000")
+    launcher = subprocess.Popen(
+        command(*arguments(root, out, *rare), launcher=TWO), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():  # of the first step
+        assert launcher.poll() is None, launcher.communicate()[1]
+        time.sleep(0.05)
+    time.sleep(0.4 * trial)
+    for pid in (*children(launcher.pid), launcher.pid):
+        os.kill(pid, signal.SIGTERM)
+    told = launcher.communicate(timeout=60)[1]
+    (checkpoint,) = list_checkpoints(out / "checkpoints")
+    step = json.loads((checkpoint / "state.json").read_text())["step"]
+    assert f"stopped after step {step}; go on with --resume" in told

@@ -1,5 +1,6 @@
 """What is done on the main process alone, seen from the others."""
 
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +8,9 @@ import pytest
 
 from mim4d.errors import UserError
 from mim4d.pretrain import processes
+from mim4d.pretrain.config import complete
+from mim4d.pretrain.datasets import open_data
+from tests.pretrain.runs import tiny
 
 
 @pytest.fixture
@@ -40,3 +44,54 @@ def test_whatever_fails_on_the_main_process_ends_the_others(error, sent):
 def test_its_result_is_everybodys(sent):
     assert processes.on_main(MAIN, lambda: "step_00000004") == "step_00000004"
     assert processes.on_main(OTHER, lambda: "not called") == "step_00000004"
+
+
+def test_any_number_of_sigterms_is_one_request():
+    with processes.StopSignal() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+
+
+def test_a_forwarded_ctrl_c_is_the_same_one_and_a_later_one_interrupts(monkeypatch):
+    with processes.StopSignal() as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        monkeypatch.setattr(processes, "FORWARDED", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_processes_agree_every_few_seconds_whatever_a_step_takes(monkeypatch):
+    """Steps of 1 s: asked after step 1, after twice as many, and so on up to every 5 s."""
+    now = [0.0]
+    monkeypatch.setattr(processes.time, "monotonic", lambda: now[0])
+    others = 0
+    asked = []
+
+    def gather(mine):
+        asked.append(step)
+        return [*mine, (others, 1.0)]
+
+    monkeypatch.setattr(processes, "gather_object", gather)
+    agreement = processes.StopAgreement(SimpleNamespace(num_processes=2), 0)
+    for step in range(1, 21):
+        now[0] += 1.0
+        others = signal.SIGTERM if step > 14 else 0
+        assert agreement.after(step, 0) == (signal.SIGTERM if step == 17 else 0)
+        if step == 17:
+            break
+    assert asked == [1, 3, 7, 12, 17]
+
+
+def test_one_process_stops_at_once():
+    agreement = processes.StopAgreement(SimpleNamespace(num_processes=1), 0)
+    assert [agreement.after(step, step == 2) for step in (1, 2)] == [0, 1]
+
+
+def test_a_root_is_opened_without_the_process_group(root, tmp_path):
+    """An index or a world may take longer than the time-out of its collectives; here there are none to call."""
+    data, held_out = open_data(complete(tiny(root, tmp_path / "run")), SimpleNamespace(is_main_process=True))
+    assert len(data) > len(held_out) > 0
