@@ -86,7 +86,7 @@ def open_index(dataroot: str | Path, version: str) -> Index:
         UserError: If there is no such root or version, the devkit cannot open it, or the cache cannot be written.
     """
     root = Path(dataroot).expanduser()
-    _check_root(root, version)
+    check_version(root, version)
     fingerprint = _fingerprint(root, version)
     name = f"{version}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}"
     folder = cache_folder() / "index" / name
@@ -110,7 +110,12 @@ def open_index(dataroot: str | Path, version: str) -> Index:
     return index
 
 
-def _check_root(root: Path, version: str) -> None:
+def check_version(root: Path, version: str) -> None:
+    """Check that a root has a folder of tables.
+
+    Raises:
+        UserError: If it does not, naming those that it has.
+    """
     if not root.is_dir():
         raise UserError(f"--dataroot {root}: no such folder")
     if Path(version).name != version:  # it names files in the cache too

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from ..errors import UserError, in_one_line
+from ..flags import flags_named, parse_flags
 from .config import PRESETS, EvalConfig
 
 
@@ -39,17 +40,15 @@ def parse(argv: list[str]) -> EvalConfig:
     if name not in PRESETS:
         raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
     start = CommandLine(run=dataclasses.replace(PRESETS[name], task=tyro.MISSING))  # there is no default task
-    try:
-        return tyro.cli(CommandLine, args=argv, default=start, prog="mim4d-eval").run
-    except ValueError as error:  # the settings' own checks
-        raise UserError(str(error)) from error
+    with flags_named(EvalConfig):
+        return parse_flags(CommandLine, argv, prog="mim4d-eval", default=start).run
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)
-    with in_one_line():
+    with in_one_line(), flags_named(EvalConfig):
         config = parse(sys.argv[1:] if argv is None else argv)
         from .run import evaluate  # after --help
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import UserError
-from ..pretrain.config import SPLITS, SyntheticConfig
+from ..pretrain.config import SPLITS, SyntheticConfig, check_bounds, check_root
 from ..pretrain.neck import NeckConfig
 from ..pretrain.optim import OptimConfig
 from .model import BEVConfig
@@ -66,15 +66,15 @@ class EvalConfig:
     world: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        for name, least in {"steps": 1, "batch_size": 1, "seed": 0, "workers": 0, "turn": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
+        check_bounds(
+            self,
+            {"steps": 1, "batch_size": 1, "seed": 0, "workers": 0, "turn": 0, "min_visibility": 1},
+            {"batch_size": 65536, "workers": 1024, "turn": 180, "min_visibility": 4},
+        )
         if not 0 < self.labels <= 1:
-            raise ValueError(f"labels = {self.labels} is a share: above 0 and at most 1")
-        if not 1 <= self.min_visibility <= 4:
-            raise ValueError(f"min_visibility = {self.min_visibility} is one of nuScenes' levels 1 to 4")
+            raise ValueError(f"labels = {self.labels} must be above 0 and at most 1: it is a fraction")
         if self.optim.accumulate != 1:
-            raise ValueError("optim.accumulate is not done here: set batch_size")
+            raise ValueError(f"optim.accumulate = {self.optim.accumulate} must be 1 here: set batch_size")
 
 
 DEMO = EvalConfig(
@@ -113,6 +113,7 @@ def complete(config: EvalConfig) -> EvalConfig:
         raise UserError("--out is empty: give the folder of the result, such as --out runs/eval")
     if config.data == "nuscenes" and not config.dataroot:
         raise UserError("--data nuscenes needs --dataroot, the folder in nuScenes format (or try --data synthetic)")
+    check_root(config.data, config.dataroot, version, config.world)
     if not split or not val_split or val_split == "none":
         raise UserError(f"--version {version} has no split to learn from and to score on: name --split and --val-split")
     return dataclasses.replace(config, version=version, split=split, val_split=val_split)

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from ..errors import BadDataError, UserError, in_one_line
+from ..flags import flags_named, parse_flags
 from .config import PretrainConfig, overlay, read_yaml
 from .folder import RunFolder
 from .presets import PRESETS
@@ -45,10 +46,8 @@ def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
     first.add_argument("--resume", action="store_true")
     head = first.parse_known_args(argv)[0]
     start = CommandLine(config=head.config and Path(head.config), resume=head.resume, run=_starting_point(head))
-    try:
-        given = tyro.cli(CommandLine, args=argv, default=start, prog="mim4d-pretrain")
-    except ValueError as error:  # the settings' own checks
-        raise UserError(str(error)) from error
+    with flags_named(PretrainConfig):
+        given = parse_flags(CommandLine, argv, prog="mim4d-pretrain", default=start)
     return given.run, given.resume
 
 
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)  # such as what keeps the first start on a root busy
-    with in_one_line():
+    with in_one_line(), flags_named(PretrainConfig):
         config, resume = parse(sys.argv[1:] if argv is None else argv)
         from .trainer import train  # after --help
 

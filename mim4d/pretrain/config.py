@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import tyro
 import yaml
 
 from ..data import DataConfig
+from ..data.index import check_version
 from ..data.nuscenes import CAMERAS
 from ..errors import UserError
 from .model import ModelConfig
@@ -124,19 +126,9 @@ class PretrainConfig:
     world: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        at_least = {
-            "steps": 1,
-            "batch_size": 1,
-            "frames": 1,
-            "log_every": 1,
-            "save_every": 1,
-            "keep": 1,
-            "eval_clips": 1,
-        }
-        at_least |= {"seed": 0, "workers": 0, "picture_every": 0, "eval_every": 0}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
+        least_is_one = ("steps", "batch_size", "frames", "log_every", "save_every", "keep", "eval_clips")
+        check_bounds(self, dict.fromkeys(least_is_one, 1) | {"seed": 0, "picture_every": 0, "eval_every": 0})
+        check_bounds(self, {"workers": 0, "frame_gap": 0}, {"workers": 1024, "batch_size": 65536, "frames": 1000})
 
     def model_config(self) -> ModelConfig:
         """What the model is built from."""
@@ -163,6 +155,46 @@ class PretrainConfig:
         )
 
 
+def check_bounds(config: Any, least: Mapping[str, float], most: Mapping[str, float] | None = None) -> None:
+    """Compare fields with their bounds.
+
+    Args:
+        config: A dataclass of settings.
+        least: The smallest value allowed, by field.
+        most: The largest one.
+
+    Raises:
+        ValueError: Naming the first field that is out of its bounds.
+    """
+    for name, bound in least.items():
+        if not getattr(config, name) >= bound:
+            raise ValueError(f"{name} = {getattr(config, name)} must be at least {bound}")
+    for name, bound in (most or {}).items():
+        if not getattr(config, name) <= bound:
+            raise ValueError(f"{name} = {getattr(config, name)} must be at most {bound}")
+
+
+def check_root(kind: str, dataroot: str, version: str, world: SyntheticConfig) -> None:
+    """Check what is quick to check of the data: the version's folder, or the settings of a synthetic world.
+
+    Args:
+        kind: ``nuscenes`` or ``synthetic``.
+        dataroot: The root.
+        version: Of its tables.
+        world: What a synthetic root holds.
+
+    Raises:
+        UserError: If the root has no such version, or the world cannot be.
+    """
+    root = Path(dataroot).expanduser()
+    if kind == "synthetic":
+        from ..world.make import WorldConfig  # slow to import, and seldom needed
+
+        WorldConfig(version=version, **dataclasses.asdict(world)).check()
+    elif root.is_dir():
+        check_version(root, version)
+
+
 def complete(config: PretrainConfig) -> PretrainConfig:
     """Fill in what follows from other settings: version, training split, the backbone's learning rate.
 
@@ -175,6 +207,7 @@ def complete(config: PretrainConfig) -> PretrainConfig:
         raise UserError("--out is empty: give the run folder, such as --out runs/pretrain")
     if config.data == "nuscenes" and not config.dataroot:
         raise UserError("--data nuscenes needs --dataroot, the folder in nuScenes format (or try --preset demo)")
+    check_root(config.data, config.dataroot, version, config.world)
     if not split:
         raise UserError(f"--version {version} is not an official one: name its training scenes with --split")
     known = timm.list_models("mim4d_*")

@@ -18,6 +18,11 @@ class LossConfig:
     depth: float = 10.0
     """Weight of the mean absolute depth error (in scene units: metres / the volume's largest reach)."""
 
+    def __post_init__(self) -> None:
+        for name in ("rgb", "depth"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"loss.{name} = {getattr(self, name)} must be at least 0")
+
 
 def compare(rendered: Rendered, rays: Rays, clips: int) -> dict[str, Tensor]:
     """Errors of one rendering, averaged over each clip's rays and then over clips.

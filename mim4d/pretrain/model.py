@@ -46,13 +46,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.frames < 1:
-            raise ValueError(f"frames must be at least 1, got {self.frames}")
+            raise ValueError(f"frames = {self.frames} must be at least 1")
         if not 0 <= self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio is the hidden share, 0 <= ratio < 1, got {self.mask_ratio}")
+            raise ValueError(f"mask_ratio = {self.mask_ratio} must be at least 0 and below 1")
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is the dropped share, 0 <= share < 1, got {self.drop_path}")
+            raise ValueError(f"drop_path = {self.drop_path} must be at least 0 and below 1")
         if not 0 <= self.frozen <= 5:
-            raise ValueError(f"frozen counts the stem and four stages, 0 to 5, got {self.frozen}")
+            raise ValueError(f"frozen = {self.frozen} must lie in 0 .. 5: it counts the stem and four stages")
 
 
 class MaskedModel(nn.Module):

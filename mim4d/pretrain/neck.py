@@ -23,9 +23,8 @@ class NeckConfig:
 
     def __post_init__(self) -> None:
         if tuple(sorted(set(self.stages))) != self.stages or self.stages[-1:] != (3,) or self.stages[0] < 0:
-            raise ValueError(
-                f"neck.stages must rise within 0..3 and end with 3 (all stages are trained): {self.stages}"
-            )
+            stages = " ".join(map(str, self.stages))
+            raise ValueError(f"neck.stages = {stages} must rise within 0 .. 3 and end with 3: all stages are trained")
         if self.channels < 1:
             raise ValueError(f"neck.channels = {self.channels} must be at least 1")
 

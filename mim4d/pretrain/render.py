@@ -37,7 +37,7 @@ class RenderConfig:
         # Importance sampling needs a piece between two samples.
         for name, least in {"rays_per_view": 1, "uniform_samples": 2, "importance_samples": 0, "chunk": 0}.items():
             if getattr(self, name) < least:
-                raise ValueError(f"render.{name} must be at least {least}, got {getattr(self, name)}")
+                raise ValueError(f"render.{name} = {getattr(self, name)} must be at least {least}")
 
 
 class Rendered(NamedTuple):

@@ -39,11 +39,11 @@ class TemporalConfig:
     def __post_init__(self) -> None:
         for name in ("short_frames", "points", "layers", "short_heads", "long_heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"temporal.{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"temporal.{name} = {getattr(self, name)} must be at least 1")
         for branch in ("short", "long"):
             channels, heads = getattr(self, f"{branch}_channels"), getattr(self, f"{branch}_heads")
             if channels < 2 or channels % 2 or channels % heads:
-                raise ValueError(f"temporal.{branch}_channels must be even and a multiple of {heads} heads: {channels}")
+                raise ValueError(f"temporal.{branch}_channels = {channels} must be even and a multiple of {heads}")
 
 
 class Decoded(NamedTuple):

@@ -4,10 +4,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..errors import in_one_line
+from ..errors import UserError, in_one_line
+from ..flags import flags_named, parse_flags
 from .make import make_world
 
 
@@ -37,9 +37,14 @@ class Options:
 
 def main() -> None:
     """Entry point: exits with 2 and one line on what the user can put right."""
-    options = tyro.cli(Options, prog="mim4d-world", description=Options.__doc__)
+    with in_one_line(), flags_named(Options):
+        _make(parse_flags(Options, sys.argv[1:], prog="mim4d-world"))
+
+
+def _make(options: Options) -> None:
+    if options.workers is not None and not 1 <= options.workers <= 1024:
+        raise UserError(f"workers = {options.workers} must lie in 1 .. 1024")
     with (
-        in_one_line(),
         Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -1,6 +1,7 @@
 """Make a world: all scenes in parallel, then the tables."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -39,17 +40,16 @@ class WorldConfig:
     def check(self) -> None:
         """Raise :class:`UserError` naming the first value that makes no world."""
         if self.version not in VERSIONS:
-            raise UserError(f"version {self.version!r} is unknown: choose one of {', '.join(VERSIONS)}")
-        if self.keyframes < 1 or self.scenes < 1:
-            raise UserError(f"scenes and keyframes must be at least 1, got {self.scenes} and {self.keyframes}")
-        if self.seed < 0:
-            raise UserError(f"seed must not be negative, got {self.seed}")
+            raise UserError(f"version = {self.version} is unknown: choose one of {', '.join(VERSIONS)}")
+        for name, least, most in (("scenes", 1, 850), ("keyframes", 1, 1000), ("seed", 0, math.inf)):
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"{name} = {getattr(self, name)} must lie in {least} .. {most}")
         if not 0.05 <= self.scale <= 1.0:
-            raise UserError(f"scale must lie between 0.05 and 1 (1 is 1600x900 pixels), got {self.scale}")
+            raise UserError(f"scale = {self.scale} must lie in 0.05 .. 1 (1 is 1600x900 pixels)")
         for name in ("camera_rate", "lidar_rate"):
             rate = getattr(self, name) * PERIOD
-            if rate < 1 or rate != round(rate) or rate > 20:
-                raise UserError(f"{name} must be a multiple of {1 / PERIOD:g} Hz up to 40, got {getattr(self, name)}")
+            if not 1 <= rate <= 20 or rate != round(rate):
+                raise UserError(f"{name} = {getattr(self, name)} must be a multiple of {1 / PERIOD:g} Hz up to 40")
         scene_names(self.version, self.scenes)
 
 
@@ -66,7 +66,7 @@ def scene_names(version: str, count: int) -> list[tuple[str, int]]:
     splits = create_splits_scenes()
     train, val = (splits.get(name, []) for name in VERSIONS[version])
     if count > len(train) + len(val):
-        raise UserError(f"{version} has {len(train) + len(val)} scenes, asked for {count}: lower --scenes")
+        raise UserError(f"scenes = {count} must be at most {len(train) + len(val)}, which {version} has names for")
     held_out = max(int(count >= 2), round(count / 5)) if val else 0
     held_out = max(min(held_out, len(val)), count - len(train))
     chosen = [(name, i % PLACES[0]) for i, name in enumerate(train[: count - held_out])]

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mim4d.downstream.config import PRESETS as EVAL_PRESETS
 from mim4d.errors import UserError
+from mim4d.flags import finite_number, flag_of, whole_number
 from mim4d.pretrain import config as config_module
 from mim4d.pretrain.cli import main, parse
 from mim4d.pretrain.config import (
@@ -109,7 +112,7 @@ def test_every_field_says_what_it_is(kind):
         ("data: kitti", "data = 'kitti' is not of type"),
         ("steps: 0", "steps = 0 must be at least 1"),
         ("optim: {clip_norm: 0}", "optim.clip_norm = 0"),
-        ("method: {mask_ratio: 1.5}", "mask_ratio is the hidden share"),
+        ("method: {mask_ratio: 1.5}", "mask_ratio = 1.5 must be at least 0 and below 1"),
         ("[1, 2]", "must hold settings"),
         ("a: b: c", "is not YAML"),
         ("preset: huge", "--preset huge: there are demo, paper, gpu24"),
@@ -134,28 +137,80 @@ def test_a_config_file_that_is_not_text_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--steps 0", "steps = 0 must be at least 1"),
-        ("--frames 0", "frames = 0 must be at least 1"),
-        ("--seed -1", "seed = -1 must be at least 0"),
-        ("--method.lift.depth-step 0", "lift.depth_step = 0.0 must be more than 0"),
-        ("--method.lift.depth-step -1", "lift.depth_step = -1.0 must be more than 0"),
-        ("--method.lift.depth-step 0.7", "lift.depth_range = 1 60 is not a whole number of 0.7 m bins"),
-        ("--method.lift.depth-range 9 3", "lift.depth_range = 9 3 must rise"),
-        ("--method.lift.channels 0", "lift.channels = 0 must be at least 1"),
-        ("--method.neck.channels 0", "neck.channels = 0 must be at least 1"),
-        ("--method.render.field.hidden 0", "render.field.hidden = 0 must be at least 1"),
-        ("--method.drop-path 1", "drop_path is the dropped share"),
-        ("--method.frozen 6", "frozen counts the stem and four stages, 0 to 5, got 6"),
-        ("--optim.betas 0.9 1", "optim.betas.1 = 1.0 must lie in"),
-        ("--optim.warmup-start -1", "optim.warmup_start = -1.0 must lie in 0 .. 1"),
-        ("--optim.final 2", "optim.final = 2.0 must lie in 0 .. 1"),
+        ("--steps 0", "--steps 0 must be at least 1"),
+        ("--frames 0", "--frames 0 must be at least 1"),
+        ("--seed -1", "--seed -1 must be at least 0"),
+        ("--method.lift.depth-step 0", "--method.lift.depth-step 0.0 must be more than 0"),
+        ("--method.lift.depth-step -1", "--method.lift.depth-step -1.0 must be more than 0"),
+        ("--method.lift.depth-step 0.7", "--method.lift.depth-range 1 60 is not a whole number of 0.7 m bins"),
+        ("--method.lift.depth-range 9 3", "--method.lift.depth-range 9 3 must rise"),
+        ("--method.lift.channels 0", "--method.lift.channels 0 must be at least 1"),
+        ("--method.neck.channels 0", "--method.neck.channels 0 must be at least 1"),
+        ("--method.neck.stages 3 2", "--method.neck.stages 3 2 must rise within 0 .. 3"),
+        ("--method.temporal.short-heads 3", "--method.temporal.short-channels 128 must be even and a multiple of 3"),
+        ("--method.render.field.hidden 0", "--method.render.field.hidden 0 must be at least 1"),
+        ("--method.drop-path 1", "--method.drop-path 1.0 must be at least 0 and below 1"),
+        ("--method.frozen 6", "--method.frozen 6 must lie in 0 .. 5"),
+        ("--method.loss.rgb -1", "--method.loss.rgb -1.0 must be at least 0"),
+        ("--optim.betas 0.9 1", "--optim.betas 1.0 must lie in"),
+        ("--optim.warmup-start -1", "--optim.warmup-start -1.0 must lie in 0 .. 1"),
+        ("--optim.final 2", "--optim.final 2.0 must lie in 0 .. 1"),
+        ("--workers 1e9", "--workers 1000000000 must be at most 1024"),
+        ("--steps 1.5", "--steps: expected a whole number, got '1.5'"),
+        ("--steps 1e30", "--steps: expected a whole number below 2^63, got 1e30"),
+        ("--image-size 64 x", "--image-size 64 x: expected INT INT"),
+        ("--supervision red", "invalid choice 'red' for argument '--supervision'. Expected one of ('rgbd', 'rgb')"),
+        ("--stepps 3", "--stepps, 3; did you mean --steps?"),
+        ("--steps", "--steps"),
+        ("--data synthetic --world.scenes 0", "--world.scenes 0 must lie in 1 .. 850"),
+        ("--data synthetic --world.scenes 300 --version v1.0-mini", "--world.scenes 300 must be at most 10"),
+        ("--data synthetic --world.camera-rate 3", "--world.camera-rate 3.0 must be a multiple of 2 Hz"),
     ],
 )
-def test_a_wrong_value_is_refused_by_name(flags, message, capsys):
+def test_a_wrong_value_is_one_line_that_names_the_flag(flags, message, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        main(flags.split())
+        main([*flags.split(), "--out", str(tmp_path / "run")])
     assert stop.value.code == 2
-    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())  # tyro draws a box around sections'
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def sections_of(config: object, prefix: str = "") -> Iterator[tuple[str, object, str]]:
+    """Each setting of one number: its section, the section's name, its own name."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from sections_of(value, f"{prefix}{field.name}.")
+        elif type(value) in (int, float) and not prefix.startswith("world."):  # checked where it is drawn
+            yield prefix, config, field.name
+
+
+@pytest.mark.parametrize("config", [PRESETS["demo"], EVAL_PRESETS["demo"]], ids=["pretrain", "eval"])
+def test_every_number_has_a_bound_and_names_its_flag(config):
+    for prefix, section, name in sections_of(config):
+        if (prefix, name) in {("method.", "frames")}:  # set above
+            continue
+        with pytest.raises(ValueError, match=r"^[\w.]+ = -1") as refusal:
+            dataclasses.replace(section, **{name: -1})
+        flag = "--" + f"{prefix}{name}".replace("_", "-")
+        assert flag_of(str(refusal.value).split(" = ")[0], type(config)) == flag
+
+
+@pytest.mark.parametrize("text", ["", "nan", "inf", "text", "1e400", "0x10"])
+def test_what_is_no_number_is_refused(text):
+    for read in (whole_number, finite_number):
+        with pytest.raises(ValueError, match="expected a"):
+            read(text)
+
+
+def test_a_number_may_be_written_with_an_exponent():
+    assert parse(["--dataroot", "/data", "--steps", "1e6", "--optim.lr", "1e-4"])[0].steps == 1_000_000
+
+
+def test_a_version_that_the_root_does_not_have_is_answered_with_those_it_has(tiny_world):
+    with pytest.raises(UserError, match=rf"--version v1.0-trainvall: not in {tiny_world}; it has v1.0-mini"):
+        complete(PretrainConfig(dataroot=str(tiny_world), version="v1.0-trainvall"))
 
 
 def test_a_missing_config_file_is_named(tmp_path):

@@ -113,14 +113,14 @@ def test_names_come_from_the_official_splits(version, scenes, train, val):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": "v1.0-maxi"}, "version 'v1.0-maxi' is unknown"),
-        ({"scenes": 11}, "v1.0-mini has 10 scenes, asked for 11"),
-        ({"scenes": 0}, "at least 1"),
-        ({"keyframes": 0}, "at least 1"),
-        ({"seed": -1}, "seed must not be negative"),
-        ({"scale": 2.0}, "scale must lie between"),
-        ({"camera_rate": 3.0}, "camera_rate must be a multiple of 2 Hz"),
-        ({"lidar_rate": 0.0}, "lidar_rate must be a multiple of 2 Hz"),
+        ({"version": "v1.0-maxi"}, "version = v1.0-maxi is unknown"),
+        ({"scenes": 11}, "scenes = 11 must be at most 10"),
+        ({"scenes": 0}, "scenes = 0 must lie in 1"),
+        ({"keyframes": 0}, "keyframes = 0 must lie in 1"),
+        ({"seed": -1}, "seed = -1 must lie in 0"),
+        ({"scale": 2.0}, "scale = 2.0 must lie in"),
+        ({"camera_rate": 3.0}, "camera_rate = 3.0 must be a multiple of 2 Hz"),
+        ({"lidar_rate": 0.0}, "lidar_rate = 0.0 must be a multiple of 2 Hz"),
     ],
 )
 def test_bad_values_are_named_and_nothing_is_written(tmp_path, change, message):

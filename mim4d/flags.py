@@ -1,0 +1,172 @@
+"""Command lines by tyro: numbers as people write them, and errors of one line that name the flag.
+
+Settings refuse a value as ``name = value ...``, with the name of the field and its sections, such as
+``lift.depth_step = 0 must be more than 0``. :func:`flags_named` is the one place where such a name becomes the flag.
+"""
+
+import dataclasses
+import io
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from typing import Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from .errors import UserError
+
+Settings = TypeVar("Settings")
+
+LARGEST = 2**63 - 1
+"""Whole numbers beyond it fit no integer of a tensor."""
+
+
+def whole_number(text: str) -> int:
+    """A whole number, also as ``1e6``.
+
+    Raises:
+        ValueError: If it is none, or fits no 64-bit integer.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not number.is_integer():
+            raise ValueError(f"expected a whole number, got {text!r}") from None
+        value = int(number)
+    if abs(value) > LARGEST:
+        raise ValueError(f"expected a whole number below 2^63, got {text}")
+    return value
+
+
+def finite_number(text: str) -> float:
+    """A number that is neither NaN nor infinite.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {text!r}")
+    return value
+
+
+def _registry() -> ConstructorRegistry:
+    registry = ConstructorRegistry()
+    for kind, read in ((int, whole_number), (float, finite_number)):
+
+        def rule(info: PrimitiveTypeInfo, kind: Any = kind, read: Any = read) -> PrimitiveConstructorSpec[Any] | None:
+            if info.type is not kind:
+                return None
+            return PrimitiveConstructorSpec(
+                nargs=1,
+                metavar=kind.__name__.upper(),
+                instance_from_str=lambda args: read(args[0]),
+                is_instance=lambda value: isinstance(value, kind) or (kind is float and isinstance(value, int)),
+                str_from_instance=lambda value: [str(value)],
+            )
+
+        registry.primitive_rule(rule)
+    return registry
+
+
+def parse_flags(kind: type[Settings], argv: Sequence[str], *, prog: str, default: Settings | None = None) -> Settings:
+    """Read a command line into settings.
+
+    Args:
+        kind: A dataclass of settings.
+        argv: The arguments after the command's name.
+        prog: The command's name.
+        default: What holds where a flag is left out; None for the fields' own defaults.
+
+    Raises:
+        UserError: If a flag or a value is wrong, in one line that names it.
+        SystemExit: After ``--help``.
+    """
+    printed = io.StringIO()
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with _registry(), redirect_stderr(printed):
+            return tyro.cli(kind, args=argv, prog=prog, description=kind.__doc__, **given)
+    except SystemExit as stop:
+        if stop.code != 2:
+            sys.stderr.write(printed.getvalue())
+            raise
+        raise UserError(_one_line(printed.getvalue(), prog)) from stop
+    except ValueError as error:  # the settings' own checks
+        raise UserError(str(error)) from error
+
+
+def _one_line(printed: str, prog: str) -> str:
+    """What tyro says in a box, as one line: its first section, and the flag that was perhaps meant."""
+    sections: list[str] = [""]
+    for row in printed.splitlines()[1:]:  # after the title
+        row = re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│|+╭╮╰╯ \t")
+        if row.strip("─-"):
+            sections[-1] = f"{sections[-1]} {row}".strip()
+        elif row:
+            sections.append("")
+    message, *others = [section for section in sections if section] or [printed]
+    rest = " ".join(others)
+    message = re.sub(r"^Error parsing (?!-)\S+: ", "", message)  # a section's name: the setting's follows
+    message = message.removeprefix("Error parsing ")
+    several = re.match(r"(--\S+): Could not parse arguments \[(.*)\] into ", message)
+    if several:
+        flag, values = several[1], several[2].replace("'", "").replace(",", "")
+        form = re.search(rf"{re.escape(flag)} ((?:[A-Z]+\b ?)+)", rest)
+        message = f"{flag} {values}: expected {form[1].strip() if form else 'values of another type'}"
+    meant = re.search(r"Perhaps you meant: (--[\w.-]+)", rest)
+    return f"{message}; did you mean {meant[1]}?" if meant else f"{message.rstrip('.')} (see {prog} --help)"
+
+
+@contextmanager
+def flags_named(kind: type[Any]) -> Iterator[None]:
+    """Name the flag in errors that begin with ``name = value`` of a setting.
+
+    Args:
+        kind: The dataclass of settings that the command's flags set.
+
+    Raises:
+        UserError: In place of a UserError that names the field.
+    """
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        found = re.match(r"([a-z_]+(?:\.[a-z_]+)*)(?:\.\d+)? = ", message)
+        flag = flag_of(found[1], kind) if found else None
+        if found is None or flag is None:
+            raise
+        raise UserError(f"{flag} {message[found.end() :]}") from error
+
+
+def flag_of(name: str, kind: type[Any]) -> str | None:
+    """The flag of a setting, ``--method.lift.depth-step`` of ``lift.depth_step``; None if there is none.
+
+    Args:
+        name: The field's, with as many of the sections it is in as tell it apart.
+        kind: The dataclass of settings.
+    """
+    fitting = [known for known in setting_names(kind) if f".{known}".endswith(f".{name}")]
+    return f"--{min(fitting, key=len).replace('_', '-')}" if fitting else None
+
+
+def setting_names(kind: type[Any], prefix: str = "") -> list[str]:
+    """Dotted names of all settings of a dataclass and of the dataclasses in it."""
+    names = []
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name}"
+        inner = field.default_factory if isinstance(field.default_factory, type) else None
+        if inner is None and field.default_factory is not dataclasses.MISSING:
+            inner = type(field.default_factory())
+        names += setting_names(inner, f"{name}.") if dataclasses.is_dataclass(inner) else [name]
+    return names
