@@ -110,7 +110,7 @@ def test_a_second_load_takes_it_from_the_cache(client, hub, expected):
 # --- the way is bad --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(version("huggingface_hub").startswith("0."), reason="the Hub's client goes on by itself from 1.0 on")
+@pytest.mark.skipif(version("huggingface_hub").startswith("0."), reason="the client resumes by itself from 1.0 on")
 def test_a_cut_download_goes_on_where_it_was_cut(client, hub, tmp_path):
     whole = timm.create_model("mim4d_convnext_atto")
     weights = save(whole.state_dict())
