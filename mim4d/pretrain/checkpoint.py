@@ -1,26 +1,38 @@
 """Checkpoints to resume from: safetensors and JSON, no pickle, written whole or not at all.
 
 ``checkpoints/step_00000100/`` holds ``model.safetensors``, ``optimizer.safetensors`` (moments by the parameter's name),
-``ema.safetensors`` where there is an average, and ``state.json`` (step, model config, package version). Learning rate,
-data order and randomness follow from the step and the seed, so there is nothing else to save.
+``ema.safetensors`` where there is an average, and ``state.json`` (step, model config, package version, the sha256 of
+each file). Learning rate, data order and randomness follow from the step and the seed, so there is nothing else to
+save.
 """
 
+import hashlib
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import write_folder
+from ..files import sha256_of, write_folder
 from ..tensors import misfit, read_tensors
 from ..version import __version__
 
+logger = logging.getLogger(__name__)
+
 _NAME = re.compile(r"step_(\d{8})")
+_STATE = "state.json"
+_SUMS = "sha256"
+
+
+class DamagedError(UserError):
+    """A checkpoint is not what was written; the one before may be."""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -64,7 +76,8 @@ def save_checkpoint(
         if ema is not None:
             save_file(_contiguous(ema.state_dict()), partial / "ema.safetensors")
         state = {"step": step, "identity": identity, "mim4d": __version__}
-        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+        sums = {file.name: sha256_of(file) for file in sorted(partial.iterdir())} | {_STATE: _sum_of(state)}
+        (partial / _STATE).write_text(json.dumps(state | {_SUMS: sums}, indent=1) + "\n")
 
     kept = f"; {before[-1].name} is kept, free some space and go on with --resume" if before else ""
     try:
@@ -92,6 +105,60 @@ def first_not_finite(model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn
     return next((name for name, good in zip(floating, finite, strict=True) if not good), None)
 
 
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint in ``checkpoints/`` that is as it was written; None if there is no checkpoint.
+
+    Damaged ones that are newer are renamed to ``step_*.damaged``, with a warning.
+
+    Raises:
+        UserError: If all are damaged; none is renamed.
+    """
+    damaged: list[tuple[Path, DamagedError]] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            check_checkpoint(path)
+        except DamagedError as error:
+            damaged.append((path, error))
+            continue
+        for other, problem in damaged:
+            aside = other.with_name(f"{other.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            other.rename(aside)
+            logger.warning("%s; renamed to %s, resuming from %s", problem, aside.name, path.name)
+        return path
+    if damaged:
+        raise UserError(f"{damaged[0][1]}; there is no other checkpoint in {folder}: start again with another --out")
+    return None
+
+
+def check_checkpoint(path: Path, *names: str) -> None:
+    """Compare the files of a checkpoint with their checksums; of older checkpoints without any, see that they open.
+
+    Args:
+        path: The checkpoint.
+        names: Of the files to look at; all if there are none.
+
+    Raises:
+        DamagedError: Naming the first file that is missing or differs.
+    """
+    state = _read_state(path)
+    sums = state.pop(_SUMS, None)
+    files = sums or dict.fromkeys(("model.safetensors", "optimizer.safetensors"))
+    for name, expected in files.items():
+        if names and name not in names:
+            continue
+        file = path / name
+        try:
+            if sums is None:
+                with safe_open(file, framework="pt"):
+                    continue
+            found = _sum_of(state) if name == _STATE else sha256_of(file)
+        except (OSError, SafetensorError) as error:
+            raise DamagedError(f"cannot read {file}: {' '.join(str(error).split())}") from error
+        if found != expected:
+            raise DamagedError(f"{file} is damaged: it does not have the sha256 that it was written with")
+
+
 def load_checkpoint(
     path: Path,
     *,
@@ -109,8 +176,9 @@ def load_checkpoint(
         UserError: If it is of another model, or a file is broken, or a tensor is missing, unknown or of another shape.
     """
     state = _read_state(path)
-    for key in sorted(identity.keys() | state["identity"].keys()):
-        then, now = state["identity"].get(key), identity.get(key)
+    step, saved = int(state["step"]), state["identity"]
+    for key in sorted(identity.keys() | saved.keys()):
+        then, now = saved.get(key), identity.get(key)
         if then != now and (then is not None or key != "clips"):  # which version 0.1.0 did not save at first
             remedy = {
                 "clips_per_step": f"; keep batch-size x accumulate x processes at {then}",
@@ -124,16 +192,23 @@ def load_checkpoint(
         _load_moments(model, optimizer, path / "optimizer.safetensors")
     except UserError as error:
         raise UserError(f"{error}; remove {path} to go on from the one before") from error
-    return state["step"]
+    return step
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads((path / "state.json").read_text())
-        return {"step": int(state["step"]), "identity": dict(state["identity"])}
+        state = json.loads((path / _STATE).read_text())
+        if int(state["step"]) < 0 or not isinstance(state["identity"], dict):
+            raise ValueError("no step or no identity")
+        return state
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"state.json has no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"cannot read the checkpoint {path}: {what}; remove it to go on from the one before") from error
+        what = f"{_STATE} has no {error}" if isinstance(error, KeyError) else error
+        raise DamagedError(f"cannot read the checkpoint {path}: {what}") from error
+
+
+def _sum_of(state: dict[str, Any]) -> str:
+    """The sha256 of what ``state.json`` says, but for the checksums."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def load_strict(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

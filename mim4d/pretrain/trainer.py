@@ -25,7 +25,14 @@ from ..hub.folder import CARD, save_encoder
 from ..lock import locked_folder
 from ..tensors import read_tensors
 from ..version import __version__
-from .checkpoint import first_not_finite, load_checkpoint, load_strict, save_checkpoint
+from .checkpoint import (
+    check_checkpoint,
+    first_not_finite,
+    load_checkpoint,
+    load_strict,
+    newest_whole,
+    save_checkpoint,
+)
 from .config import SCRATCH, PretrainConfig, complete, flatten, plain
 from .datasets import open_data
 from .evaluate import evaluate
@@ -98,7 +105,7 @@ class Trainer:
         self._clips = clips.digest()
 
         # Weights: from a checkpoint if there is one to go on from, else the first ones.
-        newest = self.folder.newest() if resume else None
+        newest = on_main(accelerator, lambda: newest_whole(self.folder.checkpoints)) if resume else None
         self.model, told = first_model(config, read_init=newest is None, method=method)
         self.model.to(accelerator.device)
         self.ema = ModelEmaV3(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
@@ -328,6 +335,7 @@ def trained_model(folder: RunFolder, *, method: Method = MIM4D) -> MaskedModel:
         raise UserError(f"{folder.root} has no checkpoint")
     model, _ = first_model(config, read_init=False, method=method)
     weights = newest / ("ema.safetensors" if config.optim.ema_decay else "model.safetensors")
+    check_checkpoint(newest, weights.name)
     load_strict(model, read_tensors(weights), weights)
     return model
 

@@ -14,10 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mim4d.errors import UserError
-from mim4d.pretrain.checkpoint import first_not_finite, list_checkpoints, load_checkpoint, save_checkpoint
+from mim4d.pretrain.checkpoint import (
+    check_checkpoint,
+    first_not_finite,
+    list_checkpoints,
+    load_checkpoint,
+    newest_whole,
+    save_checkpoint,
+)
 from mim4d.pretrain.cli import main
 from mim4d.pretrain.optim import OptimConfig, make_optimizer, set_lr
-from tests.pretrain.runs import arguments, losses
+from tests.pretrain.runs import arguments, losses, older
 
 IDENTITY = {"encoder": "small", "grid.x": [-1.0, 1.0]}
 
@@ -149,6 +156,50 @@ def edit(file: Path, change) -> None:
     save_file(tensors, file)
 
 
+def flip(file: Path) -> None:
+    """Turn one bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+FILES = ("model.safetensors", "optimizer.safetensors", "ema.safetensors")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_noticed_and_the_one_before_is_taken(name, tmp_path, caplog):
+    model, optimizer = trained()
+    first, second = (save(tmp_path, number, model, optimizer, ema=model) for number in (5, 10))
+    assert newest_whole(tmp_path) == second
+    flip(second / name)
+    assert newest_whole(tmp_path) == first
+    (line,) = caplog.messages
+    assert f"{name} is damaged" in line
+    assert "renamed to step_00000010.damaged, resuming from step_00000005" in line
+    assert list_checkpoints(tmp_path) == [first]
+    flip(first / name)
+    with pytest.raises(UserError, match=r"is damaged.*there is no other checkpoint in"):
+        newest_whole(tmp_path)
+    assert list_checkpoints(tmp_path) == [first]
+
+
+@pytest.mark.parametrize("change", [{"step": 4}, {"identity": {"encoder": "base"}}])
+def test_what_the_state_says_is_checked_too(change, tmp_path):
+    path = save(tmp_path, 3, *trained())
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | change))
+    with pytest.raises(UserError, match=r"state.json is damaged"):
+        check_checkpoint(path)
+
+
+def test_one_without_checksums_is_resumed_from_if_its_files_open(tmp_path):
+    first, second = (older(save(tmp_path, number, *trained())) for number in (5, 10))
+    assert newest_whole(tmp_path) == second
+    assert load(second, *trained(seed=1)) == 10
+    (second / "optimizer.safetensors").write_bytes((second / "optimizer.safetensors").read_bytes()[:-20])
+    assert newest_whole(tmp_path) == first
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
@@ -170,11 +221,10 @@ def test_every_tensor_must_be_there_and_fit(file, change, message, tmp_path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_broken_file_is_named(name, tmp_path):
-    model, optimizer = trained()
-    path = save(tmp_path, 3, model, optimizer)
+    path = save(tmp_path, 3, *trained())
     (path / name).write_bytes((path / name).read_bytes()[:20])
-    with pytest.raises(UserError, match=r"step_00000003.*remove .* to go on from the one before"):
-        load(path, model, optimizer)
+    with pytest.raises(UserError, match=r"step_00000003.*there is no other checkpoint in .*: start again"):
+        newest_whole(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"step": 3}'])
@@ -182,7 +232,7 @@ def test_a_state_without_what_it_should_hold_is_named(content, tmp_path):
     model, optimizer = trained()
     path = save(tmp_path, 3, model, optimizer)
     (path / "state.json").write_text(content)
-    with pytest.raises(UserError, match=r"step_00000003.*remove it to go on from the one before"):
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*step_00000003"):
         load(path, model, optimizer)
 
 
@@ -215,6 +265,19 @@ def test_norms_biases_and_queries_do_not_decay_and_encoder_and_offsets_learn_slo
         "attention.offsets.weight": (0.05, 0.5),
         "attention.offsets.bias": (0.05, 0),
     }
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(root, tmp_path, caplog, fresh_accelerate):
+    out = tmp_path / "run"
+    main(arguments(root, out))
+    before = losses(out)
+    flip(out / "checkpoints/step_00000004/optimizer.safetensors")
+    main(["--resume", "--out", str(out)])
+    assert "optimizer.safetensors is damaged" in caplog.text
+    assert losses(out) == before
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
+        *("step_00000002", "step_00000004", "step_00000004.damaged"),
+    ]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mim4d.pretrain.cli import main, parse
 from mim4d.pretrain.trainer import train
 from mim4d.tensors import read_tensors
 from tests.data.roots import edit_table
-from tests.pretrain.runs import arguments, command, environment, losses, metrics, run, tiny
+from tests.pretrain.runs import arguments, command, environment, losses, metrics, older, run, tiny
 
 AVERAGED = ("--optim.accumulate", "2", "--optim.ema-decay", "0.9")
 # Everything that could break the sequence: stochastic depth, accumulation, a moving average, rows that fall between
@@ -157,10 +157,10 @@ def test_a_run_goes_on_where_its_data_lies_now_but_not_on_other_data(root, tmp_p
 def test_a_checkpoint_that_does_not_know_its_data_is_gone_on_with(root, tmp_path, fresh_accelerate):
     out = tmp_path / "run"
     train(tiny(root, out, "--steps", "1"))
-    state = list_checkpoints(out / "checkpoints")[-1] / "state.json"
-    older = json.loads(state.read_text())
-    del older["identity"]["clips"]
-    state.write_text(json.dumps(older))
+    file = older(list_checkpoints(out / "checkpoints")[-1]) / "state.json"
+    state = json.loads(file.read_text())
+    del state["identity"]["clips"]
+    file.write_text(json.dumps(state))
     main(["--resume", "--out", str(out), "--steps", "2"])
     assert len(losses(out)) == 2
 
@@ -240,7 +240,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_exported(root, tmp_pa
 def test_a_checkpoint_of_weights_that_are_not_finite_is_refused(root, tmp_path, fresh_accelerate):
     out = tmp_path / "run"
     train(tiny(root, out, "--steps", "1"))
-    file = list_checkpoints(out / "checkpoints")[-1] / "model.safetensors"
+    file = older(list_checkpoints(out / "checkpoints")[-1]) / "model.safetensors"
     tensors = read_tensors(file)
     tensors["neck.output.0.weight"][0, 0, 0, 0] = float("nan")
     save_file(tensors, file)
