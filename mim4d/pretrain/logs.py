@@ -41,12 +41,13 @@ class MetricsFile:
 
         Args:
             path: The file; made if it is not there.
-            after: Rows of later steps are removed, and a last row that was cut off in writing.
+            after: Rows of later steps are removed, and lines that are no rows.
 
         Raises:
             UserError: If the disk is full.
         """
-        rows = [row for row in read_metrics(path) if row["step"] <= after] if path.exists() else []
+        rows, self.damaged = _read_rows(path) if path.exists() else ([], 0)
+        rows = [row for row in rows if row["step"] <= after]
         partial = path.with_name(f".{path.name}.partial")
         with _writing(path):
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -72,9 +73,25 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``metrics.jsonl``, without a last one that was cut off in writing."""
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The rows of a ``metrics.jsonl``, without damaged lines and a last one that was cut off in writing."""
+    return _read_rows(path)[0]
+
+
+def _read_rows(path: Path) -> tuple[list[dict[str, float]], int]:
+    """The rows, and how many lines are none: a power cut may leave zeros, a full disk half a line."""
+    rows: list[dict[str, float]] = []
+    damaged = 0
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            row = json.loads(line)
+            later = row["step"] > (rows[-1]["step"] if rows else -1)
+            if not later or not all(isinstance(value, (int, float)) for value in row.values()):
+                raise ValueError("no row, or not a later one")
+        except (ValueError, TypeError, LookupError, AttributeError):
+            damaged += 1
+        else:
+            rows.append(row)
+    return rows, damaged
 
 
 class RunLog:
@@ -99,7 +116,9 @@ class RunLog:
         self._metrics = MetricsFile(folder / "metrics.jsonl", after=start)
         self._board_folder = folder / "tensorboard"
         with _writing(self._board_folder):
-            self._board = SummaryWriter(self._board_folder, purge_step=start + 1 if start else None)
+            self._board = SummaryWriter(self._board_folder, purge_step=start + 1)
+        if self._metrics.damaged:
+            self.say(f"warning: {self._metrics.damaged} damaged lines of {folder / 'metrics.jsonl'} are left out")
         columns = (
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=20),

@@ -1,11 +1,13 @@
-"""Logs on a disk that is full: one message, of what failed first."""
+"""Logs on a disk that is full, and after a crash."""
 
+import json
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mim4d.errors import UserError
-from mim4d.pretrain.logs import RunLog
+from mim4d.pretrain.logs import RunLog, read_metrics
 
 
 def full(*_: object, **__: object) -> None:
@@ -59,3 +61,46 @@ def test_a_board_that_cannot_be_closed_does_not_hide_what_ended_the_run(tmp_path
     monkeypatch.setattr(log._board, "close", full)
     with pytest.raises(UserError, match="loss is nan"):
         fail(log)
+
+
+ROWS = [{"step": step, "loss": 1.0 / step} for step in (1, 2, 3)]
+LINES = [json.dumps(row).encode() for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("content", "kept", "damaged"),
+    [
+        ([*LINES, b""], (1, 2, 3), 0),
+        ([*LINES, b'{"step": 4, "lo'], (1, 2, 3), 0),  # a kill in mid-write
+        ([LINES[0], b"\0" * 64, LINES[2], b""], (1, 3), 1),
+        ([LINES[0] + b"\0\0", LINES[1], b"", b"  ", LINES[2], b""], (2, 3), 3),
+        ([LINES[0], LINES[1][:9], LINES[2], b""], (1, 3), 1),
+        (
+            [b"\xff\xfe", b"[]", b"3", b'{"loss": 1}', b'{"step": "1"}', b'{"step": null}', *LINES, b""],
+            (1, 2, 3),
+            6,
+        ),
+        ([LINES[0], LINES[2], LINES[1], LINES[2], b""], (1, 3), 2),
+        ([b"\0" * 64], (), 0),
+    ],
+)
+def test_damaged_lines_of_metrics_are_left_out_and_counted(content, kept, damaged, tmp_path, capsys):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"\n".join(content))
+    with RunLog(tmp_path, steps=9, start=3, main=True) as log:
+        log.row({"step": 4, "loss": 0.1})
+    assert [row["step"] for row in read_metrics(file)] == [*kept, 4]
+    told = capsys.readouterr().err
+    assert (f"warning: {damaged} damaged lines of {file} are left out" in told) == (damaged > 0)
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_tensorboard_shows_a_step_once_after_a_kill(start, tmp_path):
+    """Before the first checkpoint, too: the run starts anew from step 0 then."""
+    for first in (0, start):
+        with RunLog(tmp_path, steps=4, start=first, main=True) as log:
+            for step in range(first + 1, 5):
+                log.row({"step": step, "loss": float(step)})
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(s, float(s)) for s in (1, 2, 3, 4)]
