@@ -21,7 +21,7 @@ from .frames import NONE, find_clips, find_frames
 from .images import Fit, read_image
 from .index import Index, open_index
 from .lenses import Lens
-from .lidar import read_points
+from .lidar import FLOATS_PER_POINT, read_points
 from .tables import LIDAR
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ class DataConfig:
     """Height and width of the images the model sees, pixels, multiples of 32: scaled to the width, cut at the top."""
     lidar: bool = True
     """Whether to read LiDAR where there is some."""
+    lidar_floats: int = FLOATS_PER_POINT
+    """How many float32 a point has in LiDAR files without a header; x, y and z come first."""
     on_error: Literal["raise", "skip"] = "raise"
     """A missing or broken file stops the run (raise), or another clip takes its clip's place and is counted (skip)."""
 
@@ -81,6 +83,8 @@ class DataConfig:
                 f"--tolerance {self.tolerance} s must be less than half of the {self.gap} s between frames, "
                 "so that no frame is taken twice"
             )
+        if not 3 <= self.lidar_floats <= 64:
+            raise UserError(f"--lidar-floats {self.lidar_floats}: a point has 3 (x, y, z) to 64")
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
             raise UserError(f"--cameras {' '.join(self.cameras)}: name one or more, each once")
 
@@ -262,10 +266,10 @@ class NuScenesClips(Dataset[Clip]):
             return torch.zeros(len(lidar), 0, 3), torch.zeros(len(lidar), dtype=torch.int64)
         # A frame's ego frame is the car's at its sweep, so all there is between them is the calibration.
         ego_from_lidar = self._ego_from_sensor(lidar).float()
-        sweeps = [
-            without_car(transform(pose, torch.from_numpy(read_points(self._path(self.index.records[row])))), pose)
-            for pose, row in zip(ego_from_lidar, lidar, strict=True)
-        ]
+        sweeps = []
+        for pose, row in zip(ego_from_lidar, lidar, strict=True):
+            points = read_points(self._path(self.index.records[row]), self.config.lidar_floats)
+            sweeps.append(without_car(transform(pose, torch.from_numpy(points)), pose))
         padded = torch.nn.utils.rnn.pad_sequence(sweeps, batch_first=True)
         return padded, torch.tensor([len(sweep) for sweep in sweeps])
 

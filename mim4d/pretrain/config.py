@@ -14,6 +14,7 @@ import yaml
 
 from ..data import DataConfig
 from ..data.index import check_version
+from ..data.lidar import FLOATS_PER_POINT
 from ..data.nuscenes import CAMERAS
 from ..errors import UserError
 from .model import ModelConfig
@@ -93,6 +94,8 @@ class PretrainConfig:
     """Cameras to use, by their channel's name."""
     image_size: tuple[int, int] = (256, 704)
     """Height and width in pixels, multiples of 32: images are scaled to the width, then rows are cut from the top."""
+    lidar_floats: int = FLOATS_PER_POINT
+    """Floats per point in LiDAR files without a header (nuScenes: x, y, z, intensity, ring)."""
     supervision: Supervision = "rgbd"
     """rgbd: learn from colour and LiDAR depth; rgb: from colour alone, no LiDAR is read."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -129,6 +132,7 @@ class PretrainConfig:
         least_is_one = ("steps", "batch_size", "frames", "log_every", "save_every", "keep", "eval_clips")
         check_bounds(self, dict.fromkeys(least_is_one, 1) | {"seed": 0, "picture_every": 0, "eval_every": 0})
         check_bounds(self, {"workers": 0, "frame_gap": 0}, {"workers": 1024, "batch_size": 65536, "frames": 1000})
+        check_bounds(self, {"lidar_floats": 3}, {"lidar_floats": 64})
 
     def model_config(self) -> ModelConfig:
         """What the model is built from."""
@@ -151,6 +155,7 @@ class PretrainConfig:
             sweeps=self.sweeps,
             image_size=self.image_size,
             lidar=self.supervision == "rgbd",
+            lidar_floats=self.lidar_floats,
             on_error=self.on_error,
         )
 
