@@ -1,14 +1,21 @@
 """What several processes, and the signals that stop them, need from a trainer."""
 
+import logging
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
 
 AGREE_EVERY = 5.0
 """Seconds between two moments at which several processes agree on whether to stop. torchrun kills after 30 s."""
@@ -41,6 +48,53 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
     if failed:
         raise SystemExit(2)
     return shared
+
+
+OTHER_TRAINERS = {
+    "ACCELERATE_USE_DEEPSPEED": "false",
+    "ACCELERATE_USE_FSDP": "false",
+    "ACCELERATE_USE_MEGATRON_LM": "false",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "false",
+    "ACCELERATE_USE_SAGEMAKER": "false",
+    "ACCELERATE_DYNAMO_BACKEND": "no",
+}
+"""Variables by which accelerate would train in another way, and their value when they are off."""
+OFF = ("", "no", "n", "false", "f", "off", "0")
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher of several processes sets."""
+
+
+@contextmanager
+def own_settings(own: Mapping[str, tuple[str, str]]) -> Iterator[None]:
+    """Hide accelerate's environment variables where the run has settings of its own.
+
+    Args:
+        own: By variable: the value that it would need, and the run's flag for it.
+
+    Raises:
+        UserError: If a variable asks for another kind of training, or those of a launcher are incomplete.
+    """
+    for name, off in OTHER_TRAINERS.items():
+        if (value := os.environ.get(name, "")).lower() not in OFF:
+            raise UserError(f"{name}={value} is not supported: unset it, or set it to {off}, and start again")
+    several = os.environ.get("LOCAL_RANK", "-1") != "-1" or os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    missing = [name for name in LAUNCHED if not os.environ.get(name)]
+    if several and missing:
+        given = ", ".join(f"{name}={os.environ[name]}" for name in LAUNCHED if os.environ.get(name))
+        raise UserError(
+            f"{given} in the environment, but no {', '.join(missing)}: start several processes with torchrun, "
+            "or unset these variables for one"
+        )
+    hidden = {name: os.environ.pop(name) for name in own if name in os.environ}
+    for name, value in hidden.items():
+        wanted, flag = own[name]
+        # Launchers set "no" and "1" unasked.
+        if value.lower() not in (wanted, "no", "1") and os.environ.get("RANK", "0") == "0":
+            logger.warning("%s=%s is ignored: %s decides", name, value, flag)
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 class StopSignal:

@@ -43,7 +43,7 @@ from .meter import Meter
 from .model import MIM4D, MaskedModel, ModelConfig
 from .optim import lr_scale, make_optimizer, set_lr
 from .pictures import save_picture
-from .processes import StopAgreement, StopSignal, on_main
+from .processes import StopAgreement, StopSignal, on_main, own_settings
 from .provenance import license_of_run, provenance
 from .weights import initialise
 
@@ -77,12 +77,18 @@ def train(config: PretrainConfig, *, resume: bool = False, method: Method = MIM4
 
 def make_accelerator(config: PretrainConfig) -> Accelerator:
     """The processes, the device and the precision of a run."""
-    return Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        gradient_accumulation_steps=config.optim.accumulate,
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
+    precision, accumulate = "bf16" if config.precision == "bf16" else "no", config.optim.accumulate
+    own = {
+        "ACCELERATE_MIXED_PRECISION": (precision, f"--precision {config.precision}"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (str(accumulate), f"--optim.accumulate {accumulate}"),
+    }
+    with own_settings(own):
+        return Accelerator(
+            mixed_precision=precision,
+            gradient_accumulation_steps=accumulate,
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
 
 
 class Trainer:

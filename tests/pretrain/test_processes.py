@@ -1,5 +1,6 @@
 """What is done on the main process alone, seen from the others."""
 
+import os
 import signal
 from types import SimpleNamespace
 from typing import Any
@@ -95,3 +96,55 @@ def test_a_root_is_opened_without_the_process_group(root, tmp_path):
     """An index or a world may take longer than the time-out of its collectives; here there are none to call."""
     data, held_out = open_data(complete(tiny(root, tmp_path / "run")), SimpleNamespace(is_main_process=True))
     assert len(data) > len(held_out) > 0
+
+
+OWN = {
+    "ACCELERATE_MIXED_PRECISION": ("no", "--precision fp32"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("2", "--optim.accumulate 2"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "ACCELERATE_MIXED_PRECISION=fp16 is ignored: --precision fp32 decides"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "is ignored: --optim.accumulate 2 decides"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", ""),  # launchers set it unasked
+        ("ACCELERATE_MIXED_PRECISION", "no", ""),
+    ],
+)
+def test_a_run_has_its_own_settings_whatever_the_environment_says(name, value, told, monkeypatch, caplog):
+    monkeypatch.setenv(name, value)
+    with processes.own_settings(OWN):
+        assert name not in os.environ
+    assert os.environ[name] == value
+    assert caplog.messages == ([] if not told else caplog.messages)
+    assert told in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "ACCELERATE_USE_FSDP=true is not supported: unset it"),
+        ({"ACCELERATE_USE_DEEPSPEED": "1"}, "ACCELERATE_USE_DEEPSPEED=1 is not supported"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "EAGER"}, "ACCELERATE_DYNAMO_BACKEND=EAGER is not supported"),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 in the environment, but no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 in the environment, but no RANK, WORLD_SIZE"),
+    ],
+)
+def test_an_environment_for_another_training_is_refused_by_name(environment, told, monkeypatch):
+    for name in processes.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told):
+        processes.own_settings(OWN).__enter__()
+
+
+def test_what_accelerate_launch_sets_unasked_is_no_obstacle(monkeypatch):
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP"):
+        monkeypatch.setenv(name, "False")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with processes.own_settings(OWN):
+        pass
