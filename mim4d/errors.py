@@ -1,5 +1,7 @@
 """What a user can put right, and how a command says it."""
 
+import errno
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,14 +32,69 @@ class BadDataError(UserError):
         return f"{what}: {problem}"
 
 
+_SHORTAGES = (
+    (
+        r"Too many open files|items of ancdata",
+        "too many open files: raise the limit (ulimit -n 4096), or lower --workers",
+    ),
+    (
+        r"Bus error|shared memory|\(shm\)|</torch_|torch_shm_manager",
+        "out of shared memory for the data that workers read: lower --workers (0 needs none), or enlarge /dev/shm "
+        "(docker run --shm-size=8g, or --ipc=host)",
+    ),
+    (
+        r"DataLoader worker .*(killed by signal|exited unexpectedly)",
+        "a worker that reads data was killed, perhaps because memory ran out: lower --workers, then run again with "
+        "--resume",
+    ),
+    (
+        r"CPUAllocator|can't allocate memory|not enough memory|Cannot allocate memory|bad_alloc|bad allocation",
+        "out of memory on the CPU: {remedy}",
+    ),
+    (r"(?i)out of memory|STATUS_ALLOC_FAILED", "out of memory on the GPU: {remedy}"),
+    (
+        r"Connection (closed|reset) by peer|Broken pipe|Socket closed|remote process exited",
+        "another process of this run has ended: see its own message, and run again with --resume",
+    ),
+    (
+        r"Could not determine home directory",
+        "this user has no home folder: set MIM4D_CACHE to a folder that can be written to, and give paths without ~",
+    ),
+)
+"""What the messages of torch and Python look like when a machine runs out of something, and what to do."""
+
+
+def shortage(error: BaseException, remedy: str = "use smaller inputs") -> str | None:
+    """Say in a line what a machine has run out of; None if an error is of another kind.
+
+    Args:
+        error: Of torch, of a data-loading worker, or of Python.
+        remedy: What to lower if it was memory.
+    """
+    if isinstance(error, MemoryError):
+        return f"out of memory on the CPU: {remedy}"
+    if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return None
+    if isinstance(error, (RuntimeError, OSError)):  # torch.OutOfMemoryError is a RuntimeError
+        return next((line.format(remedy=remedy) for known, line in _SHORTAGES if re.search(known, str(error))), None)
+    return None
+
+
 @contextmanager
-def in_one_line() -> Iterator[None]:
-    """What stops a command: what the user or the machine's keeper can put right is one line and exit code 2."""
+def in_one_line(remedy: str = "use smaller inputs") -> Iterator[None]:
+    """Print what the user or the machine's administrator can put right as one line, and exit with code 2.
+
+    Args:
+        remedy: What to lower if memory runs out.
+    """
     try:
         yield
-    except (UserError, OSError) as error:
-        told = str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
+        known = None if isinstance(error, UserError) else shortage(error, remedy)
+        if known is None and not isinstance(error, (UserError, OSError)):
+            raise
+        told = known or str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror and not known:
             told = f"{error.filename}: {error.strerror}"
         print(f"error: {' '.join(told.split())}", file=sys.stderr)
         sys.exit(2)

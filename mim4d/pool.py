@@ -13,7 +13,7 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, shortage
 
 Task = tuple[Any, ...]
 
@@ -77,7 +77,7 @@ def _work(function: Callable[..., object], task: Task, says: Connection) -> None
         function(*task)
     except Exception as raised:
         error = raised
-        if not isinstance(error, (UserError, OSError)):
+        if not isinstance(error, (UserError, OSError)) and not shortage(error):
             traceback.print_exc()  # which does not go with what is pickled
     try:
         pickle.loads(pickle.dumps(error))  # some cannot be read again

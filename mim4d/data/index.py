@@ -71,8 +71,16 @@ class Index:
 
 
 def cache_folder() -> Path:
-    """Where things that can be made again are kept: ``MIM4D_CACHE``, or ``~/.cache/mim4d``."""
-    return Path(os.environ.get("MIM4D_CACHE") or "~/.cache/mim4d").expanduser()
+    """Where things that can be made again are kept: ``MIM4D_CACHE``, or ``~/.cache/mim4d``.
+
+    Raises:
+        UserError: If the user has no home folder.
+    """
+    folder = Path(os.environ.get("MIM4D_CACHE") or "~/.cache/mim4d")
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"no home folder for {folder}: set MIM4D_CACHE to a folder that can be written to") from error
 
 
 def open_index(dataroot: str | Path, version: str) -> Index:

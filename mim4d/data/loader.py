@@ -4,15 +4,21 @@ The sampler itself deals the clips out to the processes, so the loader is used a
 ``accelerate``'s ``prepare`` would deal them out a second time.
 """
 
+import multiprocessing
 import os
+import pickle
+import resource
 import signal
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..clip import Clip
 from ..errors import UserError
@@ -20,6 +26,12 @@ from .nuscenes import NuScenesClips
 
 ORDER, CLIP_SEED, EVALUATION_SEED = range(3)
 """Separate streams of random numbers from one seed."""
+
+TENSORS = 8
+"""Of a batch, each an open file while it is in shared memory."""
+SWEEP = 500_000
+"""About the bytes of one LiDAR sweep's points."""
+SHARED_MEMORY = Path("/dev/shm")
 
 Draw = tuple[int, int]
 """Number of a clip, and the seed of its own randomness."""
@@ -89,7 +101,7 @@ def _stream(seed: int, stream: int, position: int) -> np.random.SeedSequence:
 
 
 class ClipLoader(DataLoader[Clip]):
-    """A DataLoader of batched clips. A :class:`UserError` in a worker arrives as itself, without a traceback's text."""
+    """A DataLoader of batched clips. An error in a worker arrives as itself, without a traceback's text."""
 
     def __init__(
         self,
@@ -110,12 +122,60 @@ class ClipLoader(DataLoader[Clip]):
             worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # or starting the workers would draw from the process's own
         )
+        config = dataset.config
+        height, width = config.image_size
+        frame = len(config.cameras) * 3 * height * width + (SWEEP if dataset.has_lidar else 0)
+        clips = batches.batch_size if isinstance(batches, ClipSampler) else max(map(len, batches), default=0)
+        self.batch_bytes = clips * config.frames * frame
+        """About the size of a batch."""
 
     def __iter__(self) -> Iterator[Clip]:  # type: ignore[override]  # the base promises more than an iterator
         for batch in super().__iter__():
-            if isinstance(batch, UserError):
+            if isinstance(batch, Exception):
                 raise batch
-            yield batch
+            yield batch.unpack() if isinstance(batch, _Packed) else batch
+
+    @property
+    def in_flight(self) -> int:
+        """The most batches that are in shared memory at a time."""
+        return self.num_workers * (self.prefetch_factor or 0) + (self.num_workers > 0)
+
+
+def check_limits(loaders: Sequence[ClipLoader]) -> None:
+    """See that workers get the shared memory and the open files that they need, before a worker dies or waits for them.
+
+    The soft limit of open files is raised where that is enough.
+
+    Args:
+        loaders: Those that this process uses side by side.
+
+    Raises:
+        UserError: If there is too little of either.
+    """
+    batches = sum(loader.in_flight for loader in loaders)
+    if not batches:
+        return
+    workers = sum(loader.num_workers for loader in loaders)
+    files = 128 + TENSORS * batches + 8 * workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < files:
+        raise UserError(
+            f"{workers} workers that read data need about {files} open files, but the limit is {hard}: raise it "
+            f"(ulimit -n {files}), or read without workers (--workers 0)"
+        )
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    if SHARED_MEMORY.is_dir():
+        size = sum(loader.in_flight * loader.batch_bytes for loader in loaders)
+        size *= int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        status = os.statvfs(SHARED_MEMORY)
+        free = status.f_bavail * status.f_frsize
+        if free < size:
+            raise UserError(
+                f"{SHARED_MEMORY} has {free / 2**20:.0f} MB free, but workers that read data need about "
+                f"{size / 2**20:.0f} MB of shared memory: enlarge it (docker run --shm-size=8g, or --ipc=host), or "
+                "lower --workers (0 needs none)"
+            )
 
 
 def make_loader(
@@ -172,23 +232,52 @@ def make_evaluation_loader(
 
 
 class _ErrorsAsItems(Dataset[Any]):
-    """Yields a UserError instead of raising it: a DataLoader worker would raise it with a traceback as message."""
+    """Yields an error in place of raising it: a DataLoader worker would raise it with a traceback as its message."""
 
     def __init__(self, dataset: NuScenesClips) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, item: Draw) -> Clip | UserError:
+    def __getitem__(self, item: Draw) -> Clip | Exception:
         try:
             return self.dataset[item]
-        except UserError as error:
+        except (UserError, OSError, MemoryError) as error:
             return error
+        except Exception as error:
+            if get_worker_info() is None:
+                raise
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            return UserError(
+                f"cannot read clip {self.dataset.name(item[0])}: {type(error).__name__}: {error} "
+                f"(in {Path(at.filename).name}, line {at.lineno}; --workers 0 shows all of it)"
+            )
 
 
-def _collate(items: list[Clip | UserError]) -> Clip | UserError:
+class _Packed:
+    """A batch in shared memory, pickled where its worker can still say what is wrong.
+
+    Left to the DataLoader's queue, it would be pickled in a thread that drops a batch for which there is no shared
+    memory, and the run would wait for it for ever.
+    """
+
+    def __init__(self, clip: Clip) -> None:
+        self._content = bytes(ForkingPickler.dumps(clip))
+
+    def unpack(self) -> Clip:
+        return pickle.loads(self._content)
+
+    def pin_memory(self) -> Clip:
+        return self.unpack().pin_memory()
+
+
+def _collate(items: list[Clip | Exception]) -> Clip | _Packed | Exception:
     for item in items:
-        if isinstance(item, UserError):
+        if isinstance(item, Exception):
             return item
-    return Clip.collate([item for item in items if isinstance(item, Clip)])
+    try:
+        clip = Clip.collate([item for item in items if isinstance(item, Clip)])
+        return clip if get_worker_info() is None else _Packed(clip)
+    except (RuntimeError, OSError, MemoryError) as error:
+        return error
 
 
 def _leave_signals(worker: int) -> None:
@@ -201,6 +290,8 @@ def _leave_signals(worker: int) -> None:
 
 def _obey_parent() -> None:
     """End at a SIGTERM of the main process itself: at its exit it sends one, and waits for ever."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    main = multiprocessing.parent_process()
+    assert main is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:  # os.getppid() may be the fork server
         pass
     os._exit(0)

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)
-    with in_one_line(), flags_named(EvalConfig):
+    with in_one_line("lower --batch-size, --image-size or --workers"), flags_named(EvalConfig):
         config = parse(sys.argv[1:] if argv is None else argv)
         from .run import evaluate  # after --help
 

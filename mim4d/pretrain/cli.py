@@ -73,7 +73,10 @@ def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)  # such as what keeps the first start on a root busy
-    with in_one_line(), flags_named(PretrainConfig):
+    with (
+        in_one_line("lower --batch-size, --image-size, --method.render.rays-per-view or --workers"),
+        flags_named(PretrainConfig),
+    ):
         config, resume = parse(sys.argv[1:] if argv is None else argv)
         from .trainer import train  # after --help
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..clip import Clip
 from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
+from ..data.loader import check_limits
 from ..errors import UserError
 from ..hub.folder import CARD, save_encoder
 from ..lock import locked_folder
@@ -137,6 +138,7 @@ class Trainer:
         batches = config.steps * config.optim.accumulate
         self.loader = make_loader(clips, steps=batches, start_step=self.start * config.optim.accumulate, **share)
         self.held_out = make_evaluation_loader(held_out, count=config.eval_clips, **share) if held_out else None
+        check_limits([self.loader, self.held_out] if self.held_out else [self.loader])
         shown = held_out or clips
         self.shown = shown[evaluation_clips(shown, 1, config.seed)[0]]
 

@@ -37,7 +37,7 @@ class Options:
 
 def main() -> None:
     """Entry point: exits with 2 and one line on what the user can put right."""
-    with in_one_line(), flags_named(Options):
+    with in_one_line("lower --workers or --scale"), flags_named(Options):
         _make(parse_flags(Options, sys.argv[1:], prog="mim4d-world"))
 
 

@@ -1,8 +1,13 @@
 import gc
 import multiprocessing
+import os
+import resource
 import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +21,8 @@ from mim4d.data import (
     make_evaluation_loader,
     make_loader,
 )
+from mim4d.data.loader import check_limits
+from mim4d.errors import UserError
 from tests.data.test_nuscenes import config_of
 
 sizes, batch_sizes, seeds = st.integers(1, 20), st.integers(1, 4), st.integers(0, 2**40)
@@ -152,3 +159,97 @@ def test_evaluation_is_the_same_for_any_number_of_processes(root, processes):
         )
         expected = Counter((dataset.name(number), seed) for number, seed in evaluation_clips(dataset, 5, seed=0))
         assert seen == expected
+
+
+LOADS = """
+import sys, torch
+from mim4d.data import NuScenesClips, make_loader
+from tests.data.test_nuscenes import config_of
+
+if __name__ == "__main__":
+    torch.multiprocessing.set_start_method(sys.argv[1])
+    loader = make_loader(NuScenesClips(config_of(sys.argv[2])), batch_size=1, steps=2, seed=1, workers=1)
+    print([clip.names for clip in loader], flush=True)
+"""
+
+
+def test_workers_of_a_fork_server_end_with_the_main_process(root, tmp_path):
+    """Their parent is the server: Python 3.14 starts them so."""
+    (tmp_path / "loads.py").write_text(LOADS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "loads.py", "forkserver", root],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "scene-0" in ended.stdout
+
+
+class Fails:
+    """A data set of which every clip fails."""
+
+    def __init__(self, dataset: NuScenesClips, error: Exception) -> None:
+        self.config, self.has_lidar, self.name, self.error = dataset.config, True, dataset.name, error
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, item: tuple[int, int]) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError("4 GB"), r"^4 GB$"),
+        (OSError(24, "Too many open files", "a.jpg"), r"^\[Errno 24\] Too many open files: 'a.jpg'$"),
+        (
+            ZeroDivisionError("by zero"),
+            r"^cannot read clip scene-0.*: ZeroDivisionError: by zero \(in test_loader",
+        ),
+    ],
+)
+def test_an_error_in_a_worker_arrives_as_itself(error, told, root):
+    loader = make_loader(Fails(NuScenesClips(config_of(root)), error), batch_size=1, steps=2, seed=0, workers=1)
+    with pytest.raises((UserError, type(error)), match=told):
+        next(iter(loader))
+
+
+def test_a_batch_for_which_there_is_no_shared_memory_ends_the_run(root, monkeypatch):
+    """In place of waiting for it for ever: the queue of a DataLoader drops it."""
+
+    def full(packed: object, clip: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr("mim4d.data.loader._Packed.__init__", full)
+    with pytest.raises(RuntimeError, match="unable to allocate shared memory"):
+        next(iter(make_loader(NuScenesClips(config_of(root)), batch_size=1, steps=2, seed=0, workers=1)))
+
+
+def test_too_little_shared_memory_is_told_before_the_first_step(root, monkeypatch):
+    dataset = NuScenesClips(config_of(root))
+    loader = make_loader(dataset, batch_size=2, steps=9, seed=0, workers=3)
+    assert loader.in_flight == 7
+    images = next(iter(make_loader(dataset, batch_size=2, steps=9, seed=0))).images
+    assert images.nbytes <= loader.batch_bytes <= images.nbytes + 3_000_000
+    check_limits([loader])
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=1 << 20))
+    with pytest.raises(UserError, match=r"/dev/shm has 1 MB free, .* about \d+ MB .*--shm-size.*--workers"):
+        check_limits([loader])
+    check_limits([make_loader(dataset, batch_size=2, steps=9, seed=0)])
+
+
+def test_the_limit_of_open_files_is_raised_or_named(root, monkeypatch):
+    loader = make_loader(NuScenesClips(config_of(root)), batch_size=1, steps=9, seed=0, workers=2)
+    limits = [(64, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda what: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda what, pair: limits.append(pair))
+    check_limits([loader])
+    assert 64 < limits[-1][0] < 4096
+    assert limits[-1][1] == 4096
+    limits.append((64, 64))
+    with pytest.raises(UserError, match=r"2 workers .* need about \d+ open files, but the limit is 64: .*ulimit -n"):
+        check_limits([loader])
