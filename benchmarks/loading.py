@@ -81,6 +81,8 @@ def full_size_tables() -> tuple[dict, dict]:
     meta = {
         "scenes": sorted(f"scene-{number:04d}" for number in range(SCENES)),
         "channels": channels,
+        "lidars": [LIDAR],
+        "lens_faults": {},
         "splits": {"train": [f"scene-{number:04d}" for number in range(700)]},
         "record_bounds": bounds,
         "sample_bounds": (samples_a_scene * np.arange(SCENES + 1)).tolist(),
@@ -101,7 +103,7 @@ def time_index() -> None:
         version = Path(folder, "v1.0-trainval")
         version.mkdir()
         (version / "scene.json").write_text("[]")
-        index_module.build_tables = lambda root, version: full_size_tables()  # no devkit: the tables are made up
+        index_module.build_tables = lambda root, version: full_size_tables()  # the tables are made up
         index = index_module.open_index(folder, version.name)
         megabytes = sum(file.stat().st_size for file in index.folder.iterdir()) / 1e6
         print(f"an index of {len(index.records):,} images and sweeps takes {megabytes:.0f} MB")

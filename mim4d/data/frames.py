@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .index import Index
-from .tables import LIDAR
 
 NONE = -1
 """In the place of a row: no such record."""
@@ -30,7 +29,9 @@ class Frames:
     """[F]: rows of the sweeps; all :data:`NONE` without LiDAR, otherwise :data:`NONE` where one is lacking."""
 
 
-def find_frames(index: Index, scenes: Sequence[int], cameras: Sequence[str], *, sweeps: bool, lidar: bool) -> Frames:
+def find_frames(
+    index: Index, scenes: Sequence[int], cameras: Sequence[str], *, sweeps: bool, lidar: str | None
+) -> Frames:
     """All frames of some scenes.
 
     Key frames are the samples of the tables, each with the records that belong to it. With ``sweeps`` there is a
@@ -42,9 +43,9 @@ def find_frames(index: Index, scenes: Sequence[int], cameras: Sequence[str], *, 
         scenes: Numbers of scenes in the index.
         cameras: V camera names, in order.
         sweeps: Whether images that are not key frames count.
-        lidar: Whether LiDAR is wanted; the index may have none.
+        lidar: Name of the LiDAR; None for frames without.
     """
-    channels = [LIDAR, *cameras] if lidar and LIDAR in index.channels else list(cameras)
+    channels = [lidar, *cameras] if lidar else list(cameras)
     parts = [(_sweep_rows if sweeps else _key_frame_rows)(index, scene, channels) for scene in scenes]
     times = np.concatenate([times for times, _ in parts])
     rows = np.concatenate([rows for _, rows in parts])
@@ -105,7 +106,7 @@ def _key_frame_rows(index: Index, scene: int, channels: list[str]) -> tuple[NDAr
 
 def _sweep_rows(index: Index, scene: int, channels: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Times [F] and rows [F, channels] of a scene's frames; the first channel is the reference."""
-    first_camera = channels[1] if channels[0] == LIDAR else channels[0]
+    first_camera = channels[1] if channels[0] in index.lidars else channels[0]
     images = index.records["time"][index.rows(first_camera, scene)]
     reference_rows = _nearest_rows(index, channels[0], scene, images)
     lacking = reference_rows == NONE

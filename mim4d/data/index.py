@@ -1,8 +1,8 @@
 """The index of a root in nuScenes format: what the reader needs of the tables, compact, cached, memory-mapped.
 
-The devkit takes minutes and many gigabytes to open the full data set, so it opens it once. What is kept is one row a
-camera image or LiDAR sweep, sorted by sensor, scene and time, in plain ``.npy`` files under :func:`cache_folder`. Data
-loading workers map the same files: an index costs next to nothing to hand to them.
+The tables of the full data set take minutes and many gigabytes to read, so they are read once. Kept is one row
+per camera image or LiDAR sweep, sorted by sensor, scene and time, in plain ``.npy`` files under :func:`cache_folder`.
+Data loading workers map the same files: an index costs next to nothing to hand to them.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from .tables import build_tables
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Of the cached files; raised when their content changes."""
 ARRAYS = ("records", "calibrations", "samples")
 TABLES = ("scene", "sample", "sample_data", "calibrated_sensor", "ego_pose", "sensor", "splits")
@@ -43,7 +43,9 @@ class Index:
     scenes: tuple[str, ...]
     """Scene names, sorted."""
     channels: tuple[str, ...]
-    """Sensor names, sorted: the cameras, and ``LIDAR_TOP`` where there is one."""
+    """Names of the cameras and LiDARs, sorted."""
+    lidars: tuple[str, ...]
+    """Those of ``channels`` that are LiDARs."""
     splits: dict[str, list[str]]
     """Scene names of each split the devkit knows, whether or not they are in this root."""
     lens_faults: dict[str, str]
@@ -61,6 +63,11 @@ class Index:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _read, (self.folder, self.fingerprint)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Those of ``channels`` that are cameras."""
+        return tuple(channel for channel in self.channels if channel not in self.lidars)
 
     def rows(self, channel: str, scene: int) -> slice:
         """The rows of one sensor in one scene, in order of time; none if the root has no such sensor."""
@@ -84,14 +91,14 @@ def cache_folder() -> Path:
 
 
 def open_index(dataroot: str | Path, version: str) -> Index:
-    """The index of a root, from the cache if its tables have not changed since, else by way of the devkit.
+    """The index of a root, from the cache if its tables have not changed since, else read anew.
 
     Args:
         dataroot: The folder that holds ``samples`` and the version folders.
         version: Such as ``v1.0-trainval``.
 
     Raises:
-        UserError: If there is no such root or version, the devkit cannot open it, or the cache cannot be written.
+        UserError: If there is no such root or version, its tables have faults, or the cache cannot be written.
     """
     root = Path(dataroot).expanduser()
     check_version(root, version)
@@ -107,7 +114,7 @@ def open_index(dataroot: str | Path, version: str) -> Index:
         with filelock.FileLock(folder.with_name(name + ".lock")):
             index = _read_if_good(folder, fingerprint)
             if index is None:
-                logger.info("reading the tables of %s with the nuscenes-devkit, once", root / version)
+                logger.info("reading the tables of %s, once", root / version)
                 _write(folder, fingerprint, *build_tables(root, version))
                 index = _read(folder, fingerprint)
     except OSError as error:
@@ -126,7 +133,7 @@ def check_version(root: Path, version: str) -> None:
     """
     if not root.is_dir():
         raise UserError(f"--dataroot {root}: no such folder")
-    if Path(version).name != version:  # it names files in the cache too
+    if version in (".", "..") or Path(version).name != version:  # it names files in the cache too
         raise UserError(f"--version {version}: the name of a folder in {root}, not a path")
     if not version or not (root / version / "scene.json").is_file():
         versions = sorted(path.parent.name for path in root.glob("*/scene.json"))
@@ -171,6 +178,7 @@ def _read(folder: Path, fingerprint: str) -> Index:
         fingerprint=fingerprint,
         scenes=tuple(meta["scenes"]),
         channels=tuple(meta["channels"]),
+        lidars=tuple(meta["lidars"]),
         splits=meta["splits"],
         lens_faults=meta["lens_faults"],
         record_bounds=np.array(meta["record_bounds"], dtype=np.int64).reshape(len(meta["channels"]), -1),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ class DataConfig:
     """Whether to read LiDAR where there is some."""
     lidar_floats: int = FLOATS_PER_POINT
     """How many float32 a point has in LiDAR files without a header; x, y and z come first."""
+    lidar_name: str = LIDAR
+    """Which LiDAR, by its channel's name."""
     on_error: Literal["raise", "skip"] = "raise"
     """A missing or broken file stops the run (raise), or another clip takes its clip's place and is counted (skip)."""
 
@@ -102,8 +105,9 @@ class NuScenesClips(Dataset[Clip]):
         self.root = Path(config.dataroot).expanduser()
         self.index = open_index(self.root, config.version)
         scenes = _scenes_of_split(self.index, config)
-        _check_cameras(self.index, config.cameras)
-        self.frames = find_frames(self.index, scenes, config.cameras, sweeps=config.sweeps, lidar=config.lidar)
+        _check_cameras(self.index, config)
+        lidar = _find_lidar(self.index, config)
+        self.frames = find_frames(self.index, scenes, config.cameras, sweeps=config.sweeps, lidar=lidar)
         self.clips = find_clips(
             self.frames,
             length=config.frames,
@@ -111,9 +115,9 @@ class NuScenesClips(Dataset[Clip]):
             tolerance=round(config.tolerance * 1e6),
         )
         """[N, T] numbers of frames."""
-        self.has_lidar = config.lidar and LIDAR in self.index.channels
+        self.has_lidar = lidar is not None
         if config.lidar and not self.has_lidar:
-            logger.warning("%s has no %s: clips come without LiDAR", self.root / config.version, LIDAR)
+            logger.warning("%s has no LiDAR: clips come without", self.root / config.version)
         self._logged: set[str] = set()
         if not len(self.clips):
             raise UserError(self._why_no_clip())
@@ -212,6 +216,11 @@ class NuScenesClips(Dataset[Clip]):
             raise BadDataError(self.name(number), str(error)) from error
         return clip
 
+    @property
+    def reference(self) -> str:
+        """Channel at whose times a frame's ego pose is taken: the LiDAR, or the first camera where there is none."""
+        return self.config.lidar_name if self.has_lidar else self.config.cameras[0]
+
     def check_files(self, numbers: Sequence[int]) -> None:
         """See that the files of some clips are there; not what is in them.
 
@@ -232,7 +241,7 @@ class NuScenesClips(Dataset[Clip]):
     def _check_records(self, number: int | None = None) -> None:
         """Every frame of a clip, or of all, must have every sensor."""
         frames = np.unique(self.clips if number is None else self.clips[number])
-        names = (LIDAR, *self.config.cameras) if self.has_lidar else self.config.cameras
+        names = (self.config.lidar_name, *self.config.cameras) if self.has_lidar else self.config.cameras
         for place, column in np.argwhere(self._rows(frames) == NONE):
             frame = frames[place]
             scene = self.index.scenes[self.frames.scenes[frame]]
@@ -374,11 +383,23 @@ def _scenes_of_split(index: Index, config: DataConfig) -> list[int]:
     return sorted(index.scenes.index(name) for name in set(wanted))
 
 
-def _check_cameras(index: Index, cameras: tuple[str, ...]) -> None:
-    there = [channel for channel in index.channels if channel != LIDAR]
-    lacking = [camera for camera in cameras if camera not in there]
+def _check_cameras(index: Index, config: DataConfig) -> None:
+    lacking = [camera for camera in config.cameras if camera not in index.cameras]
     if lacking:
-        raise UserError(f"--cameras {' '.join(lacking)}: no such camera; there are {', '.join(there) or 'none'}")
+        there = f"its cameras are --cameras {shlex.join(index.cameras)}" if index.cameras else "it has none"
+        where = Path(config.dataroot).expanduser() / config.version
+        raise UserError(f"no camera {', '.join(lacking)} in {where}: {there}")
+
+
+def _find_lidar(index: Index, config: DataConfig) -> str | None:
+    """The LiDAR to read; None if none is wanted or the root has none."""
+    if not config.lidar or not index.lidars:
+        return None
+    if config.lidar_name not in index.lidars:
+        where = Path(config.dataroot).expanduser() / config.version
+        flags = " or ".join(f"--lidar {shlex.quote(name)}" for name in index.lidars)
+        raise UserError(f"no LiDAR {config.lidar_name} in {where}: its LiDAR has another name, give {flags}")
+    return config.lidar_name
 
 
 def _some(names: tuple[str, ...], most: int = 10) -> str:

@@ -16,6 +16,7 @@ from ..data import DataConfig
 from ..data.index import check_version
 from ..data.lidar import FLOATS_PER_POINT
 from ..data.nuscenes import CAMERAS
+from ..data.tables import LIDAR
 from ..errors import UserError
 from .model import ModelConfig
 from .neck import NeckConfig
@@ -92,6 +93,8 @@ class PretrainConfig:
     """Take frames from all camera images, not keyframes alone (nuScenes: 12 a second in place of 2)."""
     cameras: tuple[str, ...] = CAMERAS
     """Cameras to use, by their channel's name."""
+    lidar: str = LIDAR
+    """LiDAR to use, by its channel's name."""
     image_size: tuple[int, int] = (256, 704)
     """Height and width in pixels, multiples of 32: images are scaled to the width, then rows are cut from the top."""
     lidar_floats: int = FLOATS_PER_POINT
@@ -156,6 +159,7 @@ class PretrainConfig:
             image_size=self.image_size,
             lidar=self.supervision == "rgbd",
             lidar_floats=self.lidar_floats,
+            lidar_name=self.lidar,
             on_error=self.on_error,
         )
 

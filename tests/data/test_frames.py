@@ -80,7 +80,7 @@ def test_the_paper_preset_finds_a_clip_for_nearly_every_image():
 
 def test_key_frames_are_the_samples(root):
     index = open_index(root, VERSION)
-    frames = find_frames(index, [0, 1], CAMERAS, sweeps=False, lidar=True)
+    frames = find_frames(index, [0, 1], CAMERAS, sweeps=False, lidar=LIDAR)
     raw = reference.Tables(root, VERSION)
     for scene, name in enumerate(index.scenes):
         mine = frames.scenes == scene
@@ -93,7 +93,7 @@ def test_key_frames_are_the_samples(root):
 def test_sweeps_are_the_images_nearest_to_the_lidar(tmp_path):
     root = write_root(tmp_path / "root", samples=4, between=5)
     index = open_index(root, VERSION)
-    frames = find_frames(index, [0], CAMERAS, sweeps=True, lidar=True)
+    frames = find_frames(index, [0], CAMERAS, sweeps=True, lidar=LIDAR)
     raw = reference.Tables(root, VERSION)
     sweeps = raw.records("scene-0061", LIDAR, key_frames=False)
     assert len(frames.times) == len(sweeps) == 24
@@ -108,7 +108,7 @@ def test_without_lidar_the_first_camera_gives_the_time(tmp_path):
     root = write_root(tmp_path / "root", lidar=False, between=2)
     index = open_index(root, VERSION)
     for sweeps in (False, True):
-        frames = find_frames(index, [0], ("CAM_BACK", "CAM_FRONT"), sweeps=sweeps, lidar=True)
+        frames = find_frames(index, [0], ("CAM_BACK", "CAM_FRONT"), sweeps=sweeps, lidar=None)
         assert len(frames.times) == (18 if sweeps else 6)
         np.testing.assert_array_equal(frames.times, index.records["time"][frames.cameras[:, 0]])
         assert (frames.lidar == NONE).all()
@@ -117,8 +117,8 @@ def test_without_lidar_the_first_camera_gives_the_time(tmp_path):
 def test_a_record_that_is_not_there_leaves_its_place_empty(root):
     edit_table(root, "sample_data", lambda records: [r for r in records if r["token"] != "scene-0061-CAM_BACK-2"])
     index = open_index(root, VERSION)
-    frames = find_frames(index, [0], CAMERAS, sweeps=False, lidar=True)
+    frames = find_frames(index, [0], CAMERAS, sweeps=False, lidar=LIDAR)
     assert np.argwhere(frames.cameras == NONE).tolist() == [[2, 1]]
     # The image half a second away is no stand-in with sweeps either.
-    frames = find_frames(index, [0], CAMERAS, sweeps=True, lidar=True)
+    frames = find_frames(index, [0], CAMERAS, sweeps=True, lidar=LIDAR)
     assert np.argwhere(frames.cameras == NONE).tolist() == [[2, 1]]
