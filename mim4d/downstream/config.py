@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..data.nuscenes import CAMERAS
+from ..data.tables import LIDAR
 from ..errors import UserError
 from ..pretrain.config import SPLITS, SyntheticConfig, check_bounds, check_root
 from ..pretrain.neck import NeckConfig
@@ -41,6 +43,10 @@ class EvalConfig:
     min_visibility: int = 2
     """bev-seg: vehicles less visible than this are neither learnt nor scored; 2 leaves out those seen to less than 40 %
     (Cross-View Transformers' rule), 1 none (Lift-Splat-Shoot's)."""
+    cameras: tuple[str, ...] = CAMERAS
+    """Cameras to use, by their channel's name."""
+    lidar: str = LIDAR
+    """LiDAR at whose sweep labels are given, by its channel's name."""
     image_size: tuple[int, int] = (256, 704)
     """Height and width in pixels, multiples of 32: images are scaled to the width, then rows are cut from the top."""
     steps: int = 20000

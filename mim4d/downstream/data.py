@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..clip import Clip
 from ..data import DataConfig, NuScenesClips
-from ..errors import UserError
 from ..pretrain.datasets import synthetic_root
 from .config import EvalConfig
 from .labels import Annotations
@@ -27,21 +26,14 @@ class Samples:
     """The key frames of a split, as clips of one frame, with what tasks keep of their truth."""
 
     def __init__(self, clips: NuScenesClips, annotations: Annotations) -> None:
-        """Take the split's clips, of one frame each.
-
-        Raises:
-            UserError: If the root has no LiDAR, in whose frame labels are.
-        """
+        """Take the split's clips, of one frame each."""
         self._clips = clips
-        if not self._clips.has_lidar:
-            raise UserError(f"{self._clips.root} has no LIDAR_TOP: a sample's ego frame is the car's at its sweep")
         frames, index = self._clips.frames, self._clips.index
         last = self._clips.clips[:, -1]
+        reference = frames.lidar[last] if clips.has_lidar else frames.cameras[last, 0]
         self.scenes: tuple[int, ...] = tuple(frames.scenes[last].tolist())
         """Which scene each sample is of."""
-        self.tokens: tuple[str, ...] = tuple(
-            annotations.tokens[row] for row in index.records["sample"][frames.lidar[last]]
-        )
+        self.tokens: tuple[str, ...] = tuple(annotations.tokens[row] for row in index.records["sample"][reference])
         """Of the samples."""
         self._annotations = annotations
         self._images: dict[int, Clip] = {}
@@ -104,9 +96,16 @@ class EvalData:
         root = Path(config.dataroot).expanduser()
         if config.data == "synthetic":
             root = synthetic_root(config.dataroot, config.version, config.world)
-        settings = DataConfig(dataroot=str(root), version=config.version, frames=1, image_size=config.image_size)
+        settings = DataConfig(
+            dataroot=str(root),
+            version=config.version,
+            frames=1,
+            cameras=config.cameras,
+            lidar_name=config.lidar,
+            image_size=config.image_size,
+        )
         clips = [NuScenesClips(dataclasses.replace(settings, split=s)) for s in (config.split, config.val_split)]
-        self.annotations = Annotations(root, config.version)
+        self.annotations = Annotations(root, config.version, clips[0].reference)
         self.train, self.val = (Samples(c, self.annotations) for c in clips)
         self._maps: tuple[Any, dict[tuple[str, int], list[Tensor]]] = (None, {})
 
@@ -128,7 +127,8 @@ class EvalData:
 
 def _identity(config: EvalConfig) -> tuple[Any, ...]:
     """What the clips and labels of a config follow from."""
-    return config.data, config.dataroot, config.version, config.split, config.val_split, config.image_size, config.world
+    root = config.data, config.dataroot, config.version, config.split, config.val_split, config.world
+    return *root, config.cameras, config.lidar, config.image_size
 
 
 class Maps:

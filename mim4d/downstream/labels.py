@@ -4,7 +4,8 @@ The ego frame is the car's at the sample's LiDAR sweep, as in :class:`mim4d.clip
 """
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from ..data.tables import LIDAR, open_devkit
+from ..data.tables import LIDAR, Fault, Table, TablesError, is_rotation, is_vector, open_devkit, shown
 from ..errors import UserError
 from ..files import write_file
 from ..geometry import VoxelGrid
+
+logger = logging.getLogger(__name__)
 
 CLASSES = (
     *("car", "truck", "bus", "trailer", "construction_vehicle"),
@@ -54,16 +57,24 @@ LAYERS = {
 class Annotations:
     """The tables and maps of a root, asked sample by sample."""
 
-    def __init__(self, root: Path, version: str) -> None:
-        """Open them with the devkit.
+    def __init__(self, root: Path, version: str, reference: str = LIDAR) -> None:
+        """Open them with the devkit. Boxes that cannot be are left out, with a warning that counts them.
+
+        Args:
+            root: The folder that holds the version's tables.
+            version: Of the tables.
+            reference: Channel at whose times the ego frames are taken.
 
         Raises:
-            UserError: If that is not possible, or there is no annotation.
+            UserError: If the tables cannot be read, or there is no annotation.
         """
         self.root = root
+        left_out = _check_annotations(root / version)
         self.nusc: Any = open_devkit(root, version)
-        if not self.nusc.sample_annotation:
-            raise UserError(f"{root / version} has no annotation to learn from or to compare with")
+        for sample in self.nusc.sample:
+            sample["anns"] = [token for token in sample["anns"] if token not in left_out]  # the devkit scores these
+            if reference in sample["data"]:
+                sample["data"][LIDAR] = sample["data"][reference]  # the devkit knows no other name
         names = {scene["token"]: scene["name"] for scene in self.nusc.scene}
         samples = sorted(self.nusc.sample, key=lambda sample: (names[sample["scene_token"]], sample["timestamp"]))
         self.tokens: tuple[str, ...] = tuple(sample["token"] for sample in samples)
@@ -128,6 +139,77 @@ class Annotations:
         pose = self.global_from_ego(token)
         yaw = np.arctan2(pose[1, 0], pose[0, 0])
         return {name: self._maps[location].near(name, pose[:2, 3], yaw, reach) for name in names}
+
+
+def _check_annotations(folder: Path) -> set[str]:
+    """Check the tables of annotations.
+
+    Returns:
+        Tokens of the boxes to leave out: their place, size or rotation cannot be.
+
+    Raises:
+        UserError: If a table has a value of another type, or no box is left.
+    """
+    faults: list[Fault] = []
+    names = ("sample", "sample_annotation", "instance", "category", "attribute")
+    sample, boxes, instance, category, attribute = (Table(folder / f"{name}.json", faults) for name in names)
+    if faults:
+        raise TablesError(folder, faults)
+    if not boxes.rows:
+        raise UserError(f"{folder} has no annotation to learn from or to compare with")
+    boxes.refer("sample_token", sample)
+    boxes.refer("instance_token", instance)
+    instance.refer("category_token", category)
+    category.texts("name")
+    attribute.texts("name")
+    known, links = attribute.tokens(), boxes.tokens()
+    boxes.column(
+        "attribute_tokens",
+        lambda value: isinstance(value, list) and all(isinstance(token, str) and token in known for token in value),
+        "a list of tokens of attribute.json",
+        [],
+    )
+    for name in ("prev", "next"):
+        boxes.column(
+            name,
+            lambda value: isinstance(value, str) and (value == "" or value in links),
+            "a token of sample_annotation.json, or nothing in quotes",
+            "",
+        )
+    levels = (None, "", "1", "2", "3", "4")
+    boxes.column(
+        "visibility_token",
+        lambda value: value is None or (isinstance(value, str) and value in levels),
+        'one of "1", "2", "3", "4", or nothing in quotes',
+        "",
+    )
+    for name in ("num_lidar_pts", "num_radar_pts"):
+        boxes.column(name, lambda value: type(value) is int and 0 <= value < 2**31, "a number of points", 0)
+    possible = []
+    for name, length, can_be in (
+        ("translation", 3, lambda value: is_vector(value, 3)),
+        ("size", 3, lambda value: is_vector(value, 3) and min(value) >= 1e-3 and max(value) <= 1e3),
+        ("rotation", 4, is_rotation),
+    ):
+        values = boxes.column(name, _is_list_of_numbers(length), f"{length} numbers", [1.0] * length)
+        possible.append([can_be(value) for value in values])
+    if faults:
+        raise TablesError(folder, faults)
+    impossible = [row for row, good in enumerate(zip(*possible, strict=True)) if not all(good)]
+    if impossible:
+        first = boxes.rows[impossible[0]]
+        where = f"{folder / boxes.name}: {len(impossible)} of {len(boxes.rows)} boxes"
+        what = "sizes are 0.001 to 1000 m, places and rotations finite"
+        box = f"token {shown(first['token'])}, size {shown(first['size'])}, translation {shown(first['translation'])}"
+        if len(impossible) == len(boxes.rows):
+            raise UserError(f"{where} cannot be: {what}; the first: {box}, rotation {shown(first['rotation'])}")
+        logger.warning("%s are left out, as they cannot be: %s; the first: %s", where, what, box)
+    return {boxes.rows[row]["token"] for row in impossible}
+
+
+def _is_list_of_numbers(length: int) -> Callable[[Any], bool]:
+    """Whether a value has the type of a vector, whatever its numbers."""
+    return lambda value: isinstance(value, list) and len(value) == length and {*map(type, value)} <= {int, float}
 
 
 class LayeredMap:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ROWS = 3
 """Samples of a picture, at most."""
+CAMERAS = 6
+"""Cameras of a sample that are shown, at most."""
 
 
 def save_picture(run: Run, path: Path) -> None:
@@ -37,7 +39,7 @@ def save_picture(run: Run, path: Path) -> None:
         sheet = figure.add_gridspec(2 * rows, 5, width_ratios=[1.25, 1.25, 1.25, 1.4, 1.4])
         for row, number in enumerate(numbers):
             clip = samples.clip(number)
-            for camera, name in enumerate(clip.cameras):
+            for camera, name in enumerate(clip.cameras[:CAMERAS]):
                 axis = figure.add_subplot(sheet[2 * row + camera // 3, camera % 3])
                 axis.imshow(clip.images[0, -1, camera].permute(1, 2, 0).numpy())
                 axis.set_title(name, fontsize=7)
