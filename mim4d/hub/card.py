@@ -16,6 +16,8 @@ from .licensing import NUSCENES, OFFICIAL_VERSIONS, hub_metadata
 TAGS = ["image-feature-extraction", "timm", "mim4d", "autonomous-driving", "self-supervised-learning", "bird-eye-view"]
 PIPELINE = "image-feature-extraction"
 _PAPER = "[arXiv 2403.08760](https://arxiv.org/abs/2403.08760)"
+DEPTH = ("_depth", "_abs_rel", "_delta", "_depth_hidden", "_depth_visible")
+"""How the names of depth's measures end."""
 _MEASURES = {
     "loss": "loss",
     "rgb": "colour, mean absolute error of 0..1",
@@ -23,6 +25,8 @@ _MEASURES = {
     "psnr": "colour, PSNR in dB",
     "abs_rel": "depth, mean relative error",
     "delta": "depth, share within a factor of 1.25",
+    "hidden": "the same of rays through hidden patches alone",
+    "visible": "the same of rays through visible patches alone",
 }
 
 
@@ -40,7 +44,7 @@ def make_card(config: EncoderConfig, repo: str | None = None) -> str:
         _summary(config),
         "## Use\n\n" + _use(config, repo),
         "## Training\n\n" + _training(about),
-        *(["## Measured in training\n\n" + table] if (table := _measured(about.get("measured") or {})) else []),
+        *(["## Measured in training\n\n" + table] if (table := _measured(about)) else []),
         "## Limits\n\n" + _limits(config),
         "## Licence\n\n" + _licence(config.about.get("license"), about),
         *(["## Settings\n\n" + _settings(about["settings"])] if about.get("settings") else []),
@@ -146,15 +150,18 @@ def _data(about: dict[str, Any]) -> str | None:
     return None
 
 
-def _measured(measured: dict[str, dict[str, float]]) -> str:
+def _measured(about: dict[str, Any]) -> str:
     """First and last logged losses, side by side."""
+    measured = about.get("measured") or {}
     first, last = measured.get("first", {}), measured.get("last", {})
-    names = [name for name in last if name != "step"]
+    names = [name for name in {**last, **first} if name != "step"]
+    if (about.get("settings") or {}).get("supervision") == "rgb":  # version 0.1 wrote depth errors of 0 without LiDAR
+        names = [name for name in names if not name.endswith(DEPTH)]
     if not names:
         return ""
     lines = [f"| | step {first['step']:g} | step {last['step']:g} |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {first.get(name, '')} | {last[name]} |" for name in names]
-    units = "; ".join(f"`{kind}`: {what}" for kind, what in _MEASURES.items())
+    lines += [f"| {name} | {first.get(name, '')} | {last.get(name, '')} |" for name in names]
+    units = "; ".join(f"`{end}`: {what}" for end, what in _MEASURES.items() if any(n.endswith(end) for n in names))
     told = f"The ends of the names say what was measured: {units}."
     if any(name.startswith("val_") for name in names):
         told += " `val_`: on held-out clips, where `val_zero_` and `val_mean_` are what the temporal path has to beat."

@@ -1,11 +1,15 @@
 """How well the model does on clips it does not learn from, and whether time helps it."""
 
+import math
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..data import ClipLoader
+from ..errors import UserError
+from .meter import averages, totals
 from .model import MaskedModel
 
 
@@ -20,20 +24,25 @@ def evaluate(model: MaskedModel, clips: ClipLoader, accelerator: Accelerator) ->
 
     Returns:
         ``val_direct_rgb``, ``val_direct_depth``, ... and, where there is a temporal path, ``val_temporal_*`` beside
-        what it must beat: ``val_zero_*`` (no features) and ``val_mean_*`` (the mean of the warped other frames).
+        what it must beat: ``val_zero_*`` (no features) and ``val_mean_*`` (the mean of the warped other frames). What
+        no clip had anything to measure by is not there.
+
+    Raises:
+        UserError: If the loss is not finite.
     """
     training = model.training
     model.eval()
     sums: dict[str, Tensor] = {}
-    count = 0
     for clip in clips:
         with accelerator.autocast():
             values = model.baselines(clip.to(accelerator.device, non_blocking=True))
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0) + value.float() * clip.batch_size
-        count += clip.batch_size
+        for name, total in totals(values, clip.batch_size).items():
+            sums[name] = sums.get(name, 0) + total
     model.train(training)
-    shares = gather_object([({name: float(value) for name, value in sums.items()}, count)])
-    total = sum(n for _, n in shares)
-    names = [name for name in shares[0][0] if "_" in name]  # neither the summed loss nor what describes the step
-    return {f"val_{name}": sum(part.get(name, 0.0) for part, _ in shares) / total for name in names}
+    shares = gather_object([{name: total.tolist() for name, total in sums.items()}])  # empty where there is no clip
+    whole = {name: [sum(share[name][i] for share in shares if share) for i in (0, 1)] for name in shares[0]}
+    means = averages(whole)
+    if not math.isfinite(means["loss"]):
+        raise UserError(f"the loss of the held-out clips is {means['loss']}: lower --optim.lr or take --precision fp32")
+    # Neither the summed loss nor what describes the step.
+    return {f"val_{name}": value for name, value in means.items() if "_" in name}

@@ -186,13 +186,19 @@ class RunLog:
         self.say(f"step {step}/{self._steps}  {shown}, {left / 60:.1f} min left")
 
 
+_SHOWN = {"rgb": "rgb {:.3f}", "depth": "depth {:.2f} m"}
+"""Errors of each kind of rendering."""
+
+
 def _listed(values: Row) -> str:
-    """The losses in a line: each kind of rendering's colour error (0 to 1) and depth error."""
+    """The losses in a line: each kind of rendering's colour error (0 to 1) and depth error, where there was any."""
     parts = [f"loss {values['loss']:.3f}"] if "loss" in values else []
-    for name, value in values.items():
-        kind, _, what = name.rpartition("_")
-        if what == "rgb":
-            parts.append(f"{kind} rgb {value:.3f} depth {values[f'{kind}_depth']:.2f} m")
+    if values.get("rays") == 0:  # a loss of 0 would read as perfect
+        parts = ["no ray to compare with"]
+    for kind in ("direct", "temporal", "zero", "mean"):
+        errors = [text.format(values[name]) for what, text in _SHOWN.items() if (name := f"{kind}_{what}") in values]
+        if errors:
+            parts.append(f"{kind} {' '.join(errors)}")
     if "clips_per_s" in values:
         parts.append(f"{values['clips_per_s']:.1f} clips/s")
     return ", ".join(parts)

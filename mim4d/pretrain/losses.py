@@ -1,6 +1,7 @@
-"""8. Rendered against seen: every term named, weighted once, and averaged a clip at a time."""
+"""8. Losses: compare rendered colour and depth with observations."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,36 +25,56 @@ class LossConfig:
                 raise ValueError(f"loss.{name} = {getattr(self, name)} must be at least 0")
 
 
-def compare(rendered: Rendered, rays: Rays, clips: int) -> dict[str, Tensor]:
-    """Errors of one rendering, averaged over each clip's rays and then over clips.
+class Comparison(NamedTuple):
+    """Errors of one rendering of B clips."""
 
-    The average is taken a clip at a time so that the same clips give the same loss however they are split over
-    processes; a clip without a single valid ray counts as zero.
+    errors: dict[str, Tensor]
+    """Scalars ``rgb`` (L1, 0 to 1) and ``depth`` (L1, metres), to learn from: a clip without a single such ray counts
+    as zero."""
+    measures: dict[str, Tensor]
+    """Values per clip [B] without gradient, to look at: ``rgb``, ``depth``, ``psnr`` (dB), ``abs_rel`` and ``delta``
+    (the share of depths within a factor of 1.25), and where asked for ``rgb_hidden``, ``rgb_visible``,
+    ``depth_hidden`` and ``depth_visible``. NaN for a clip without a single such ray: nothing was measured."""
+
+
+def compare(rendered: Rendered, rays: Rays, clips: int, on_visible: Tensor | None = None) -> Comparison:
+    """Compare rendered colour and depth with observations, clip by clip.
+
+    Every clip has the same weight, however many rays it has, so that the same clips give the same loss however they
+    are split over processes.
 
     Args:
         rendered: Of G volumes, clip by clip.
         rays: The rays and their targets.
         clips: B, a divisor of G.
-
-    Returns:
-        Scalars ``rgb`` (L1, 0 to 1) and ``depth`` (L1, metres); and, without gradient, ``psnr`` (dB), ``abs_rel`` and
-        ``delta`` (the share of depths within a factor of 1.25).
+        on_visible: [G, R] bool, whether a ray goes through a patch that the encoder sees, to measure both kinds apart.
     """
-    has_colour = (rays.valid & rendered.hit).float().view(clips, -1)
-    has_depth = (rays.has_depth & rendered.hit).float().view(clips, -1)
+    has_colour = (rays.valid & rendered.hit).view(clips, -1)  # [B, G/B*R]
+    has_depth = (rays.has_depth & rendered.hit).view(clips, -1)
 
-    def mean(error: Tensor, weight: Tensor) -> Tensor:  # a clip's: [B]
-        return (error.reshape(clips, -1) * weight).sum(1) / weight.sum(1).clamp(min=1)
+    def mean(error: Tensor, counted: Tensor) -> Tensor:  # [B], 0 where nothing counts
+        return (error.reshape(clips, -1) * counted).sum(1) / counted.sum(1).clamp(min=1)
 
-    colour = rendered.rgb - rays.rgb
+    def measure(error: Tensor, counted: Tensor) -> Tensor:  # [B], NaN where nothing counts
+        return torch.where(counted.any(1), mean(error.detach(), counted), torch.nan)
+
+    colour = rendered.rgb - rays.rgb  # [G, R, 3]
+    rgb = colour.abs().mean(-1)
     depth = (rendered.depth - rays.depth).abs()
+    errors = {"rgb": mean(rgb, has_colour).mean(), "depth": mean(depth, has_depth).mean()}
     with torch.no_grad():
-        psnr = -10 * torch.log10(mean(colour.square().mean(-1), has_colour).clamp(min=1e-10))
-        psnr = psnr * has_colour.any(1)
         truth = rays.depth.clamp(min=0.1)
-        abs_rel = mean(depth / truth, has_depth)
         ratio = rendered.depth.clamp(min=0.1) / truth
-        delta = mean((torch.maximum(ratio, 1 / ratio) < 1.25).float(), has_depth)
-    errors = {"rgb": mean(colour.abs().mean(-1), has_colour), "depth": mean(depth, has_depth)}
-    measures = {"psnr": psnr, "abs_rel": abs_rel, "delta": delta}
-    return {name: value.mean() for name, value in (errors | measures).items()}
+        measures = {
+            "rgb": measure(rgb, has_colour),
+            "depth": measure(depth, has_depth),
+            "psnr": -10 * torch.log10(measure(colour.square().mean(-1), has_colour).clamp(min=1e-10)),
+            "abs_rel": measure(depth / truth, has_depth),
+            "delta": measure((torch.maximum(ratio, 1 / ratio) < 1.25).float(), has_depth),
+        }
+        if on_visible is not None:
+            visible = on_visible.view(clips, -1)
+            for name, where in {"hidden": ~visible, "visible": visible}.items():
+                measures[f"rgb_{name}"] = measure(rgb, has_colour & where)
+                measures[f"depth_{name}"] = measure(depth, has_depth & where)
+    return Comparison(errors, measures)

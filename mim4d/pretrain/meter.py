@@ -11,6 +11,37 @@ from torch import Tensor
 from ..errors import UserError
 
 
+def join(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Values of several batches of one step as those of one batch: the mean of scalars, values per clip in a row."""
+    rows = {name: [batch[name] for batch in batches] for name in batches[0]}
+    return {name: torch.cat(row) if row[0].dim() else torch.stack(row).float().mean(0) for name, row in rows.items()}
+
+
+def totals(values: dict[str, Tensor], clips: int) -> dict[str, Tensor]:
+    """Sum and count [2] of each value, which add up over batches and processes.
+
+    Args:
+        values: Scalars of the whole batch, which stand for each of its clips; or values per clip [B], of which those
+            that are NaN do not count: nothing was measured there.
+        clips: B.
+    """
+    found = {
+        name: torch.stack([v.detach().float(), torch.ones_like(v, dtype=torch.float32)]) * clips
+        for name, v in values.items()
+        if not v.dim()
+    }
+    if per_clip := [name for name, v in values.items() if v.dim()]:
+        table = torch.stack([values[name].detach().float() for name in per_clip])  # [names, B]
+        sums = torch.stack([table.nansum(1), (~table.isnan()).sum(1)], dim=1)
+        found |= dict(zip(per_clip, sums.unbind(0), strict=True))
+    return {name: found[name] for name in values}
+
+
+def averages(totals: dict[str, list[float]]) -> dict[str, float]:
+    """The mean of each value from its sum and count, without those of which there is none."""
+    return {name: whole / count for name, (whole, count) in totals.items() if count}
+
+
 class Meter:
     """Collects every step's values; :meth:`read` is the only place where the host waits for the device."""
 
@@ -37,13 +68,14 @@ class Meter:
 
         Args:
             step: Which one.
-            values: Scalars on the device, the same names every time.
+            values: On the device, the same names every time: scalars, or values per clip with NaN where nothing was
+                measured.
             clips: Names of this process's clips.
             skipped: How many of them stand in the place of one that could not be read.
         """
         self._names = list(values)
         self._steps.append(step)
-        self._values.append(torch.stack([value.detach().float() for value in values.values()]))
+        self._values.append(torch.stack(list(totals(values, len(clips)).values())))  # [names, 2]
         self._clips.append(clips)
         self._skipped += skipped
 
@@ -52,39 +84,39 @@ class Meter:
         self._began = time.monotonic()
 
     def read(self, remedy: str) -> dict[str, float]:
-        """Values of the last step, averaged over processes, after a look at all steps since the last call.
+        """Values of the last step, averaged over clips and processes, after a look at all steps since the last call.
 
         Args:
             remedy: What to tell the user if the run has to stop here.
 
         Returns:
-            ``step`` and its values; ``clips_per_s`` since the last call; ``seconds`` spent in steps and ``skipped``
-            clips since the run's start.
+            ``step`` and its values, without those that no clip had; ``clips_per_s`` since the last call; ``seconds``
+            spent in steps and ``skipped`` clips since the run's start.
 
         Raises:
             UserError: If loss or gradient were not finite at one of the steps, naming the first and its clips.
         """
-        table = self._accelerator.reduce(torch.stack(self._values), "mean").tolist()  # the host waits here
+        table = self._accelerator.reduce(torch.stack(self._values), "sum").tolist()  # the host waits here
         steps, clips = self._steps, self._clips
         self._steps, self._values, self._clips = [], [], []
         seconds = time.monotonic() - self._began
         self._seconds += seconds
         self.restart_clock()
-        self._check_finite(table, steps, clips, remedy)
+        rows = [averages(dict(zip(self._names, values, strict=True))) for values in table]
+        self._check_finite(rows, steps, clips, remedy)
         shares = gather_object([(sum(map(len, clips)), self._skipped)])
         return {
             "step": steps[-1],
-            **dict(zip(self._names, table[-1], strict=True)),
+            **{name: value for name, value in rows[-1].items() if math.isfinite(value)},  # JSON has no infinity
             "clips_per_s": sum(drawn for drawn, _ in shares) / seconds,
             "seconds": self._seconds,
             "skipped": int(self._skipped_before) + sum(skipped for _, skipped in shares),
         }
 
     def _check_finite(
-        self, table: list[list[float]], steps: list[int], clips: list[tuple[str, ...]], remedy: str
+        self, rows: list[dict[str, float]], steps: list[int], clips: list[tuple[str, ...]], remedy: str
     ) -> None:
-        for step, row, names in zip(steps, table, clips, strict=True):
-            values = dict(zip(self._names, row, strict=True))
+        for step, values, names in zip(steps, rows, clips, strict=True):
             for what in ("loss", "grad_norm"):
                 if not math.isfinite(values[what]):
                     where = ", ".join(gather_object(list(names)))

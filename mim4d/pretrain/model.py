@@ -8,7 +8,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from ..clip import Clip
-from ..encoder import MIM4DEncoder
+from ..encoder import PATCH, MIM4DEncoder
 from ..geometry import VoxelGrid
 from .lift import Lift, LiftConfig
 from .losses import LossConfig, compare
@@ -89,8 +89,17 @@ class MaskedModel(nn.Module):
         return self
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
-        """One training step's losses: scalars by name, of which ``loss`` is learnt from."""
+        """One training step: ``loss`` and what was measured on the way.
+
+        Returns:
+            ``loss``, a scalar, and further values without gradient: scalars of the whole batch, and values per clip [B]
+            with NaN for a clip on which nothing could be measured.
+        """
         raise NotImplementedError
+
+    def terms(self, clip: Clip) -> dict[str, Tensor]:
+        """The weighted terms of the loss, scalars with gradient: their sum is ``loss``."""
+        return {"loss": self(clip)["loss"]}
 
     def baselines(self, clip: Clip) -> dict[str, Tensor]:
         """The losses, and those of what they are measured against."""
@@ -138,10 +147,22 @@ class MIM4D(MaskedModel):
             clip: B clips on this module's device, of any number of cameras and, where the model is temporal, T >= 2.
 
         Returns:
-            Scalars: ``loss``, weighted and summed; ``direct_rgb``, ``direct_depth``, ``temporal_rgb``,
+            Scalars ``loss``; ``frames``, how many frames were really used; and ``rays``, the share of rays with a
+            target. Per clip [B], NaN where nothing was seen: ``direct_rgb``, ``direct_depth``, ``temporal_rgb``,
             ``temporal_depth`` (mean absolute errors; depth in metres) with ``*_psnr``, ``*_abs_rel`` and ``*_delta``;
-            ``frames``, how many frames were really used, and ``rays``, the share of rays with a target.
+            ``direct_*_hidden`` and ``direct_*_visible``, the errors of rays through hidden and through visible patches.
         """
+        terms, measures = self._score(clip)
+        return {"loss": torch.stack(list(terms.values())).sum(), **measures}
+
+    def terms(self, clip: Clip) -> dict[str, Tensor]:
+        """The weighted terms of the loss: ``direct_rgb``, ``direct_depth``, ``temporal_rgb``, ``temporal_depth``.
+
+        Those of depth are there if it is supervised, those of time if there is a temporal path.
+        """
+        return self._score(clip)[0]
+
+    def _score(self, clip: Clip) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]
         volumes = self.encode(clip)  # [B, T, C, Z, Y, X]
         views = {"direct": pick(volumes, targets)}  # [B*K, C, Z, Y, X]
@@ -160,7 +181,8 @@ class MIM4D(MaskedModel):
             warped, gaps = self.warp_others(volumes, clip, targets)
             mean = warped.mean(1)
             views |= {"temporal": self.temporal(warped, gaps).volume, "zero": torch.zeros_like(mean), "mean": mean}
-        return self.score(views, clip, targets)
+        terms, measures = self.score(views, clip, targets)
+        return {"loss": torch.stack(list(terms.values())).sum(), **measures}
 
     def encode(self, clip: Clip) -> Tensor:
         """Steps 1 to 4: every frame's own volume [B, T, C, Z, Y, X] from its visible patches."""
@@ -192,25 +214,56 @@ class MIM4D(MaskedModel):
         gaps = pick(clip.times, others) - pick(clip.times, targets)[:, None]
         return warp(pick(volumes, others), poses, self.config.grid), gaps
 
-    def score(self, views: dict[str, Tensor], clip: Clip, targets: Tensor) -> dict[str, Tensor]:
-        """Steps 7 and 8: render each kind of volume [B*K, C, Z, Y, X] along the same rays, and compare."""
+    def score(
+        self, views: dict[str, Tensor], clip: Clip, targets: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Steps 7 and 8: render each kind of volume along the same rays, and compare.
+
+        Args:
+            views: Volumes [B*K, C, Z, Y, X] by kind; ``direct`` and ``temporal`` are learnt from.
+            clip: For what was seen.
+            targets: [B, K] int64.
+
+        Returns:
+            The weighted terms of the loss, and all that :meth:`forward` returns beside it.
+        """
         config = self.config
         rays = choose_rays(clip, targets, config.render.rays_per_view, config.grid, config.supervision)
         jitter = None
         if self.training:
             shape = (targets.shape[1], rays.valid.shape[1], config.render.uniform_samples)
             jitter = uniform(clip.seeds, Stream.STRATA, shape).flatten(0, 1)
-        out: dict[str, Tensor] = {}
-        loss = torch.zeros((), device=clip.device)
+        on_visible = through_visible(rays.pixels, pick(self.visible(clip), targets))
+        terms: dict[str, Tensor] = {}
+        measures: dict[str, Tensor] = {}
         for name, volumes in views.items():
             rendered = self.renderer(volumes, rays.origins, rays.directions, jitter)
-            terms = compare(rendered, rays, clip.batch_size)
+            # None of the target frame's patches, hidden or not, has a part in the other kinds.
+            compared = compare(rendered, rays, clip.batch_size, on_visible if name == "direct" else None)
+            measures |= {f"{name}_{what}": value for what, value in compared.measures.items()}
             if name in ("direct", "temporal"):
-                scene_depth = terms["depth"] / self.renderer.field.scale
-                loss = loss + config.loss.rgb * terms["rgb"] + config.loss.depth * scene_depth
-            out |= {f"{name}_{term}": value for term, value in terms.items()}
-        frames = torch.full_like(loss, clip.num_frames if self.temporal is not None else 1)
-        return {"loss": loss, **out, "frames": frames, "rays": rays.valid.float().mean()}
+                terms[f"{name}_rgb"] = config.loss.rgb * compared.errors["rgb"]
+                if config.supervision == "rgbd":
+                    terms[f"{name}_depth"] = config.loss.depth * compared.errors["depth"] / self.renderer.field.scale
+        frames = torch.full((), float(clip.num_frames if self.temporal is not None else 1), device=clip.device)
+        return terms, measures | {"frames": frames, "rays": rays.valid.float().mean()}
+
+
+def through_visible(pixels: Tensor, visible: Tensor) -> Tensor:
+    """Whether rays go through patches that the encoder sees.
+
+    Args:
+        pixels: [G, R, 2], view by view, the same number in each.
+        visible: [G, V, H/32, W/32] bool.
+
+    Returns:
+        [G, R] bool.
+    """
+    groups, views = visible.shape[:2]
+    column, row = (pixels.unflatten(1, (views, -1)) / PATCH).long().unbind(-1)  # [G, V, R/V]
+    group = torch.arange(groups, device=pixels.device)[:, None, None]
+    view = torch.arange(views, device=pixels.device)[:, None]
+    return visible[group, view, row, column].flatten(1)
 
 
 def pick(per_frame: Tensor, frames: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """What an exported encoder says of its making, fit to be shown to everybody."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..hub.card import DEPTH
 from ..hub.licensing import license_of_data, strictest
 from ..hub.sources import has_form_of_path
 from .config import SCRATCH, PretrainConfig, to_dict
@@ -26,6 +28,7 @@ def provenance(config: PretrainConfig, rows: list[dict[str, float]], clips_per_s
     """
     init = _nameable(config.init)
     settings = {name: value for name, value in to_dict(config).items() if name not in _OF_THIS_MACHINE}
+    measures = partial(_measures, supervision=config.supervision)
     return {
         "init": init,
         "data": config.data,
@@ -34,7 +37,7 @@ def provenance(config: PretrainConfig, rows: list[dict[str, float]], clips_per_s
         "steps": config.steps,
         "clips_per_step": clips_per_step,
         "settings": {**settings, "init": init},
-        "measured": {"first": _measures(rows[0]), "last": _measures(rows[-1])} if rows else {},
+        "measured": {"first": measures(rows[0]), "last": measures(rows[-1])} if rows else {},
     }
 
 
@@ -53,7 +56,18 @@ def _nameable(source: str) -> str:
     return path.name if has_form_of_path(source) or path.exists() else source
 
 
-def _measures(row: dict[str, float]) -> dict[str, float]:
-    """The losses and measures of quality in a logged row, to four digits."""
-    kinds = ("loss", "_rgb", "_depth", "_psnr", "_abs_rel", "_delta")
-    return {name: float(f"{value:.4g}") for name, value in row.items() if name == "step" or name.endswith(kinds)}
+def _measures(row: dict[str, float], supervision: str) -> dict[str, float]:
+    """The losses and measures of quality in a logged row, to four digits.
+
+    Rows of older versions have zeros for what was never measured: depth without LiDAR, everything without a ray.
+    """
+    kinds: tuple[str, ...] = ("loss", "_rgb", "_psnr", "_rgb_hidden", "_rgb_visible")
+    if supervision == "rgbd":
+        kinds += DEPTH
+    if row.get("rays") == 0:
+        kinds = ()
+    return {
+        name: float(f"{value:.4g}")
+        for name, value in row.items()
+        if name == "step" or (name.endswith(kinds) and not name.startswith("grad_"))
+    }

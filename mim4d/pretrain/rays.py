@@ -30,6 +30,8 @@ class Rays:
     """[G, R] bool: the ray has a colour target."""
     has_depth: Tensor
     """[G, R] bool: the ray has a depth target too."""
+    pixels: Tensor
+    """[G, R, 2] where each ray goes through its image, pixels; R counts view by view, the same number in each."""
 
 
 def choose_rays(clip: Clip, targets: Tensor, per_view: int, grid: VoxelGrid, supervision: Supervision) -> Rays:
@@ -62,7 +64,7 @@ def choose_rays(clip: Clip, targets: Tensor, per_view: int, grid: VoxelGrid, sup
     views = torch.arange(clip.num_cameras, device=clip.device)[:, None]
     column, row = pixels.long().unbind(-1)
     rgb = clip.images[rows[..., None, None], targets[..., None, None], views, :, row, column].float() / 255
-    flat = {"origins": origins, "directions": directions, "rgb": rgb, "depth": depth, "valid": valid}
+    flat = {"origins": origins, "directions": directions, "rgb": rgb, "depth": depth, "valid": valid, "pixels": pixels}
     flat["has_depth"] = valid & (points is not None)
     return Rays(**{name: x.flatten(0, 1).flatten(1, 2) for name, x in flat.items()})
 

@@ -40,7 +40,7 @@ from .evaluate import evaluate
 from .folder import RunFolder
 from .lift import reach, reach_line
 from .logs import RunLog, read_metrics
-from .meter import Meter
+from .meter import Meter, join
 from .model import MIM4D, MaskedModel, ModelConfig
 from .optim import lr_scale, make_optimizer, set_lr
 from .pictures import save_picture
@@ -175,7 +175,7 @@ class Trainer:
         # Stochastic depth alone draws from torch's generator: all else follows from the clips' seeds.
         torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
         set_lr(self.optimizer, lr_scale(step, config.steps, config.optim))
-        sums: dict[str, Tensor] = {}
+        batches: list[dict[str, Tensor]] = []
         names: tuple[str, ...] = ()
         skipped = 0
         for _ in range(config.optim.accumulate):
@@ -188,11 +188,10 @@ class Trainer:
                     grad_norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), config.optim.clip_norm)
                 self.stepper.step()
                 self.stepper.zero_grad()
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0) + value.detach() / config.optim.accumulate
+            batches.append({name: value.detach() for name, value in values.items()})
         if self.ema:
             self.ema.update(self.model)
-        self.meter.add(step, sums | {"grad_norm": grad_norm}, names, skipped)
+        self.meter.add(step, join(batches) | {"grad_norm": grad_norm}, names, skipped)
         self.log.step(step)
 
     def after_step(self, step: int, stop: StopSignal) -> None:

@@ -85,6 +85,25 @@ def test_single_frames_are_not_called_video(tmp_path):
     assert "dropped" not in single
 
 
+def test_measures_are_explained_as_far_as_they_are_there(tmp_path):
+    first, last = {"step": 1, "direct_depth": 3.5}, {"step": 2, "direct_rgb": 0.1, "direct_rgb_hidden": 0.2}
+    text = card(tmp_path, **{**MADE, "measured": {"first": first, "last": last}}).text
+    assert "| direct_depth | 3.5 |  |" in text
+    assert "`rgb`: colour" in text
+    assert "`depth`: depth" in text
+    assert "`hidden`: " in text
+    assert "`psnr`" not in text
+    assert "`visible`" not in text
+
+
+def test_a_depth_error_of_0_that_older_versions_wrote_without_lidar_is_not_shown(tmp_path):
+    row = {"step": 1, "direct_rgb": 0.1, "direct_depth": 0.0, "direct_abs_rel": 0.0, "val_direct_delta": 0.0}
+    made = {**MADE, "settings": {"supervision": "rgb"}, "measured": {"first": row, "last": row}}
+    text = card(tmp_path, **made).text
+    assert "| direct_rgb | 0.1 | 0.1 |" in text
+    assert not [name for name in ("depth", "abs_rel", "delta") if name in text]
+
+
 def test_depth_is_not_claimed_where_cameras_alone_were_seen(tmp_path):
     assert "rendered back in colour and depth." in card(tmp_path / "lidar", **MADE).text
     assert "rendered back in colour." in card(tmp_path / "rgb", **{**MADE, "settings": {"supervision": "rgb"}}).text

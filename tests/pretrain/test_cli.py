@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mim4d.hub.card import make_card
+from mim4d.hub.folder import check_folder
 from mim4d.pretrain.cli import main
 from mim4d.pretrain.config import SyntheticConfig
 from mim4d.pretrain.datasets import synthetic_root
@@ -72,6 +75,23 @@ def test_colour_alone_and_single_frames_work_too(root, tmp_path, fresh_accelerat
     rows = metrics(tmp_path / "run")
     assert all(row["frames"] == 1 and row["loss"] > 0 for row in rows)
     assert not any(name.startswith("temporal") for name in rows[-1])
+
+
+def test_without_lidar_no_depth_is_reported_anywhere(root, tmp_path, capsys, fresh_accelerate):
+    out = tmp_path / "run"
+    main(arguments(root, out, "--supervision", "rgb", "--steps", "2", "--eval-every", "2"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert any("held out: direct rgb " in line for line in lines)
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    made = json.loads((out / "encoder/config.json").read_text())["mim4d"]["measured"]
+    card = make_card(check_folder(out / "encoder")).partition("## Measured")[2].partition("## Limits")[0]
+    names = (
+        {name for row in metrics(out) for name in row} | set(board.Tags()["scalars"]) | {*made["first"], *made["last"]}
+    )
+    assert {"direct_rgb", "val_temporal_rgb", "held_out/zero_rgb", "train/direct_rgb_hidden"} <= names
+    assert not [name for name in names if any(kind in name for kind in ("depth", "abs_rel", "delta"))]
+    assert "| val_direct_rgb |" in card
+    assert not [kind for kind in ("depth", "abs_rel", "delta") if kind in " ".join(lines) + card]
 
 
 def test_a_synthetic_world_is_made_once(run_cache, tmp_path, capsys, monkeypatch, fresh_accelerate):

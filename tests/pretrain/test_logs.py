@@ -104,3 +104,15 @@ def test_tensorboard_shows_a_step_once_after_a_kill(start, tmp_path):
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(s, float(s)) for s in (1, 2, 3, 4)]
+
+
+def test_what_was_not_measured_is_not_shown(tmp_path, capsys):
+    with open_log(tmp_path) as log:
+        log.row({"step": 1, "loss": 0.0, "rays": 0.0, "frames": 2.0, "clips_per_s": 1.0})
+        log.row({"step": 2, "loss": 1.0, "rays": 1.0, "direct_rgb": 0.25, "grad_encoder_direct_rgb": 3.0})
+        log.row({"step": 3, "loss": 1.0, "rays": 1.0, "direct_rgb": 0.25, "direct_depth": 2.0, "val_mean_depth": 4.0})
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
+    assert "no ray to compare with, 1.0 clips/s" in lines[0]
+    assert "loss 1.000, direct rgb 0.250, " in lines[1]
+    assert "held out: mean depth 4.00 m" in lines[2]
+    assert not any("depth 0" in line or "rgb 3" in line for line in lines)

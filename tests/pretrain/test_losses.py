@@ -34,34 +34,42 @@ def make(groups: int, rays: int, seed: int = 0, share: float = 0.7) -> tuple[Ren
         depth=1 + 50 * uniform(groups, rays),
         valid=valid,
         has_depth=valid & (uniform(groups, rays) < 0.8),
+        pixels=torch.zeros(groups, rays, 2),
     )
     return rendered, seen
 
 
-def by_loops(rendered: Rendered, rays: Rays, clips: int) -> dict[str, float]:
-    per_clip: dict[str, list[float]] = {"rgb": [], "depth": [], "abs_rel": [], "psnr": [], "delta": []}
+KINDS = ("rgb", "depth", "abs_rel", "psnr", "delta", "rgb_hidden", "rgb_visible", "depth_hidden", "depth_visible")
+
+
+def by_loops(rendered: Rendered, rays: Rays, clips: int, on_visible: Tensor) -> dict[str, list[float]]:
+    """Each measure of each clip; NaN where there is nothing to measure."""
+    per_clip: dict[str, list[float]] = {name: [] for name in KINDS}
     groups = len(rays.valid) // clips
     for clip in range(clips):
-        errors: dict[str, list[float]] = {name: [] for name in ("rgb", "depth", "abs_rel", "squared", "delta")}
+        errors: dict[str, list[float]] = {name: [] for name in (*KINDS, "squared")}
         for g in range(clip * groups, (clip + 1) * groups):
             for r in range(rays.valid.shape[1]):
                 if not rendered.hit[g, r]:
                     continue
+                side = "visible" if on_visible[g, r] else "hidden"
                 if rays.valid[g, r]:
                     off = [(rendered.rgb[g, r, c] - rays.rgb[g, r, c]).item() for c in range(3)]
-                    errors["rgb"].append(sum(abs(x) for x in off) / 3)
+                    for name in ("rgb", f"rgb_{side}"):
+                        errors[name].append(sum(abs(x) for x in off) / 3)
                     errors["squared"].append(sum(x * x for x in off) / 3)
                 if rays.has_depth[g, r]:
                     error = abs((rendered.depth[g, r] - rays.depth[g, r]).item())
-                    errors["depth"].append(error)
+                    for name in ("depth", f"depth_{side}"):
+                        errors[name].append(error)
                     errors["abs_rel"].append(error / rays.depth[g, r].item())
                     near, far = sorted((rendered.depth[g, r].item(), rays.depth[g, r].item()))
                     errors["delta"].append(float(far / near < 1.25))
         squared = errors.pop("squared")
         errors["psnr"] = [-10 * math.log10(max(sum(squared) / len(squared), 1e-10))] if squared else []
         for name, found in errors.items():
-            per_clip[name].append(sum(found) / len(found) if found else 0.0)
-    return {name: sum(values) / clips for name, values in per_clip.items()}
+            per_clip[name].append(sum(found) / len(found) if found else math.nan)
+    return per_clip
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -74,11 +82,15 @@ def by_loops(rendered: Rendered, rays: Rays, clips: int) -> dict[str, float]:
 )
 def test_against_loops(clips, targets, rays, share, seed):
     rendered, seen = make(clips * targets, rays, seed, share)
-    got = compare(rendered, seen, clips)
-    expected = by_loops(rendered, seen, clips)
-    assert got.keys() == expected.keys()
-    for name, value in expected.items():
-        assert got[name].item() == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    on_visible = torch.rand(clips * targets, rays, generator=torch.Generator().manual_seed(seed)) < 0.5
+    got = compare(rendered, seen, clips, on_visible)
+    expected = by_loops(rendered, seen, clips, on_visible)
+    assert got.measures.keys() == expected.keys()
+    for name, values in expected.items():
+        assert got.measures[name].tolist() == pytest.approx(values, rel=1e-4, abs=1e-6, nan_ok=True), name
+    for name in ("rgb", "depth"):
+        learnt_from = sum(value for value in expected[name] if not math.isnan(value)) / clips
+        assert got.errors[name].item() == pytest.approx(learnt_from, rel=1e-4, abs=1e-6), name
 
 
 def test_a_clip_without_valid_rays_counts_as_zero_and_spoils_nothing():
@@ -86,9 +98,12 @@ def test_a_clip_without_valid_rays_counts_as_zero_and_spoils_nothing():
     seen.valid[1] = False
     seen.has_depth[1] = False
     rgb, depth = rendered.rgb.requires_grad_(), rendered.depth.requires_grad_()
-    both = compare(rendered._replace(rgb=rgb, depth=depth), seen, 2)
+    compared = compare(rendered._replace(rgb=rgb, depth=depth), seen, 2)
+    both = compared.errors
     (both["rgb"] + both["depth"]).backward()
-    first = compare(*(first_group(x) for x in (rendered, seen)), 1)
+    first = compare(*(first_group(x) for x in (rendered, seen)), 1).errors
+    for name, value in compared.measures.items():
+        assert value.isnan().tolist() == [False, True], name
     assert both["rgb"].item() == pytest.approx(first["rgb"].item() / 2, rel=1e-5)
     assert both["depth"].item() == pytest.approx(first["depth"].item() / 2, rel=1e-5)
     assert (rgb.grad[1] == 0).all()
@@ -107,8 +122,9 @@ def test_nothing_valid_anywhere():
     rendered, seen = make(2, 10, share=0.0)
     rendered = rendered._replace(rgb=rendered.rgb.requires_grad_(), depth=rendered.depth.requires_grad_())
     got = compare(rendered, seen, 2)
-    assert got["rgb"] == got["depth"] == got["abs_rel"] == got["psnr"] == 0
-    (got["rgb"] + got["depth"]).backward()
+    assert got.errors["rgb"] == got.errors["depth"] == 0
+    assert all(value.isnan().all() for value in got.measures.values())
+    sum(got.errors.values()).backward()
     assert (rendered.rgb.grad == 0).all()
 
 
@@ -122,8 +138,9 @@ def test_what_is_void_has_no_say():
         rendered.rgb[~rendered.hit] = -1e9
         rendered.depth[~rendered.hit] = 1e9
     after = compare(rendered, seen, 2)
-    for name in start:
-        assert after[name].item() == pytest.approx(start[name].item(), rel=1e-5), name
+    for before, now in ((start.errors, after.errors), (start.measures, after.measures)):
+        for name in before:
+            torch.testing.assert_close(now[name], before[name])
 
 
 def test_every_clip_counts_the_same_however_many_rays_it_has():
@@ -140,15 +157,18 @@ def test_every_clip_counts_the_same_however_many_rays_it_has():
         )
         for g in range(4)
     ]
-    for name in ("rgb", "depth", "abs_rel"):
-        assert together[name].item() == pytest.approx(sum(one[name].item() for one in alone) / 4, rel=1e-5), name
+    for name in ("rgb", "depth"):
+        mean = sum(one.errors[name].item() for one in alone) / 4
+        assert together.errors[name].item() == pytest.approx(mean, rel=1e-5), name
+    for name, values in together.measures.items():
+        torch.testing.assert_close(values, torch.cat([one.measures[name] for one in alone]))
 
 
 def test_gradients_are_signs_over_counts():
     rendered, seen = make(2, 12)
     rgb, depth = rendered.rgb.requires_grad_(), rendered.depth.requires_grad_()
     got = compare(rendered._replace(rgb=rgb, depth=depth), seen, 2)
-    (got["rgb"] + got["depth"]).backward()
+    sum(got.errors.values()).backward()
     for g in range(2):
         for weight, error, gradient, channels in (
             (seen.valid & rendered.hit, rgb - seen.rgb, rgb.grad, 3),
@@ -161,8 +181,8 @@ def test_gradients_are_signs_over_counts():
 def test_metrics_carry_no_gradient():
     rendered, seen = make(1, 12)
     got = compare(rendered._replace(rgb=rendered.rgb.requires_grad_(), depth=rendered.depth.requires_grad_()), seen, 1)
-    assert not got["psnr"].requires_grad
-    assert not got["abs_rel"].requires_grad
+    assert all(value.requires_grad for value in got.errors.values())
+    assert not any(value.requires_grad for value in got.measures.values())
 
 
 def test_known_numbers():
@@ -178,8 +198,9 @@ def test_known_numbers():
         depth=torch.tensor([[10.0]]),
         valid=sure,
         has_depth=sure,
+        pixels=torch.zeros(1, 1, 2),
     )
-    got = compare(rendered, seen, 1)
+    got = compare(rendered, seen, 1).measures
     assert got["rgb"].item() == pytest.approx(0.2)
     assert got["depth"].item() == pytest.approx(1.0)
     assert got["abs_rel"].item() == pytest.approx(0.1)

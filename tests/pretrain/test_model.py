@@ -9,7 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 from mim4d.clip import Clip
 from mim4d.geometry import transform
 from mim4d.pretrain.mask import draw_targets
-from mim4d.pretrain.model import MIM4D, pick
+from mim4d.pretrain.model import MIM4D, pick, through_visible
+from mim4d.pretrain.rays import choose_rays
 from tests.toy import toy_clip, toy_config, toy_model
 
 LOSSES = {"direct": ("direct_rgb", "direct_depth"), "temporal": ("temporal_rgb", "temporal_depth")}
@@ -17,12 +18,12 @@ ALL_LOSSES = LOSSES["direct"] + LOSSES["temporal"]
 
 
 def step(model, clip):
-    """One forward and backward pass: the losses as floats, and the gradients."""
+    """One forward and backward pass: the values as floats, averaged over clips, and the gradients."""
     model.zero_grad()
     out = model(clip)
     out["loss"].backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return {name: float(value.detach()) for name, value in out.items()}, gradients
+    return {name: float(value.detach().float().nanmean()) for name, value in out.items()}, gradients
 
 
 def ragged(seed) -> Clip:
@@ -193,7 +194,9 @@ def test_colour_alone_needs_no_lidar():
     assert clip.num_points.eq(0).all()
     out, gradients = step(model, clip)
     assert out["rays"] == 1
-    assert out["direct_depth"] == out["temporal_depth"] == 0
+    measured = {name for name, value in out.items() if value == value}
+    assert not [name for name in measured if "depth" in name or "abs_rel" in name or "delta" in name]
+    assert set(model.terms(clip)) == {"direct_rgb", "temporal_rgb"}
     assert out["direct_rgb"] > 0
     assert out["loss"] == pytest.approx(10 * (out["direct_rgb"] + out["temporal_rgb"]), rel=1e-5)
     assert all(g.isfinite().all() for g in gradients.values())
@@ -205,10 +208,11 @@ def test_lidar_is_not_looked_at_for_colour_alone():
 
 
 def test_without_lidar_depth_supervision_has_nothing_to_say():
-    """No NaN: a clip without a single point counts as zero, and ``rays`` says so."""
+    """The loss of a clip without a single point is zero, and nothing is measured: ``rays`` says so."""
     out, gradients = step(toy_model(), toy_clip(points=0))
     assert out["rays"] == 0
     assert out["loss"] == 0
+    assert {name for name, value in out.items() if value == value} == {"loss", "frames", "rays"}
     assert all(g.isfinite().all() for g in gradients.values())
 
 
@@ -228,6 +232,46 @@ def test_the_loss_is_the_weighted_sum():
     rgb = out["direct_rgb"] + out["temporal_rgb"]
     depth = out["direct_depth"] + out["temporal_depth"]
     assert out["loss"] == pytest.approx(10 * rgb + 10 * depth / scale, rel=1e-5)
+
+
+def test_the_terms_sum_to_the_loss_and_their_gradients_to_its_gradient():
+    model, clip = toy_model(), toy_clip()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    whole = model(clip)["loss"]
+    terms = model.terms(clip)
+    assert set(terms) == set(ALL_LOSSES)
+    torch.testing.assert_close(sum(terms.values()), whole)
+    summed = [torch.zeros_like(p) for p in weights]
+    for term in terms.values():
+        parts = torch.autograd.grad(term, weights, retain_graph=True, materialize_grads=True)
+        summed = [one + part for one, part in zip(summed, parts, strict=True)]
+    for one, part in zip(summed, torch.autograd.grad(whole, weights), strict=True):
+        torch.testing.assert_close(one, part, rtol=1e-3, atol=1e-5)
+
+
+def test_rays_through_hidden_and_visible_patches_are_measured_apart():
+    """One ray after the other: the patch of its pixel in the mask of its own frame and camera."""
+    model, clip = toy_model().eval(), toy_clip()
+    targets = draw_targets(clip.seeds, 3)
+    rays = choose_rays(clip, targets, 16, model.config.grid, "rgbd")
+    got = through_visible(rays.pixels, pick(model.visible(clip), targets))
+    assert 0 < got.float().mean() < 1
+    for g in range(4):
+        for r in range(32):
+            u, v = rays.pixels[g, r].tolist()
+            seen = model.visible(clip)[g // 2, targets[g // 2, g % 2], r // 16, int(v) // 32, int(u) // 32]
+            assert got[g, r] == seen
+    out = model(clip)
+    assert {f"direct_{what}_{side}" for what in ("rgb", "depth") for side in ("hidden", "visible")} <= set(out)
+    assert not [name for name in out if name.startswith("temporal") and name.endswith(("hidden", "visible"))]
+    low, high = (f(out["direct_rgb_hidden"], out["direct_rgb_visible"]) for f in (torch.minimum, torch.maximum))
+    assert ((low < out["direct_rgb"]) & (out["direct_rgb"] < high)).all()
+
+
+def test_without_a_mask_no_ray_goes_through_a_hidden_patch():
+    out = toy_model(mask_ratio=0.0)(toy_clip())
+    assert out["direct_rgb_hidden"].isnan().all()
+    torch.testing.assert_close(out["direct_rgb_visible"], out["direct_rgb"])
 
 
 # --- the masks -------------------------------------------------------------------------------------------------------
@@ -356,10 +400,10 @@ def test_bf16_looks_along_the_same_rays_and_gets_about_the_same():
 
 
 def test_what_is_logged_carries_no_graph():
-    out = toy_model()(toy_clip(1))
+    out = toy_model()(toy_clip(2))
     for name, value in out.items():
-        assert value.dim() == 0
-        assert value.requires_grad == (name in ("loss", *ALL_LOSSES)), name
+        assert value.shape == (() if name in ("loss", "frames", "rays") else (2,))
+        assert value.requires_grad == (name == "loss"), name
 
 
 def test_baselines_stand_beside_the_losses():
@@ -369,7 +413,7 @@ def test_baselines_stand_beside_the_losses():
         f"{kind}_{t}" for kind in ("zero", "mean") for t in ("rgb", "depth", "psnr", "abs_rel", "delta")
     }
     for name in plain:
-        torch.testing.assert_close(compared[name], plain[name].detach())
+        torch.testing.assert_close(compared[name], plain[name].detach(), equal_nan=True)
     assert not any(value.requires_grad for value in compared.values())
     nothing = model.renderer(torch.zeros(1, 16, 3, 12, 16), torch.zeros(1, 1, 3), torch.tensor([[[1.0, 0, 0]]]))
     assert nothing.rgb.isfinite().all()
