@@ -38,6 +38,7 @@ from .config import SCRATCH, PretrainConfig, complete, flatten, plain
 from .datasets import open_data
 from .evaluate import evaluate
 from .folder import RunFolder
+from .gradients import encoder_gradients
 from .lift import reach, reach_line
 from .logs import RunLog, read_metrics
 from .meter import Meter, join
@@ -148,6 +149,7 @@ class Trainer:
         self.meter = Meter(accelerator, seconds=self.log.last("seconds"), skipped=self.log.last("skipped"))
         self.agreement = StopAgreement(accelerator, self.start)
         self._warned = False
+        self._batches: list[Clip] = []
         self._license = license_of_run(config)  # now: what it is read from may be gone at the end
         self._introduce(told, len(clips), len(held_out) if held_out else 0)
 
@@ -181,6 +183,8 @@ class Trainer:
         for _ in range(config.optim.accumulate):
             clip = next(clips)
             names, skipped = names + clip.names, skipped + count_substitutes(clip)
+            if self._splits_gradients(step):
+                self._batches.append(clip)
             with accelerator.accumulate(self.wrapped):
                 values = self.wrapped(clip.to(accelerator.device, non_blocking=True))
                 accelerator.backward(values["loss"])
@@ -211,6 +215,9 @@ class Trainer:
         row["lr"] = config.optim.lr * lr_scale(step, config.steps, config.optim)
         if self.held_out is not None and evaluates:
             row |= evaluate(self._best(), self.held_out, accelerator)
+        if self._batches and (logs or evaluates):
+            row |= encoder_gradients(self.model, self._batches, accelerator)
+        self._batches = []
         if logs or evaluates:
             self.log.row(row)
             if row.get("rays") == 0 and not self._warned:
@@ -234,6 +241,11 @@ class Trainer:
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.config.steps)
+
+    def _splits_gradients(self, step: int) -> bool:
+        """Whether the encoder's gradient is logged by loss term: at the first step, and where the run halts anyway."""
+        evaluates = self.held_out is not None and self._due(step, self.config.eval_every)
+        return step == 1 or evaluates or self._due(step, self.config.picture_every)
 
     def _best(self) -> MaskedModel:
         """The weights that count: the average if there is one."""

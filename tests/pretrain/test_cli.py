@@ -94,6 +94,15 @@ def test_without_lidar_no_depth_is_reported_anywhere(root, tmp_path, capsys, fre
     assert not [kind for kind in ("depth", "abs_rel", "delta") if kind in " ".join(lines) + card]
 
 
+def test_the_encoders_gradients_are_split_where_the_run_halts_anyway(root, tmp_path, fresh_accelerate):
+    main(arguments(root, tmp_path / "run", "--eval-every", "3"))
+    terms = ("direct_rgb", "direct_depth", "temporal_rgb", "temporal_depth")
+    for row in metrics(tmp_path / "run"):
+        split = {name.removeprefix("grad_encoder_"): value for name, value in row.items() if "grad_encoder" in name}
+        assert set(split) == (set(terms) if row["step"] in (1, 3, 4) else set())
+        assert all(value > 0 for value in split.values())
+
+
 def test_a_synthetic_world_is_made_once(run_cache, tmp_path, capsys, monkeypatch, fresh_accelerate):
     monkeypatch.setattr("mim4d.pretrain.datasets.make_world", partial(make_world, workers=1))  # so small, it is faster
     world = ["--world.scenes", "2", "--world.keyframes", "2", "--world.scale", "0.1", "--data", "synthetic"]

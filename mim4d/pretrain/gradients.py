@@ -1,0 +1,46 @@
+"""What each term of the loss sends into the encoder."""
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..clip import Clip
+from .model import MaskedModel
+
+
+def encoder_gradients(model: MaskedModel, clips: Sequence[Clip], accelerator: Accelerator) -> dict[str, float]:
+    """L2 norms of the encoder's gradient, for each weighted term of the loss by itself.
+
+    Runs forward and backward passes of its own, so that a training step costs no more; weights, ``.grad``, BatchNorm's
+    statistics and torch's random state stay as they were. Every process has to call it.
+
+    Args:
+        model: Not wrapped, in training mode.
+        clips: Batches of one step of this process, on any device.
+        accelerator: Of the run.
+
+    Returns:
+        ``grad_encoder_<term>``: the norm of the gradient that is averaged over batches and processes, before clipping.
+        Terms that send nothing, as there was nothing to compare, are not there.
+    """
+    weights = [weight for weight in model.encoder.parameters() if weight.requires_grad]
+    if not weights:
+        return {}
+    device = accelerator.device
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    sums: dict[str, Tensor] = {}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for clip in clips:
+            with accelerator.autocast():
+                terms = model.terms(clip.to(device))
+            for number, (name, term) in enumerate(terms.items(), 1):
+                parts = torch.autograd.grad(term, weights, retain_graph=number < len(terms), materialize_grads=True)
+                # In host memory: one such vector at a time is on the device.
+                vector = torch.cat([part.flatten() for part in parts]).cpu() / len(clips)
+                sums[name] = sums.get(name, 0) + vector
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    norms = {name: float(accelerator.reduce(total.to(device), "mean").norm()) for name, total in sums.items()}
+    return {f"grad_encoder_{name}": norm for name, norm in norms.items() if norm}
