@@ -70,10 +70,7 @@ def _parse(data: bytes, floats: int) -> NDArray[np.floating]:
     if data.startswith(SIGNATURES):
         return parse_pcd(data)
     if data.startswith(NPY):
-        table = np.load(io.BytesIO(data), allow_pickle=False)
-        if table.ndim != 2 or table.shape[1] < 3 or table.dtype.kind != "f":
-            raise ValueError(f"the array is {table.dtype} {list(table.shape)}; it must be floats [points, 3 or more]")
-        return table[:, :3]
+        return _parse_npy(data)
     for start, name in OTHER_FORMATS.items():
         if data.startswith(start):
             raise ValueError(f"this is {name}; sweeps are read from float32 rows, .pcd and .npy")
@@ -92,6 +89,24 @@ def _parse(data: bytes, floats: int) -> NDArray[np.floating]:
     if other:
         raise ValueError(f"the points are not of {floats} float32 each{hint}")
     return values.reshape(-1, floats)[:, :3]
+
+
+def _parse_npy(data: bytes) -> NDArray[np.floating]:
+    """The first three columns of an array; no memory is taken for what only a header promises."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except Exception:  # it is parsed as Python
+        raise ValueError("the header of the .npy is damaged") from None
+    if len(shape) != 2 or shape[0] < 0 or shape[1] < 3 or dtype.kind != "f":
+        raise ValueError(f"the array is {dtype} {list(shape)}; it must be floats [points, 3 or more]")
+    start, whole = stream.tell(), math.prod(shape) * dtype.itemsize
+    if len(data) - start < whole:
+        raise ValueError(f"{len(data) - start} bytes follow the header, which says {whole}")
+    table = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape, order="F" if fortran else "C")
+    return table[:, :3]
 
 
 def _is_float64(data: bytes) -> bool:

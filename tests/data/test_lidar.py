@@ -152,7 +152,7 @@ def test_npy(tmp_path, dtype):
         (np.zeros((10, 2)), "float64 [10, 2]; it must be floats [points, 3 or more]"),
         (np.zeros((10, 4), np.int16), "int16 [10, 4]"),
         (np.zeros(10), "[10]"),
-        (np.array([{"x": 1}], dtype=object), "allow_pickle"),
+        (np.array([[{"x": 1}] * 3], dtype=object), "object [1, 3]"),
     ],
 )
 def test_npy_of_another_kind_is_named(tmp_path, array, problem):
@@ -165,7 +165,13 @@ def test_npy_with_a_false_header_is_refused(tmp_path):
     buffer = io.BytesIO()
     np.save(buffer, np.zeros((10, 4)))
     refusal(written(tmp_path, buffer.getvalue()[:200]))
-    refusal(written(tmp_path, buffer.getvalue().replace(b"(10, 4)", b"(9**9**9,)")))
+    for shape in (b"(9**9**9,)", b"(10**12, 4)", b"(1" + b"0" * 30 + b", 4)", b"(-1, 4)", b"([, 4)"):
+        content = buffer.getvalue().replace(b"(10, 4), }" + b" " * (len(shape) - 7), shape + b", }")
+        assert shape in content
+        refusal(written(tmp_path, content))
+    columns = np.asfortranarray(street(300, 4))
+    np.save(tmp_path / "columns.npy", columns)
+    np.testing.assert_array_equal(read_points(tmp_path / "columns.npy"), columns[:, :3])
 
 
 FIELDS = st.permutations(["x", "y", "z", "intensity", "ring", "_"]).flatmap(
