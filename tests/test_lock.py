@@ -75,7 +75,7 @@ def test_where_the_file_system_has_no_locks_the_run_goes_on_with_a_warning(tmp_p
 def test_of_two_runs_with_one_folder_the_second_is_refused(trial, tiny_world, tmp_path):
     """At whatever moment of its start, or of its steps, the first one is: 0 to 3 seconds apart."""
     out, apart = tmp_path / "run", 3.0 * ((trial + 1) * 0.618 % 1)
-    words = arguments(tiny_world, out, "--steps", "40")
+    words = arguments(tiny_world, out, "--steps", "12")
     processes = []
     for _ in range(2):
         processes.append(subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE, text=True))
@@ -85,5 +85,5 @@ def test_of_two_runs_with_one_folder_the_second_is_refused(trial, tiny_world, tm
     refused = told[[process.returncode for process in processes].index(2)]
     assert refused.startswith(f"error: {out} is in use by another process (process ")
     assert refused.count("\n") == 1
-    assert [row["step"] for row in metrics(out)] == list(range(1, 41))
+    assert [row["step"] for row in metrics(out)] == list(range(1, 13))
     assert not (out / LOCK).exists()
