@@ -152,23 +152,22 @@ class MIM4D(MaskedModel):
             ``temporal_depth`` (mean absolute errors; depth in metres) with ``*_psnr``, ``*_abs_rel`` and ``*_delta``;
             ``direct_*_hidden`` and ``direct_*_visible``, the errors of rays through hidden and through visible patches.
         """
-        terms, measures = self._score(clip)
-        return {"loss": torch.stack(list(terms.values())).sum(), **measures}
+        return self.score(*self._views(clip))
 
     def terms(self, clip: Clip) -> dict[str, Tensor]:
         """The weighted terms of the loss: ``direct_rgb``, ``direct_depth``, ``temporal_rgb``, ``temporal_depth``.
 
         Those of depth are there if it is supervised, those of time if there is a temporal path.
         """
-        return self._score(clip)[0]
+        return self._compare(*self._views(clip))[0]
 
-    def _score(self, clip: Clip) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _views(self, clip: Clip) -> tuple[dict[str, Tensor], Clip, Tensor]:
         targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]
         volumes = self.encode(clip)  # [B, T, C, Z, Y, X]
         views = {"direct": pick(volumes, targets)}  # [B*K, C, Z, Y, X]
         if self.temporal is not None:
             views["temporal"] = self.temporal(*self.warp_others(volumes, clip, targets)).volume
-        return self.score(views, clip, targets)
+        return views, clip, targets
 
     @torch.no_grad()
     def baselines(self, clip: Clip) -> dict[str, Tensor]:
@@ -181,8 +180,7 @@ class MIM4D(MaskedModel):
             warped, gaps = self.warp_others(volumes, clip, targets)
             mean = warped.mean(1)
             views |= {"temporal": self.temporal(warped, gaps).volume, "zero": torch.zeros_like(mean), "mean": mean}
-        terms, measures = self.score(views, clip, targets)
-        return {"loss": torch.stack(list(terms.values())).sum(), **measures}
+        return self.score(views, clip, targets)
 
     def encode(self, clip: Clip) -> Tensor:
         """Steps 1 to 4: every frame's own volume [B, T, C, Z, Y, X] from its visible patches."""
@@ -214,9 +212,7 @@ class MIM4D(MaskedModel):
         gaps = pick(clip.times, others) - pick(clip.times, targets)[:, None]
         return warp(pick(volumes, others), poses, self.config.grid), gaps
 
-    def score(
-        self, views: dict[str, Tensor], clip: Clip, targets: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def score(self, views: dict[str, Tensor], clip: Clip, targets: Tensor) -> dict[str, Tensor]:
         """Steps 7 and 8: render each kind of volume along the same rays, and compare.
 
         Args:
@@ -225,8 +221,15 @@ class MIM4D(MaskedModel):
             targets: [B, K] int64.
 
         Returns:
-            The weighted terms of the loss, and all that :meth:`forward` returns beside it.
+            What :meth:`forward` returns.
         """
+        terms, measures = self._compare(views, clip, targets)
+        return {"loss": torch.stack(list(terms.values())).sum(), **measures}
+
+    def _compare(
+        self, views: dict[str, Tensor], clip: Clip, targets: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weighted terms of the loss, and all that stands beside it."""
         config = self.config
         rays = choose_rays(clip, targets, config.render.rays_per_view, config.grid, config.supervision)
         jitter = None
