@@ -66,6 +66,8 @@ class DataConfig:
     """Height and width of the images the model sees, pixels, multiples of 32: scaled to the width, cut at the top."""
     lidar: bool = True
     """Whether to read LiDAR where there is some."""
+    points: bool = True
+    """Whether to read what the LiDAR measured; without, its sweeps still say when frames are and where the car is."""
     lidar_floats: int = FLOATS_PER_POINT
     """How many float32 a point has in LiDAR files without a header; x, y and z come first."""
     lidar_name: str = LIDAR
@@ -227,7 +229,8 @@ class NuScenesClips(Dataset[Clip]):
         Raises:
             BadDataError: If one is not.
         """
-        rows = np.unique(self._rows(self.clips[list(numbers)]))
+        frames = self.clips[list(numbers)]
+        rows = np.unique(self._rows(frames) if self.config.points else self.frames.cameras[frames])
         for row in rows[rows != NONE]:
             path = self._path(self.index.records[row])
             if not path.is_file():
@@ -271,7 +274,7 @@ class NuScenesClips(Dataset[Clip]):
 
     def _points(self, lidar: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
         """Points [T, P, 3] in each frame's ego frame, padded with zeros, and how many are real [T]."""
-        if not self.has_lidar:
+        if not (self.has_lidar and self.config.points):
             return torch.zeros(len(lidar), 0, 3), torch.zeros(len(lidar), dtype=torch.int64)
         # A frame's ego frame is the car's at its sweep, so all there is between them is the calibration.
         ego_from_lidar = self._ego_from_sensor(lidar).float()

@@ -48,7 +48,6 @@ class Samples:
         clip = self._images.get(number)
         if clip is None:
             clip = self._clips[number]
-            clip = dataclasses.replace(clip, points=clip.points[:, :, :0], num_points=torch.zeros_like(clip.num_points))
             if len(self._images) * clip.images.numel() < MEMORY:
                 self._images[number] = clip
         return clip
@@ -101,6 +100,7 @@ class EvalData:
             version=config.version,
             frames=1,
             cameras=config.cameras,
+            points=False,
             lidar_name=config.lidar,
             image_size=config.image_size,
         )

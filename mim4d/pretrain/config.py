@@ -41,8 +41,8 @@ class MethodConfig(ModelConfig):
     supervision: tyro.conf.Suppress[Supervision] = "rgbd"
     frozen: int = 0
     """Parts of the encoder kept as they are, from the front: 0 none, 1 the stem, 2 the stem and first stage, ..."""
-    # At the published stride of 32 px the lift misses most voxels that are far away.
     neck: NeckConfig = field(default_factory=lambda: NeckConfig(stages=(2, 3)))
+    """What the lift reads. At the published stride of 32 px it misses most voxels that are far away."""
 
 
 @dataclass(frozen=True, kw_only=True)

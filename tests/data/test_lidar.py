@@ -292,3 +292,17 @@ def test_a_root_of_four_floats(root):
     for floats in (2, 65):
         with pytest.raises(UserError, match=f"--lidar-floats {floats}: a point has 3"):
             DataConfig(lidar_floats=floats)
+
+
+def test_without_points_no_sweep_is_read_and_frames_stay_the_same(root):
+    """Evaluation needs the moments of the sweeps alone."""
+    whole = NuScenesClips(config_of(root))[0]
+    for number in range(6):
+        file_of(root, LIDAR, number).unlink()
+    dataset = NuScenesClips(config_of(root, points=False))
+    dataset.check_files([0])
+    clip = dataset[0]
+    clip.validate()
+    assert clip.num_points.tolist() == [[0, 0, 0]]
+    for name in ("timestamps", "ego_from_camera", "current_from_ego", "images"):
+        assert (getattr(clip, name) == getattr(whole, name)).all()
