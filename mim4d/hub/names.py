@@ -22,28 +22,59 @@ from ..errors import WeightsError
 
 BACKBONES = ("img_backbone.", "backbone.")
 """What the image backbone's names begin with in an OpenMMLab checkpoint: of a BEV detector, of an image model."""
+_FIRST = ("stem.0.weight", "downsample_layers.0.0.weight", "layer1.0.conv1.weight")
+"""Names that a backbone has once: timm's ConvNeXt, the original one, a ResNet."""
+_WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
+"""What torch.compile, FSDP and activation checkpointing put into names, wherever they wrapped a module."""
 CLASSIFIERS = ("head.fc.", "fc.")
 """What a classifier's names begin with in timm: a ConvNeXt's, a ResNet's."""
 _NO_PART = re.compile(r"norm[012]\.|mtoken\d|mask_token")
 """Output norms of earlier stages and tokens for hidden patches: a timm backbone has neither."""
 
 
-def split_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """An OpenMMLab checkpoint's image backbone, and the names of everything else.
+def split_backbone(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The image backbone in a checkpoint, and the names of everything else.
+
+    Whatever stands before its names is left out: ``module.`` of DDP, ``model.`` of Lightning, ``img_backbone.`` of a
+    detector, several of them in any order.
 
     Args:
-        tensors: By the checkpoint's names; ones of another origin are a backbone as they are.
+        tensors: By the checkpoint's names.
+        source: What to call them in messages.
 
     Returns:
         The backbone without the beginning of its names, and the full names of what is no part of it.
+
+    Raises:
+        WeightsError: If there are several backbones, and none is an OpenMMLab detector's image backbone.
     """
-    prefix = next((p for p in BACKBONES if any(name.startswith(p) for name in tensors)), "")
+    unwrapped = {name: _WRAPPERS.sub(r"\1", name) for name in tensors}
+    prefix = _prefix(unwrapped.values(), source)
+    in_detector = f".{prefix}".endswith(tuple(f".{backbone}" for backbone in BACKBONES))
     kept = {
-        name: name.removeprefix(prefix)
-        for name in tensors
-        if name.startswith(prefix) and not (prefix and _NO_PART.match(name.removeprefix(prefix)))
+        name: short.removeprefix(prefix)
+        for name, short in unwrapped.items()
+        if short.startswith(prefix) and not (in_detector and _NO_PART.match(short.removeprefix(prefix)))
     }
     return {short: tensors[name] for name, short in kept.items()}, [name for name in tensors if name not in kept]
+
+
+def _prefix(names: Iterable[str], source: str) -> str:
+    """What a backbone's names begin with; empty if nothing does, or there is no backbone."""
+    names = list(names)
+    found = {
+        name.removesuffix(first) for name in names for first in _FIRST if name == first or name.endswith(f".{first}")
+    }
+    if "" in found:
+        return ""
+    for wanted in (*BACKBONES, ""):
+        ending = tuple(prefix for prefix in sorted(found) if f".{prefix}".endswith(f".{wanted}"))
+        if len(ending) == 1:
+            return ending[0]
+        if ending:
+            listed = ", ".join(ending)
+            raise WeightsError(f"{source} holds several backbones, under {listed}: save the one you want on its own")
+    return next((p for p in BACKBONES if any(name.startswith(p) for name in names)), "")
 
 
 def to_timm_names(tensors: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
@@ -57,7 +88,7 @@ def to_timm_names(tensors: Mapping[str, Tensor], model: nn.Module, source: str) 
     Raises:
         WeightsError: If they cannot be of such a model.
     """
-    backbone, _ = split_backbone(tensors)
+    backbone, _ = split_backbone(tensors, source)
     if not isinstance(model, ConvNeXt):
         counters = [name for name in model.state_dict() if name.endswith(".num_batches_tracked")]
         return {**{name: torch.zeros((), dtype=torch.long) for name in counters}, **backbone}

@@ -68,7 +68,7 @@ def convert_checkpoint(path: str | Path) -> dict[str, Tensor]:
 def read_backbone(path: Path) -> Converted:
     """Like :func:`convert_checkpoint`, and say which architecture it is and what was dropped."""
     tensors = read_tensors(path)
-    backbone, dropped = split_backbone(tensors)
+    backbone, dropped = split_backbone(tensors, str(path))
     nearest: tuple[str, list[str]] = ("", [])
     for name in timm.list_models(_family(backbone, path)):
         with torch.device("meta"):
