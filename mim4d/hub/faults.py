@@ -25,6 +25,10 @@ from ..tensors import first_line
 LOGIN = "`hf auth login` or HF_TOKEN"
 
 
+class NotFoundError(WeightsError):
+    """A repository that is not on the Hub, or not in the cache while the Hub cannot be asked."""
+
+
 def told(
     error: Exception, repo: str, *, revision: str | None = None, filename: str = "", writing: bool = False
 ) -> WeightsError:
@@ -84,7 +88,18 @@ def told(
     else:
         again = "run this again, what was uploaded is not sent again" if writing else "try again"
         text = f"the connection to {constants.ENDPOINT} failed for {what} ({first_line(chain[-1])}): {again}"
-    return WeightsError(text)
+    nowhere = caused_by(RepositoryNotFoundError) and not caused_by(GatedRepoError)  # a kind of the former
+    unknown = nowhere or caused_by(OfflineModeIsEnabled) or (not status and unreachable(error))
+    return NotFoundError(text) if unknown else WeightsError(text)
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether the Hub gave no answer at all: no network, or none is wanted."""
+    return not any(
+        isinstance(e, (HFValidationError, LocalTokenNotFoundError))
+        or (isinstance(e, HfHubHTTPError) and e.response is not None and not isinstance(e, OfflineModeIsEnabled))
+        for e in _chain(error)
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -9,12 +9,21 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 
 from ..errors import WeightsError
 from ..files import git_blob_of, sha256_of
 from ..version import __version__
 from .faults import told
+
+TIMEOUT = 5.0
+"""Seconds that the Hub has for its first answer."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +52,9 @@ def fetch(
         WeightsError: If it cannot be had, or is not what the Hub says it is; then it is gone from the cache.
     """
     try:
+        if not isinstance(try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision), str):
+            # Asked once: the client tries for 23 seconds before it says that there is no network.
+            get_hf_file_metadata(hf_hub_url(repo, filename, revision=revision), token=token, timeout=TIMEOUT)
         path = Path(
             hf_hub_download(
                 repo,
@@ -50,6 +62,7 @@ def fetch(
                 revision=revision,
                 token=token,
                 cache_dir=cache_dir,
+                etag_timeout=TIMEOUT,
                 library_name="mim4d",
                 library_version=__version__,
             )
