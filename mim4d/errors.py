@@ -80,6 +80,15 @@ def shortage(error: BaseException, remedy: str = "use smaller inputs") -> str | 
     return None
 
 
+def printable(text: str) -> str:
+    r"""Escape what would steer a terminal, such as colours and cursor moves in a text from elsewhere; lines stay.
+
+    >>> printable("red: \x1b[31m")
+    'red: \\x1b[31m'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 @contextmanager
 def in_one_line(remedy: str = "use smaller inputs") -> Iterator[None]:
     """Print what the user or the machine's administrator can put right as one line, and exit with code 2.
@@ -96,7 +105,7 @@ def in_one_line(remedy: str = "use smaller inputs") -> Iterator[None]:
         told = known or str(error)
         if isinstance(error, OSError) and error.filename and error.strerror and not known:
             told = f"{error.filename}: {error.strerror}"
-        print(f"error: {' '.join(told.split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(told.split()))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..clip import Clip
 from ..errors import UserError
 from ..geometry import VoxelGrid
-from ..hub.folder import check_folder, find_folder
-from ..hub.sources import has_form_of_path
+from ..hub.folder import find_folder
+from ..hub.sources import arguments_of, fetch_folder, has_form_of_path
 from ..pretrain.lift import ResidualBlock
 from ..pretrain.neck import Neck, NeckConfig, group_norm
 from ..tensors import first_line
@@ -64,12 +64,13 @@ def make_encoder(name: str, *, pretrained: bool) -> nn.Module:
     Raises:
         UserError: If there is no such backbone, its weights cannot be had, or it has no maps of strides 4 to 32.
     """
-    if has_form_of_path(name) or Path(name).expanduser().is_dir():
-        folder = find_folder(Path(name).expanduser())
-        check_folder(folder)
-        name = f"local-dir:{folder}"
+    path = Path(name).expanduser()
+    if has_form_of_path(name) or path.is_dir() or name.startswith("hf-hub:"):
+        made, arguments = arguments_of(fetch_folder(name) if name.startswith("hf-hub:") else find_folder(path))
+    else:
+        made, arguments = name, {}
     try:
-        encoder = timm.create_model(name, pretrained=pretrained, features_only=True)
+        encoder = timm.create_model(made, pretrained=pretrained, features_only=True, **arguments)
     except UserError:
         raise
     except Exception as error:  # timm, the Hub's client and the models raise all kinds

@@ -6,14 +6,14 @@ Only argparse: the command comes with the base install.
 import argparse
 from pathlib import Path
 
-from ..errors import UserError, in_one_line
+from ..errors import UserError, in_one_line, printable
 from ..files import sha256_of, write_file
 from .card import make_card
-from .folder import CARD, EncoderConfig, check_folder, find_folder
+from .folder import CARD, CONFIG, EncoderConfig
 from .openmmlab import read_backbone, write_checkpoint
-from .pull import contents, pull, rewrite
+from .pull import contents, open_encoder, pull, rewrite
 from .push import Publisher
-from .sources import Weights, from_folder
+from .sources import Weights
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--revision", metavar="BRANCH", help="made if it does not exist; the default branch if left out")
     push.add_argument("--tag", help="name for the commit, such as v1.0")
     push.add_argument("--license", metavar="ID", help="of the weights, such as cc-by-nc-sa-4.0, if it is not the run's")
-    push.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    push.add_argument("--dry-run", action="store_true", help="print the plan, offline too, and change nothing")
     push.set_defaults(run=_push)
 
     fetch = commands.add_parser("pull", help="fetch and verify an encoder; afterwards it is there offline too")
@@ -86,15 +86,26 @@ def _parser() -> argparse.ArgumentParser:
 def _push(given: argparse.Namespace) -> None:
     publisher = Publisher()
     plan = publisher.plan(
-        given.path, given.repo, private=given.private, revision=given.revision, tag=given.tag, license=given.license
+        given.path,
+        given.repo,
+        private=given.private,
+        revision=given.revision,
+        tag=given.tag,
+        license=given.license,
+        offline=given.dry_run,
     )
     for line in plan.lines():
-        print(line)
+        _print(line)
     if given.dry_run:
         print("nothing was changed (--dry-run)")
         return
     pushed = publisher.push(plan)
-    print(f"published: {pushed.url}" if pushed.committed else f"nothing to upload: {pushed.url} has it")
+    _print(f"published: {pushed.url}" if pushed.committed else f"nothing to upload: {pushed.url} has it")
+
+
+def _print(text: str) -> None:
+    """Print what may come from elsewhere."""
+    print(printable(text))
 
 
 def _pull(given: argparse.Namespace) -> None:
@@ -102,34 +113,38 @@ def _pull(given: argparse.Namespace) -> None:
     revision = given.revision or revision or None
     if given.dry_run:
         for line in contents(repo, revision=revision):
-            print(line)
+            _print(line)
         print("nothing was fetched (--dry-run)")
         return
     pulled = pull(repo, revision=revision, out=given.out)
-    print(f"{pulled.model}, licence {pulled.license or 'not stated'}, verified: {pulled.folder}")
+    checksum = f"sha256 {pulled.checksum[:12]}... as {CONFIG} says" if pulled.checksum else f"no sha256 in {CONFIG}"
+    _print(f"{pulled.model}, licence {pulled.license or 'not stated'}: {pulled.folder}")
+    _print(f"verified: {pulled.tensors} tensors fit the architecture, all values finite; {checksum}")
 
 
 def _card(given: argparse.Namespace) -> None:
-    folder = find_folder(given.path)
-    config = check_folder(folder)
+    weights = open_encoder(given.path)
+    config = weights.config
+    assert config is not None
+    assert weights.file is not None
     text = make_card(config.with_license(given.license) if given.license else config, given.repo)
     if not given.write:
-        print(text, end="")
+        _print(text.removesuffix("\n"))
         return
-    file = folder / CARD
+    file = weights.file.parent / CARD
     if file.exists() and file.read_bytes() != text.encode():
         raise UserError(f"{file} is there already and says something else: remove it first, or print the new one")
     write_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
-    print(file)
+    _print(str(file))
 
 
 def _convert(given: argparse.Namespace) -> None:
     if given.source.is_dir():
-        source = from_folder(find_folder(given.source))
-        print(f"{len(source.tensors)} tensors of {source.config.model if source.config else 'an encoder'}")
+        source = open_encoder(given.source)
+        _print(f"{len(source.tensors)} tensors of {source.config.model if source.config else 'an encoder'}")
     else:
         backbone = read_backbone(given.source)
-        print(backbone.report())
+        _print(backbone.report())
         about = {"converted_from": given.source.name, "converted_from_sha256": sha256_of(given.source)}
         config = EncoderConfig({"architecture": backbone.model, "pretrained_cfg": {}, "mim4d": about})
         source = Weights(tensors=backbone.tensors, source=str(given.source), config=config)
@@ -139,7 +154,7 @@ def _convert(given: argparse.Namespace) -> None:
         release = given.names == "release"
         prefix = given.prefix if given.prefix is not None else ("img_backbone." if release else "backbone.")
         write_checkpoint(source.tensors, given.target, prefix=prefix, release=release)
-        print(f"written: {given.target}, names begin with {prefix or 'nothing'}")
+        _print(f"written: {given.target}, names begin with {prefix or 'nothing'}")
     else:
         rewrite(source, given.target, license=given.license, half=given.half)
-        print(f"written: {given.target}")
+        _print(f"written: {given.target}")

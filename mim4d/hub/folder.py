@@ -17,14 +17,17 @@ from torch import Tensor, nn
 
 from ..errors import UserError, WeightsError
 from ..files import sha256_of, write_folder
-from ..tensors import misfit
+from ..tensors import first_line, misfit, not_finite
 from ..version import __version__
+from .schema import check_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FAMILY = "mim4d_"
 """What our names have before timm's: ``mim4d_convnext_small``."""
+_LARGEST = 1 << 20
+"""Bytes that a config may have; one of ours has some 5,000."""
 _PASSING = ("drop_rate", "drop_path_rate", "device", "dtype")
 """Arguments that a model was made with which are no part of what it computes."""
 
@@ -48,12 +51,12 @@ class EncoderConfig:
     @property
     def model_args(self) -> dict[str, Any]:
         """What to make the model with beside its name."""
-        return self.values.get("model_args", {})
+        return self.values.get("model_args") or {}
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What is known of the making: ``version``, ``sha256``, ``init``, ``data``, ``steps``, ...; may be empty."""
-        return self.values.get("mim4d", {})
+        return self.values.get("mim4d") or {}
 
     def with_license(self, license: str) -> "EncoderConfig":
         """The same with another licence."""
@@ -72,19 +75,23 @@ def read_config(file: Path, what: str) -> EncoderConfig:
         what: What to call it in messages.
 
     Raises:
-        WeightsError: If it is not one.
+        WeightsError: If it is not one, or an entry has another type or range than it may have.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:
+            content = stream.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise WeightsError(f"cannot read {what}: it is larger than {_LARGEST} bytes")
+        values = json.loads(content.decode("utf-8"), parse_constant=_no_number)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {what}: {error}") from error
-    if (
-        not isinstance(values, dict)
-        or not isinstance(values.get("architecture"), str)
-        or not isinstance(values.get("pretrained_cfg"), dict)
-    ):
-        raise WeightsError(f"{what} does not describe a timm model: it has no architecture and pretrained_cfg")
-    return EncoderConfig(values)
+        raise WeightsError(f"cannot read {what}: {first_line(error)}") from error
+    except RecursionError as error:
+        raise WeightsError(f"cannot read {what}: it is nested too deeply") from error
+    return EncoderConfig(check_config(values, what))
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def find_folder(path: Path) -> Path:
@@ -158,7 +165,11 @@ def save_encoder(
     """
     config = timm_config(encoder, image_size=image_size, license=license)
     tensors = {name: _stored(tensor, half) for name, tensor in encoder.state_dict().items()}
+    written = json.loads(json.dumps({**config, "mim4d": {**(provenance or {}), "version": __version__}}))
+    check_config(written, f"the encoder's {CONFIG}")  # what is written can be read
     _check_buildable(config, tensors)
+    if problem := not_finite(tensors):
+        raise UserError(f"cannot write the encoder: {problem}")
 
     def fill(partial: Path) -> None:
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
@@ -189,9 +200,9 @@ def timm_config(encoder: nn.Module, *, image_size: tuple[int, int] | None, licen
     model_args = {k: v for k, v in getattr(encoder, "model_args", {}).items() if k not in _PASSING}
     try:
         json.dumps(model_args)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"this encoder was made with arguments that {CONFIG} cannot hold: {error}") from error
-    stem: Any = encoder.get_submodule(about["first_conv"])
+    stem = next(part for part in encoder.get_submodule(about["first_conv"]).modules() if isinstance(part, nn.Conv2d))
     return {
         "architecture": about["architecture"].removeprefix(FAMILY),
         "num_classes": made.num_classes,

@@ -8,7 +8,7 @@ from timm.models import adapt_input_conv, build_model_with_cfg, resolve_pretrain
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..tensors import misfit
+from ..tensors import FLOATS, misfit, not_finite
 from .names import CLASSIFIERS, to_timm_names
 from .published import nothing_published
 from .sources import Weights, from_config
@@ -126,7 +126,20 @@ def load_weights(model: nn.Module, weights: Weights, *, optional: tuple[str, ...
         optional: Beginnings of names that may be missing, unknown or of another shape.
 
     Raises:
-        WeightsError: If they are of another architecture, naming the first difference.
+        WeightsError: If they are of another architecture, naming the first difference, or not finite.
+    """
+    taken, loaded = fit_weights(model, weights, optional=optional)
+    model.load_state_dict(taken, strict=False)
+    return loaded
+
+
+def fit_weights(
+    model: nn.Module, weights: Weights, *, optional: tuple[str, ...] = ()
+) -> tuple[dict[str, Tensor], Loaded]:
+    """Like :func:`load_weights`, but leave the model as it is: it may be on the meta device.
+
+    Returns:
+        The tensors to load by the model's names, and what becomes of the others.
     """
     own = model.state_dict()
     tensors = to_timm_names(weights.tensors, model, weights.source)
@@ -144,8 +157,10 @@ def load_weights(model: nn.Module, weights: Weights, *, optional: tuple[str, ...
     wanted = {name: tensor for name, tensor in own.items() if name in taken or not name.startswith(loose)}
     if problem := misfit(wanted, taken):
         raise WeightsError(f"{weights.source} does not fit this encoder: {problem}")
-    model.load_state_dict(taken, strict=False)
-    return Loaded(
+    taken = {name: tensor.to(own[name].dtype) for name, tensor in taken.items()}  # 1e300 is infinite in float32
+    if problem := not_finite(taken):
+        raise WeightsError(f"{weights.source}: {problem}; the training that made it diverged, or the file is damaged")
+    return taken, Loaded(
         missing=[name for name in own if name not in taken], left_out=[name for name in tensors if name not in taken]
     )
 
@@ -153,7 +168,7 @@ def load_weights(model: nn.Module, weights: Weights, *, optional: tuple[str, ...
 def _adapt_stem(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Fit a stem's weights for RGB to images of other channels, as timm does."""
     for name in STEMS:
-        if name in own and name in tensors and tensors[name].ndim == 4:
+        if name in own and name in tensors and tensors[name].ndim == 4 and tensors[name].dtype in FLOATS:
             wanted, given = own[name].shape[1], tensors[name].shape[1]
             if given == 3 and wanted != given:
                 tensors[name] = adapt_input_conv(wanted, tensors[name])

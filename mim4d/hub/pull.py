@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub import HfApi
 
 from ..encoder import CONFIG as FAMILY
 from ..errors import WeightsError
 from ..files import write_folder
+from ..tensors import first_line
 from ..version import __version__
 from .faults import told
+from .fetch import TIMEOUT
 from .folder import CARD, CONFIG, WEIGHTS, find_folder, save_encoder
-from .sources import Weights, fetch_encoder, from_folder, from_hub
+from .load import fit_weights
+from .sources import Weights, from_folder, from_hub, from_hub_or_nowhere, has_form_of_path, nothing_at
 
 
 def encoder_from_pretrained(
@@ -31,12 +35,61 @@ def encoder_from_pretrained(
     if path.exists():
         if revision:
             raise WeightsError(f"{source} is a folder here, and folders have no revision {revision}")
-        weights = from_folder(find_folder(path))
-    elif isinstance(repo_or_folder, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise WeightsError(f"there is no folder {source}")
-    else:
-        weights = from_hub(source.removeprefix("hf-hub:"), revision=revision, token=token, cache_dir=cache_dir)
-    return _made(weights, **kwargs)
+        return _made(from_folder(find_folder(path)), **kwargs)
+    if isinstance(repo_or_folder, Path) or has_form_of_path(source):
+        raise WeightsError(nothing_at(source))
+    if "/" not in source:
+        hint = f"; weights with a name: timm.create_model({source!r}, pretrained=True)" if timm.is_model(source) else ""
+        raise WeightsError(f"no such folder: {source}, and a repository on the Hub is org/name{hint}")
+    return _made(from_hub_or_nowhere(source, revision=revision, token=token, cache_dir=cache_dir), **kwargs)
+
+
+def open_encoder(path: Path) -> Weights:
+    """The encoder in a run or a folder, verified: see :func:`verify`.
+
+    Raises:
+        WeightsError: If there is none, it is damaged, or the weights are not those of an architecture of ours.
+    """
+    weights = from_folder(find_folder(path))
+    verify(weights)
+    return weights
+
+
+def verify(weights: Weights) -> int:
+    """See that weights are all that the architecture in their config needs, and nothing else.
+
+    The architecture is laid out on the meta device first, so that a config costs no memory that its weights do not.
+
+    Args:
+        weights: With a config.
+
+    Returns:
+        The number of tensors that fit.
+
+    Raises:
+        WeightsError: If the architecture is none of ours, cannot be made, or the weights do not fit it.
+    """
+    name, arguments = _call(weights)
+    try:
+        with torch.device("meta"):
+            empty = timm.create_model(name, **arguments)
+    except Exception as error:  # timm's constructors raise all kinds, AssertionError and ZeroDivisionError among them
+        raise WeightsError(f"{weights.source}: cannot make a {name}: {first_line(error)}") from error
+    taken, _ = fit_weights(empty, weights)
+    return len(taken)
+
+
+def _call(weights: Weights) -> tuple[str, dict[str, Any]]:
+    """What to call ``timm.create_model`` with: a name of ours, and arguments that were checked."""
+    config = weights.config
+    assert config is not None
+    if not timm.is_model(config.model):
+        name = config.values["architecture"]
+        raise WeightsError(f"{weights.source} is a {name}, which is no architecture of mim4d's")
+    own: Any = timm.get_pretrained_cfg(config.model)
+    modules = {"first_conv": own.first_conv, "classifier": own.classifier}
+    about = {**weights.about, **modules} if weights.about else None
+    return config.model, {"pretrained_cfg": about, **config.model_args}
 
 
 def _made(weights: Weights, **kwargs: Any) -> Any:
@@ -45,17 +98,12 @@ def _made(weights: Weights, **kwargs: Any) -> Any:
     Raises:
         WeightsError: If it is no architecture of ours, or the weights do not fit it.
     """
-    config = weights.config
-    assert config is not None
-    if not timm.is_model(config.model):
-        name = config.values["architecture"]
-        raise WeightsError(f"{weights.source} is a {name}, which is no architecture of mim4d's")
+    verify(weights)
+    name, arguments = _call(weights)
     try:
-        encoder = timm.create_model(
-            config.model, pretrained_cfg=weights.about, given_weights=weights, **{**config.model_args, **kwargs}
-        )
+        encoder = timm.create_model(name, given_weights=weights, **{**arguments, **kwargs})
     except TypeError as error:  # an argument that the class does not have
-        raise WeightsError(f"{weights.source}: cannot make a {config.model}: {error}") from error
+        raise WeightsError(f"{weights.source}: cannot make a {name}: {error}") from error
     return encoder.eval()
 
 
@@ -96,6 +144,10 @@ class Pulled:
     """With ``config.json`` and ``model.safetensors``."""
     license: str | None
     """Of the weights, where their config names it."""
+    tensors: int
+    """How many there are: names, shapes and types are the architecture's, and no value is NaN or infinite."""
+    checksum: str | None
+    """The weights' sha256 where their config names it: it is the file's."""
 
 
 def pull(repo: str, *, revision: str | None = None, out: Path | None = None, token: str | bool | None = None) -> Pulled:
@@ -110,14 +162,17 @@ def pull(repo: str, *, revision: str | None = None, out: Path | None = None, tok
     Raises:
         UserError: If it cannot be had, is damaged, or ``out`` cannot be written.
     """
-    config, weights = fetch_encoder(repo, revision=revision, token=token)
-    folder = weights.parent
+    weights = from_hub(repo, revision=revision, token=token)
+    tensors = verify(weights)
+    assert weights.config is not None
+    assert weights.file is not None
+    config, folder = weights.config, weights.file.parent
     if out is not None:
         _check_ours(out)
-        files = [folder / CONFIG, weights]
+        files = [folder / CONFIG, folder / WEIGHTS]
         write_folder(out, lambda partial: _copy(files, partial), "the encoder")
         folder = out
-    return Pulled(config.model, folder, config.about.get("license"))
+    return Pulled(config.model, folder, config.about.get("license"), tensors, config.provenance.get("sha256"))
 
 
 def contents(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> list[str]:
@@ -128,7 +183,7 @@ def contents(repo: str, *, revision: str | None = None, token: str | bool | None
     """
     try:
         info = HfApi(token=token, library_name="mim4d", library_version=__version__).model_info(
-            repo, revision=revision, files_metadata=True
+            repo, revision=revision, timeout=TIMEOUT, files_metadata=True
         )
     except Exception as error:  # the client's own kinds and its HTTP library's
         raise told(error, repo, revision=revision) from error

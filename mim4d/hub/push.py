@@ -15,11 +15,13 @@ from ..errors import WeightsError
 from ..files import git_blob_of, sha256_of
 from ..version import __version__
 from .card import make_card
-from .faults import told
-from .folder import CARD, CONFIG, WEIGHTS, EncoderConfig, check_folder, find_folder, save_encoder
+from .faults import told, unreachable
+from .fetch import TIMEOUT
+from .folder import CARD, CONFIG, WEIGHTS, EncoderConfig, save_encoder
 from .licensing import hub_metadata
+from .pull import open_encoder
 
-State = Literal["new", "changed", "the same", "kept"]
+State = Literal["new", "changed", "the same", "kept", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class PlannedFile:
     name: str
     content: Path | bytes
     state: State
-    """Against what is on the Hub; a card that was edited there is kept as long as its weights are."""
+    """Against what is on the Hub, "unknown" if it was not asked; a card that was edited there is kept as long as its
+    weights are."""
 
     def line(self) -> str:
         """The file for a reader."""
@@ -52,6 +55,8 @@ class PushPlan:
     parent: str | None
     """The commit that the files were compared with; None for a repository that is not there yet."""
     message: str
+    not_compared: str = ""
+    """Why the Hub could not be asked, if it could not: then only the files are known."""
 
     @property
     def uploads(self) -> list[PlannedFile]:
@@ -60,6 +65,9 @@ class PushPlan:
 
     def lines(self) -> Iterator[str]:
         """The plan for a reader."""
+        if self.not_compared:
+            yield f"not compared with the Hub: {self.not_compared}"
+            yield f"files for {self.repo}{f'@{self.revision}' if self.revision else ''}:"
         if self.makes_repo:
             yield f"make the {'private' if self.private else 'public'} repository {self.repo}"
         if self.makes_branch:
@@ -100,6 +108,7 @@ class Publisher:
         revision: str | None = None,
         tag: str | None = None,
         license: str | None = None,
+        offline: bool = False,
     ) -> PushPlan:
         """Compare an encoder with what is on the Hub; nothing is changed there.
 
@@ -110,14 +119,19 @@ class Publisher:
             revision: Branch; None for the default one.
             tag: For the commit.
             license: In place of the one in ``config.json``.
+            offline: Whether to make a plan without a comparison where the Hub cannot be reached, to be read only.
 
         Raises:
             UserError: If the folder is damaged, the repository public where it must be private, or the tag taken.
         """
-        folder = find_folder(path)
-        config = check_folder(folder)
+        weights = open_encoder(path)
+        assert weights.config is not None
+        assert weights.file is not None
+        config, folder = weights.config, weights.file.parent
         config = config.with_license(license) if license else config
         card = folder / CARD
+        if card.is_symlink():
+            raise WeightsError(f"{card} is a link: only a file of this folder is published; put the card itself there")
         if license and card.is_file() and _license_of(card) != hub_metadata(license)["license"]:
             raise WeightsError(f"{card} names another licence than {license}: put it right there, or remove the card")
         files: dict[str, Path | bytes] = {
@@ -129,6 +143,20 @@ class Publisher:
             remote, branch = self._look(repo, revision)
             tagged = self._tagged(repo, tag) if remote and tag else None
         except Exception as error:  # the client's own kinds and its HTTP library's
+            if offline and unreachable(error):
+                return PushPlan(
+                    repo=repo,
+                    files=[PlannedFile(name, content, "unknown") for name, content in files.items()],
+                    private=private,
+                    revision=revision,
+                    tag=tag,
+                    makes_repo=False,
+                    makes_branch=False,
+                    makes_tag=tag is not None,
+                    parent=None,
+                    message=_message(config),
+                    not_compared=str(told(error, repo, revision=revision, writing=True)),
+                )
             raise told(error, repo, revision=revision, writing=True) from error
         if remote and private and not remote.private:
             raise WeightsError(f"{repo} exists and is public: make it private on the Hub first, or choose another name")
@@ -152,8 +180,10 @@ class Publisher:
     def _look(self, repo: str, revision: str | None) -> tuple[Any, Any]:
         """The repository on the Hub and its branch; None for what is not there or not to be seen."""
         try:
-            remote = self._api.model_info(repo, files_metadata=True)
-            return remote, self._api.model_info(repo, revision=revision, files_metadata=True) if revision else remote
+            remote = self._api.model_info(repo, timeout=TIMEOUT, files_metadata=True)
+            if not revision:
+                return remote, remote
+            return remote, self._api.model_info(repo, revision=revision, timeout=TIMEOUT, files_metadata=True)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:

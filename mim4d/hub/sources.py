@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..tensors import first_line, read_tensors
+from .faults import NotFoundError
 from .fetch import commit_of, fetch
-from .folder import CONFIG, WEIGHTS, EncoderConfig, check_folder, check_weights, read_config
+from .folder import CONFIG, WEIGHTS, EncoderConfig, check_folder, check_weights, find_folder, read_config
+from .schema import PRETRAINED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Weights:
     """timm's pretrained config where there is one: ``num_classes``, ``mean``, ``std``, ``license``, ..."""
     config: EncoderConfig | None = None
     """The whole ``config.json`` where there is one."""
+    file: Path | None = None
+    """Where they were read from, if it is a file beside its ``config.json``."""
 
 
 def from_anywhere(source: str) -> Weights:
@@ -39,7 +44,7 @@ def from_anywhere(source: str) -> Weights:
     Args:
         source: A timm name (``convnext_base.dinov3_lvd1689m``), a Hub id (``hf-hub:org/name`` or ``org/name``, with
             ``@revision`` if it is not the newest), a file (``.safetensors``, or ``.pth`` whose pickle holds tensors
-            alone), or a folder with ``config.json`` and ``model.safetensors``.
+            alone), a run, or a folder with ``config.json`` and ``model.safetensors``.
 
     Raises:
         WeightsError: If nothing is found there or it cannot be read.
@@ -48,12 +53,11 @@ def from_anywhere(source: str) -> Weights:
     if path.is_file():
         return from_file(path)
     if path.is_dir():
-        return from_folder(path)
+        return from_folder(find_folder(path))
     if has_form_of_path(source):
-        raise WeightsError(f"no such file or folder: {source}")
+        raise WeightsError(nothing_at(source))
     if "/" in source:
-        repo, _, revision = source.removeprefix("hf-hub:").partition("@")
-        return from_hub(repo, revision=revision or None)
+        return from_hub_or_nowhere(source)
     config = timm.get_pretrained_cfg(source) if known_name(source) else None
     if config is None or not config.has_weights:
         near = difflib.get_close_matches(source, timm.list_pretrained(), n=3, cutoff=0.4)
@@ -67,7 +71,37 @@ def has_form_of_path(source: str) -> bool:
     if source.startswith("hf-hub:"):
         return False
     suffixes = (".safetensors", ".pth", ".pt", ".bin")
-    return source.startswith((".", "/", "~")) or source.endswith(suffixes) or source.count("/") > 1
+    return (
+        source.startswith((".", "/", "~", "runs/"))  # where our own commands write
+        or source.endswith(suffixes)
+        or source.count("/") > 1
+        or ("/" in source and Path(source).parent.is_dir())
+    )
+
+
+def nothing_at(source: str) -> str:
+    """What to say of a path where nothing is; it may have been meant as a Hub id."""
+    hint = f" (for a repository on the Hub: hf-hub:{source})" if re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) else ""
+    return f"no such file or folder: {source}{hint}"
+
+
+def from_hub_or_nowhere(source: str, **how: Any) -> Weights:
+    """Weights by a Hub id, for a string that is no path here but may have been meant as one.
+
+    Args:
+        source: ``org/name``, or ``hf-hub:org/name`` where only the Hub is meant; ``@revision`` if need be.
+        how: As for :func:`from_hub`.
+
+    Raises:
+        WeightsError: If there are none on the Hub, saying that there is no such folder either.
+    """
+    repo, _, revision = source.removeprefix("hf-hub:").partition("@")
+    try:
+        return from_hub(repo, **{"revision": revision or None, **how})
+    except NotFoundError as error:
+        if source.startswith("hf-hub:"):
+            raise
+        raise NotFoundError(f"{error} (and there is no {Path(source).absolute()})") from error
 
 
 def known_name(name: str) -> bool:
@@ -94,8 +128,9 @@ def from_folder(folder: Path) -> Weights:
         WeightsError: If it is incomplete, damaged or not in timm's form.
     """
     config = check_folder(folder)
+    file = folder / WEIGHTS
     return Weights(
-        tensors=read_tensors(folder / WEIGHTS), source=str(folder), about=_of_timm(config.about), config=config
+        tensors=read_tensors(file), source=str(folder), about=_of_timm(config.about), config=config, file=file
     )
 
 
@@ -112,8 +147,34 @@ def from_hub(
         WeightsError: If it cannot be had, is damaged or not in timm's form.
     """
     config, weights = fetch_encoder(repo, revision=revision, token=token, cache_dir=cache_dir)
-    about = {**config.about, "hf_hub_id": repo, "source": "hf-hub"}
-    return Weights(tensors=read_tensors(weights), source=repo, about=_of_timm(about), config=config)
+    about = _of_timm(config.about, hf_hub_id=repo, source="hf-hub")
+    return Weights(tensors=read_tensors(weights), source=repo, about=about, config=config, file=weights)
+
+
+def fetch_folder(source: str) -> Path:
+    """The folder in the cache that holds a repository's config and weights.
+
+    Args:
+        source: ``hf-hub:org/name``, with ``@revision`` if it is not the newest.
+
+    Raises:
+        WeightsError: As :func:`fetch_encoder`.
+    """
+    repo, _, revision = source.removeprefix("hf-hub:").partition("@")
+    return fetch_encoder(repo, revision=revision or None)[1].parent
+
+
+def arguments_of(folder: Path) -> tuple[str, dict[str, Any]]:
+    """What ``timm.create_model`` makes an encoder folder's model of: its name, and arguments that were checked.
+
+    timm's own ``local-dir:`` takes every argument that a folder names, and older versions prefer a pickle in it.
+
+    Raises:
+        WeightsError: If the folder is damaged or not in timm's form.
+    """
+    config = check_folder(folder)
+    about = {**_of_timm(config.about), "file": str(folder / WEIGHTS)}
+    return config.values["architecture"], {"pretrained_cfg": about, **config.model_args}
 
 
 def fetch_encoder(
@@ -176,7 +237,7 @@ def _guard(download: Callable[[], dict[str, Tensor]], url: str) -> dict[str, Ten
         raise WeightsError(f"cannot download {url}: {first_line(error)}") from error
 
 
-def _of_timm(about: dict[str, Any]) -> dict[str, Any]:
-    """The entries that this version of timm knows."""
-    known = {f.name for f in dataclasses.fields(PretrainedCfg)}
-    return {name: value for name, value in about.items() if name in known}
+def _of_timm(about: dict[str, Any], **origin: str) -> dict[str, Any]:
+    """The entries that are checked and that this version of timm knows, none of which says where weights are."""
+    known = {f.name for f in dataclasses.fields(PretrainedCfg)} & PRETRAINED.keys()
+    return {**{name: value for name, value in about.items() if name in known}, **origin}

@@ -24,7 +24,6 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -35,9 +34,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError, WeightsError
-from ..hub.folder import FAMILY, find_folder
+from ..hub.folder import FAMILY
 from ..hub.load import load_weights
-from ..hub.sources import Weights, from_anywhere, from_folder
+from ..hub.sources import Weights, from_anywhere
 
 STAGES = 4
 _HEAD = ("head.",)
@@ -245,13 +244,7 @@ def _weights(init_cfg: Mapping[str, Any]) -> Weights:
             f"init_cfg: checkpoint {source}: expected a folder, a file, a Hub id or the name of weights in timm, such "
             "as resnet50.tv_in1k for torchvision://resnet50"
         )
-    source = str(source).removeprefix("local-dir:")  # timm's way to name a folder
-    path = Path(source).expanduser()
-    try:
-        weights = from_folder(find_folder(path)) if path.is_dir() else from_anywhere(source)
-    except WeightsError as error:
-        # runs/pretrain of another working directory reads like a name on the Hub.
-        raise error if path.exists() else WeightsError(f"{error} (and there is no {path.absolute()})") from error
+    weights = from_anywhere(str(source).removeprefix("local-dir:"))  # timm's way to name a folder
     if not prefix:
         return weights
     beginning = prefix.rstrip(".") + "."

@@ -1,5 +1,6 @@
 """What an exported encoder says of its making, fit to be shown to everybody."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,5 +70,5 @@ def _measures(row: dict[str, float], supervision: str) -> dict[str, float]:
     return {
         name: float(f"{value:.4g}")
         for name, value in row.items()
-        if name == "step" or (name.endswith(kinds) and not name.startswith("grad_"))
+        if name == "step" or (name.endswith(kinds) and not name.startswith("grad_") and math.isfinite(value))
     }

@@ -1,6 +1,5 @@
 """Where an encoder starts from: any weights of its architecture that timm, the Hub or a file can give."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import timm
 from torch import nn
 
 from ..errors import UserError, WeightsError
+from ..hub.folder import read_config
 from ..hub.load import load_weights
 from ..hub.sources import from_anywhere, known_name
 
@@ -17,8 +17,8 @@ def license_of(source: str) -> str | None:
     file = Path(source).expanduser() / "config.json"
     if file.is_file():
         try:
-            return json.loads(file.read_text()).get("pretrained_cfg", {}).get("license")
-        except (OSError, ValueError, AttributeError):  # whether it can be used at all is for initialise() to say
+            return read_config(file, str(file)).about.get("license")
+        except WeightsError:  # whether it can be used at all is for initialise() to say
             return None
     config = timm.get_pretrained_cfg(source) if known_name(source) else None
     return config.license if config else None

@@ -8,6 +8,7 @@ import torch
 
 from mim4d import MIM4DEncoder
 from mim4d.convnext import MIM4DConvNeXt
+from mim4d.downstream.model import make_encoder
 from mim4d.errors import UserError, WeightsError
 from mim4d.hub.folder import save_encoder
 from tests.hub import calls
@@ -132,3 +133,111 @@ def test_a_folder_without_a_checksum_is_loaded_all_the_same(folder):
 def test_a_folder_has_no_revisions(folder):
     with pytest.raises(WeightsError, match="folders have no revision v1"):
         MIM4DEncoder.from_pretrained(folder, revision="v1")
+
+
+def _change(folder, **entries):
+    """Write other entries into a config, which then knows no checksum."""
+    config = json.loads((folder / "config.json").read_text())
+    config["mim4d"].pop("sha256")
+    for path, value in entries.items():
+        *groups, name = path.split("__")
+        place = config
+        for group in groups:
+            place = place[group]
+        place[name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg", "given_weights", "features_only", "block_args"])
+def test_arguments_that_are_not_listed_never_reach_timm(name, folder, tmp_path, monkeypatch):
+    """``checkpoint_path`` has timm load another file after the weights were checked, by pickle in older versions."""
+    other = calls.small(seed=9).state_dict()
+    torch.save(other, tmp_path / "other.pth")
+    _change(folder, **{f"model_args__{name}": str(tmp_path / "other.pth")})
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: pytest.fail("a model was made"))
+    with pytest.raises(WeightsError, match=rf"config\.json: the argument '{name}' in model_args is none of in_chans, "):
+        MIM4DEncoder.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"architecture": "hf-hub:org/name"}, "architecture is 'hf-hub:org/name'; expected a timm architecture's name"),
+        ({"architecture": "../x"}, r"architecture is '\.\./x'; expected"),
+        ({"num_classes": 10**9}, "num_classes is 1000000000; expected 0 to 1000000 classes"),
+        ({"num_classes": 10**6}, "head.fc.weight is missing"),  # 96 MB that were never asked for
+        ({"model_args__num_classes": 10**6}, "model_args.num_classes is 1000000, but num_classes is 0"),
+        ({"num_classes": True}, "num_classes is True; expected"),
+        ({"model_args": [1]}, r"model_args is \[1\]; expected arguments by name"),
+        ({"model_args__depths": [1, 1, 2, 10**6]}, r"model_args.depths is \[1, 1, 2, 1000000\]; expected 4 depths"),
+        ({"model_args__dims": [65536] * 4}, "does not fit this encoder"),  # it would be 400 GB
+        ({"model_args__act_layer": "os.system"}, "model_args.act_layer is 'os.system'; expected the name of one of"),
+        ({"model_args__layers": [1, 1, 1, 1]}, "cannot make a mim4d_convnext_atto: .*layers"),
+        ({"pretrained_cfg__file": "/x.pth"}, "pretrained_cfg.file is '/x.pth'; expected nothing"),
+        ({"pretrained_cfg__input_size": [3, -1, 64]}, r"pretrained_cfg.input_size is \[3, -1, 64\]; expected \[chan"),
+        ({"pretrained_cfg__mean": [0.5]}, "mean and pretrained_cfg.std are of different lengths"),
+        ({"pretrained_cfg__std": [0, 0, 0]}, r"pretrained_cfg.std is \[0, 0, 0\]; expected a positive number"),
+        ({"pretrained_cfg__license": {"a": 1}}, "pretrained_cfg.license is {'a': 1}; expected a licence's name"),
+        ({"mim4d": 3}, "mim4d is 3; expected entries by name"),
+        ({"mim4d__steps": "many"}, "mim4d.steps is 'many'; expected a count"),
+        ({"mim4d__split": "\x1b[2J"}, r"mim4d.split is '\\x1b\[2J'; expected a line of text"),
+        ({"mim4d__measured": {"first": {}, "last": {"loss": 1}}}, "mim4d.measured is .*; expected first and last rows"),
+        ({"mim4d__settings": [1]}, r"mim4d.settings is \[1\]; expected plain values by name"),
+    ],
+)
+def test_a_config_with_a_wrong_entry_is_refused_by_its_name(entries, message, folder):
+    _change(folder, **entries)
+    code, out, err = calls.run("card", str(folder))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    with pytest.raises(WeightsError, match=message) as refusal:
+        MIM4DEncoder.from_pretrained(folder)
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "it is nested too deeply|Expecting value"),
+        ('{"architecture": NaN}', "NaN is no number in JSON"),
+        (" " * 2_000_000, "it is larger than 1048576 bytes"),
+    ],
+)
+def test_a_config_that_no_reader_should_meet_is_refused(text, message, folder):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=rf"cannot read .*config\.json: ({message})"):
+        MIM4DEncoder.from_pretrained(folder)
+
+
+def test_what_a_config_says_of_other_weights_is_left_alone(folder):
+    _change(folder, pretrained_cfg__url="https://example.org/x.pth", pretrained_cfg__first_conv="head.fc")
+    encoder = MIM4DEncoder.from_pretrained(folder)
+    assert "url" not in encoder.pretrained_cfg
+    assert encoder.pretrained_cfg["first_conv"] == "stem.0"
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    encoder = calls.small()
+    for wrong in (dict(provenance={"split": "a\nb"}), dict(license="\x1b[31m")):
+        with pytest.raises(UserError, match=r"the encoder's config\.json: "):
+            save_encoder(encoder, tmp_path / "encoder", **wrong)
+    encoder.stem[0].bias.data[0] = torch.nan
+    with pytest.raises(UserError, match=r"cannot write the encoder: stem\.0\.bias holds NaN or infinity"):
+        save_encoder(encoder, tmp_path / "encoder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_of_a_folder_ignores_the_pickles_beside_it(folder, tmp_path):
+    """Older versions of timm prefer them for ``local-dir:``."""
+    (folder / "pytorch_model.bin").write_bytes(b"no checkpoint")
+    (folder / "model.bin").write_bytes(b"no checkpoint")
+    maps = make_encoder(str(folder), pretrained=True).eval()(torch.ones(1, 3, 64, 64))
+    expected = MIM4DEncoder.from_pretrained(folder, features_only=True)(torch.ones(1, 3, 64, 64))
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+
+
+def test_a_link_is_not_published_in_place_of_a_card(folder, tmp_path):
+    (tmp_path / "secret").write_text("nobody's business")
+    (folder / "README.md").symlink_to(tmp_path / "secret")
+    code, out, err = calls.run("push", str(folder), "--repo", "org/name", "--dry-run")
+    assert (code, out) == (2, "")
+    assert "README.md is a link" in err

@@ -37,10 +37,13 @@ def refused(client, *args, **how) -> str:
 
 
 def test_no_such_repository(client, hub):
-    assert refused(client, "org/nothing") == (
+    told = refused(client, "org/nothing")
+    assert told.startswith(
         f"there is no org/nothing at {hub.endpoint}, or it is private: check the name, and log in (`hf auth login` or "
-        "HF_TOKEN) with an account that may read it"
+        "HF_TOKEN) with an account that may read it (and there is no /"
     )
+    assert told.endswith("/org/nothing)")
+    assert "and there is no" not in refused(client, "hf-hub:org/nothing")
 
 
 def test_a_private_repository(client, hub):
@@ -74,7 +77,7 @@ def test_no_such_file(file, client, hub, expected):
 
 @pytest.mark.parametrize("name", ["org/na me", "org//name", "-org/name"])
 def test_no_name_of_a_repository(name, client):
-    assert "is not a name on the Hub" in refused(client, name) or "there is no folder" in refused(client, name)
+    assert "is not a name on the Hub" in refused(client, name) or "no such file or folder" in refused(client, name)
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing", "runs/demo/encoder", Path("nothing")])
@@ -82,7 +85,7 @@ def test_no_such_folder(name, client, hub, tmp_path):
     before = client(os.getcwd)
     client(os.chdir, tmp_path)  # a clone may hold a run of the demo
     try:
-        assert refused(client, name) == f"there is no folder {name}"
+        assert refused(client, name) == f"no such file or folder: {name}"
     finally:
         client(os.chdir, before)
     assert not hub.seen
@@ -214,7 +217,7 @@ def republish(hub, change, **changes) -> None:
         (lambda t: {**t, "stem.1.bias": t["stem.1.bias"][:-1]}, {}, r"stem.1.bias is \[7\] in place of \[8\]"),
         (lambda t: t, {"architecture": "vit_tiny_patch16_224"}, "no architecture of mim4d's"),
         (lambda t: t, {"architecture": 3}, "does not describe a timm model"),
-        (lambda t: t, {"model_args": {"depht": 3}}, "cannot make a mim4d_convnext_atto: .*depht"),
+        (lambda t: t, {"model_args": {"depht": 3}}, "the argument 'depht' in model_args is none of in_chans"),
         (lambda t: b"no tensors at all", {}, "cannot read .*model.safetensors"),
         (lambda t: save(t)[:-100], {}, "cannot read .*model.safetensors"),
         (lambda t: t, {"num_classes": 10}, "head.fc.weight is missing"),
@@ -248,7 +251,7 @@ def test_offline_works_from_the_cache(client, offline, hub, expected):
 
 
 def test_offline_says_how_to_get_what_is_not_in_the_cache(offline, hub):
-    assert refused(offline, "org/name") == (
+    assert refused(offline, "hf-hub:org/name") == (
         "config.json of org/name is not in the cache, and HF_HUB_OFFLINE is set: fetch it once without"
     )
     assert not hub.seen
@@ -270,9 +273,13 @@ def test_offline_publishes_nothing(offline):
 
 
 def test_pull_makes_a_folder_that_timm_loads(client, hub, expected, tmp_path):
+    checksum = json.loads(hub.read("org/name", "config.json"))["mim4d"]["sha256"]
     code, out, err = client(calls.run, "pull", "org/name@main", "--out", str(tmp_path / "encoder"))
     assert code == 0, err
-    assert "mim4d_convnext_atto, licence not stated, verified" in out
+    assert out.splitlines() == [
+        f"mim4d_convnext_atto, licence not stated: {tmp_path / 'encoder'}",
+        f"verified: 63 tensors fit the architecture, all values finite; sha256 {checksum[:12]}... as config.json says",
+    ]
     assert sorted(file.name for file in (tmp_path / "encoder").iterdir()) == ["config.json", "model.safetensors"]
     assert calls.plain_timm(f"local-dir:{tmp_path / 'encoder'}", str(tmp_path)) == expected
     assert client(calls.run, "pull", "org/name", "--out", str(tmp_path / "encoder"))[0] == 0  # as often as you like
@@ -301,6 +308,26 @@ def test_pull_leaves_other_folders_alone(client, expected, tmp_path):
 def test_errors_are_one_line_and_exit_code_2(argv, client):
     code, out, err = client(calls.run, *argv)
     assert (code, out, err.startswith("error: there is no org/nothing"), err.count("\n")) == (2, "", True, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "changes", "message"),
+    [
+        (lambda t: b"PK\3\4 a zip, as torch.save writes", {}, "it is a pickle by another name, not safetensors"),
+        (
+            lambda t: t,
+            {"architecture": "vit_tiny_patch16_224"},
+            "is a vit_tiny_patch16_224, which is no architecture of",
+        ),
+        (lambda t: {**t, "stem.0.bias": t["stem.0.bias"].int()}, {}, "stem.0.bias is int32 in place of float16"),
+    ],
+)
+def test_pull_verifies_nothing_that_is_not_an_encoder(change, changes, message, client, hub, expected, tmp_path):
+    republish(hub, change, **changes)
+    code, out, err = client(calls.run, "pull", "org/name", "--out", str(tmp_path / "encoder"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not (tmp_path / "encoder").exists()
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 from huggingface_hub import ModelCard
@@ -9,6 +10,7 @@ from huggingface_hub import ModelCard
 from mim4d.errors import UserError, WeightsError
 from mim4d.hub.folder import save_encoder
 from tests.hub import calls
+from tests.hub.conftest import Client
 from tests.hub.server import Fault
 
 
@@ -50,7 +52,7 @@ def test_a_run_is_published_with_what_is_known_of_it(client, hub, run_folder):
     assert hub.repos["org/drawn"].history()[0].startswith("mim4d_convnext_atto after 300 steps")
     card = ModelCard(hub.read("org/drawn", "README.md").decode())
     assert card.data.license == "apache-2.0"
-    assert 'timm.create_model("hf-hub:org/drawn"' in card.text
+    assert '"hf-hub:org/drawn", pretrained=True' in card.text
     assert "no real image" in card.text
     assert client(calls.load, "org/drawn", revision="v1") == calls.features(calls.small())
 
@@ -224,3 +226,37 @@ def test_someone_elses_commit_in_between_is_not_run_over(client, hub, tmp_path):
     with pytest.raises(UserError, match="was changed by someone else meanwhile"):
         client(calls.push_while_another_does, "org/name", str(tmp_path))
     assert client(calls.load, "org/name") == calls.features(calls.small(seed=2))
+
+
+# --- no network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unreachable(environment):
+    """A client whose Hub does not answer."""
+    client = Client(**{**environment, "HF_ENDPOINT": "http://127.0.0.1:9"})
+    yield client
+    client.close()
+
+
+def test_a_dry_run_needs_no_network(unreachable, run_folder):
+    argv = ("push", str(run_folder), "--repo", "org/name", "--tag", "v1", "--dry-run")
+    code, out, err = unreachable(calls.run, *argv)
+    assert code == 0, err
+    assert out.startswith("not compared with the Hub: the connection to http://127.0.0.1:9 failed for org/name")
+    named = [line.split()[:2] for line in out.splitlines() if line.startswith("unknown")]
+    assert named == [["unknown", name] for name in ("config.json", "model.safetensors", "README.md")]
+    assert out.endswith("nothing was changed (--dry-run)\n")
+    code, _, err = unreachable(calls.run, *argv[:-1])
+    assert (code, err.startswith("error: the connection to http://127.0.0.1:9 failed")) == (2, True)
+
+
+def test_without_a_network_both_readings_of_a_name_are_told_soon(unreachable):
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match=r"connection to .* failed for config.json of org/name.*no /.*/org/name\)"):
+        unreachable(calls.load, "org/name")
+    with pytest.raises(WeightsError, match=r"^no such file or folder: runs/demo \(.*on the Hub: hf-hub:runs/demo\)$"):
+        unreachable(calls.load, "runs/demo")
+    with pytest.raises(WeightsError, match=r"^no such folder: demo, and a repository on the Hub is org/name$"):
+        unreachable(calls.load, "demo")
+    assert time.monotonic() - start < 10  # the Hub's client alone tries for 23 seconds
