@@ -3,12 +3,14 @@
 The same encoder gives the same card to the letter, so that pushing it again changes nothing.
 """
 
+import dataclasses
 import re
 from typing import Any
 
 import timm
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import yaml_dump
+from timm.models import PretrainedCfg
 
 from .folder import EncoderConfig
 from .licensing import NUSCENES, OFFICIAL_VERSIONS, hub_metadata
@@ -61,7 +63,7 @@ def _metadata(config: EncoderConfig) -> ModelCardData:
         tags=TAGS,
         **license,
         datasets=_datasets(about) or None,
-        base_model=_base_model(about.get("init", "")),
+        base_model=_base_model(about.get("init") or ""),
     )
 
 
@@ -102,15 +104,18 @@ def _summary(config: EncoderConfig) -> str:
 
 def _use(config: EncoderConfig, repo: str | None) -> str:
     where = f"hf-hub:{repo}" if repo else "local-dir:FOLDER"
-    channels, height, width = config.about["input_size"]
-    mean, std = (", ".join(f"{value:g}" for value in config.about[what]) for what in ("mean", "std"))
+    about = {**dataclasses.asdict(PretrainedCfg()), **config.about}  # what timm supposes where nothing is said
+    channels, height, width = about["input_size"]
+    mean, std = (", ".join(f"{value:g}" for value in about[what]) for what in ("mean", "std"))
     return f"""With timm alone:
 
 ```python
 import timm
 
-backbone = timm.create_model("{where}", pretrained=True, features_only=True)
-features = backbone(images)[-4:]  # strides 4, 8, 16, 32
+backbone = timm.create_model(
+    "{where}", pretrained=True, features_only=True, out_indices=(-4, -3, -2, -1)
+).eval()
+features = backbone(images)  # four maps, strides 4, 8, 16, 32
 ```
 
 With mim4d, for the masked forward as well:

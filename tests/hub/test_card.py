@@ -52,7 +52,7 @@ def test_it_says_how_it_was_trained_and_what_for(tmp_path):
         "| val_direct_psnr |  | 21 |",
         "  lr: 0.0004",
         "256 x 704 pixels",
-        'timm.create_model("hf-hub:org/name", pretrained=True, features_only=True)',
+        '"hf-hub:org/name", pretrained=True, features_only=True, out_indices=(-4, -3, -2, -1)\n).eval()',
         'MIM4DEncoder.from_pretrained("org/name")',
         "non-commercial use only",
     ):
