@@ -19,6 +19,11 @@ def evaluate() -> None:
     _start("eval", "downstream")
 
 
+def data() -> None:
+    """``mim4d-data``."""
+    _start("data")
+
+
 def _start(name: str, package: str = "") -> None:
     """Run a command's own entry point; exits with 2 and one line if what it imports is not installed."""
     try:

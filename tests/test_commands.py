@@ -23,6 +23,7 @@ import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, GradientState
 
+from mim4d.data import cli as check_data
 from mim4d.downstream.cli import main as evaluate
 from mim4d.pretrain import cli as pretrain
 from mim4d.pretrain.config import SyntheticConfig, flatten
@@ -170,6 +171,11 @@ class Toy:
             small = [*EVAL, *offline, "--version", "v1.0-mini", "--dataroot", str(self.root)]
             evaluate(evaluation.arguments(self.root, Path("runs/eval"), *rest, *small))
             assert (Path(rest[rest.index("--out") + 1]) / "metrics.json").is_file()
+        elif program == "mim4d-data":
+            rest[rest.index("check") + 1] = str(self.root)
+            with pytest.raises(SystemExit, match="0"):
+                check_data.main(rest)
+            assert Path(rest[rest.index("--picture") + 1]).is_file()
         elif program == "mim4d-world":
             small = ["--scenes", "1", "--keyframes", "2", "--scale", "0.1", "--workers", "1"]
             self.monkeypatch.setattr(sys, "argv", [*words, *small])

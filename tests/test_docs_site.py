@@ -17,6 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from benchmarks.evidence import __main__ as evidence
+from mim4d.data import cli as data
 from mim4d.downstream import cli as evaluation
 from mim4d.hub import cli as hub
 from mim4d.hub.folder import save_encoder
@@ -85,6 +86,8 @@ def check(words: list[str], strict: bool) -> None:
         complete(pretrain.parse(rest)[0])
     elif program == "mim4d-hub":
         hub._parser().parse_args(rest)
+    elif program == "mim4d-data":
+        data._parser().parse_args(rest)
     elif program == "mim4d-world":
         tyro.cli(world.Options, args=rest)
     elif program == "mim4d-eval":

@@ -218,6 +218,28 @@ class NuScenesClips(Dataset[Clip]):
             raise BadDataError(self.name(number), str(error)) from error
         return clip
 
+    def read(self, number: int) -> Clip:
+        """Read a clip, whatever ``on_error`` says.
+
+        Raises:
+            BadDataError: If a file or record is missing or broken.
+        """
+        return self._read(number, number)
+
+    def read_record(self, row: int) -> None:
+        """Read one file as for a clip.
+
+        Args:
+            row: Of the index: an image of one of the cameras, or a sweep.
+
+        Raises:
+            BadDataError: If it is missing or broken.
+        """
+        if self.index.records["size"][row].any():
+            self._images(np.array([[row]], dtype=np.int32))
+        else:
+            self._points(np.array([row], dtype=np.int32))
+
     @property
     def reference(self) -> str:
         """Channel at whose times a frame's ego pose is taken: the LiDAR, or the first camera where there is none."""

@@ -1,0 +1,58 @@
+"""``mim4d-data``: check a folder in nuScenes format before training on it."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from ..errors import UserError, in_one_line
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: exits with 0 if there is no fault, with 1 if there are some, with 2 and one line for bad input."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mim4d").setLevel(logging.INFO)
+    given = _parser().parse_args(argv)
+    with in_one_line():
+        sys.exit(_check(given))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mim4d-data", description="Look at a data set before training on it.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    check = commands.add_parser(
+        "check",
+        help="read a folder in nuScenes format as mim4d-pretrain would",
+        description="Prints one line per kind of fault, with a count and the first file, then what is there. "
+        "Exit code 0: no fault; 1: faults; 2: nothing to check.",
+    )
+    check.add_argument(
+        "root", type=Path, metavar="ROOT", help="the folder that holds samples/ and the version's tables"
+    )
+    check.add_argument("--version", default="", help="the folder of tables, if there are several")
+    check.add_argument("--full", action="store_true", help="read every file, not a sample of each sensor's")
+    check.add_argument("--picture", type=Path, metavar="FILE", help="write a PNG of LiDAR points on the images")
+    check.add_argument(
+        "--lidar-floats", type=int, default=5, metavar="N", help="floats per point of LiDAR files without a header (5)"
+    )
+    return parser
+
+
+def _check(given: argparse.Namespace) -> int:
+    from .check import check_root, save_picture  # after --help
+
+    if given.lidar_floats < 3:
+        raise UserError(f"--lidar-floats {given.lidar_floats}: a point has at least x, y and z")
+    report, clip = check_root(given.root.expanduser(), given.version, full=given.full, lidar_floats=given.lidar_floats)
+    for line in report.lines():
+        print(line)
+    if given.picture and clip is not None:
+        save_picture(clip, given.picture)
+        print(f"picture: {given.picture}; points must lie on what they belong to: poles, kerbs, cars")
+    elif given.picture:
+        print("no picture: no moment can be read as a whole")
+    elif clip is not None:
+        print("see LiDAR on the images: add --picture check.png")
+    kinds = len(report.faults)
+    print(f"{kinds} {'kind' if kinds == 1 else 'kinds'} of fault" if kinds else "no faults")
+    return 1 if report.faults else 0
