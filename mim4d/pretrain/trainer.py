@@ -116,7 +116,8 @@ class Trainer:
         newest = on_main(accelerator, lambda: newest_whole(self.folder.checkpoints)) if resume else None
         self.model, told = first_model(config, read_init=newest is None, method=method)
         self.model.to(accelerator.device)
-        self.ema = ModelEmaV3(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
+        decay = config.optim.ema_decay
+        self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
         self.optimizer = make_optimizer(self.model, config.optim)
         self.start = load_checkpoint(newest, **self._state()) if newest else 0
         if self.start > config.steps:
@@ -194,7 +195,7 @@ class Trainer:
                 self.stepper.zero_grad()
             batches.append({name: value.detach() for name, value in values.items()})
         if self.ema:
-            self.ema.update(self.model)
+            self.ema.update(self.model, step=step)
         self.meter.add(step, join(batches) | {"grad_norm": grad_norm}, names, skipped)
         self.log.step(step)
 
