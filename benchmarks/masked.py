@@ -63,16 +63,16 @@ def measure(options: Options, model: str) -> tuple[list[float], list[float]]:
     images = torch.randn(options.images, 3, *options.size, device=options.device)
     grid = (options.images, options.size[0] // PATCH, options.size[1] // PATCH)
     order = torch.rand(grid[0], grid[1] * grid[2], device=options.device).argsort(1)
-    masks = [(order >= round(ratio * order.shape[1])).view(grid) for ratio in options.ratios]
+    hidden = [round(ratio * order.shape[1]) for ratio in options.ratios]
+    masks = [((order >= count).view(grid), order.shape[1] - count) for count in hidden]
 
     def dense() -> list[Tensor]:
         return encoder.forward_intermediates(images, indices=4, intermediates_only=True)  # type: ignore[operator]
 
-    passes = [dense, *[lambda visible=visible: encoder.forward_masked(images, visible) for visible in masks]]
+    passes = [dense, *[lambda mask=m, n=n: encoder.forward_masked(images, mask, num_visible=n) for m, n in masks]]
     rounds = [[seconds(options, run) for run in passes] for _ in range(options.repeats + 1)]
-    return [statistics.median(times) for times in zip(*rounds[1:], strict=True)], [
-        float(m.float().mean()) for m in masks
-    ]
+    shares = [visible / order.shape[1] for _, visible in masks]
+    return [statistics.median(times) for times in zip(*rounds[1:], strict=True)], shares
 
 
 def main() -> None:

@@ -29,8 +29,9 @@ class MIM4DConvNeXt(MIM4DEncoder, ConvNeXt):
         stages: Any = self.stages
         return [self.stem, *stages]
 
-    def _forward_masked(self, images: Tensor, visible: Tensor, patches: Patches) -> list[Tensor]:
-        if self.stem[0].kernel_size != self.stem[0].stride or isinstance(self.stem[1], nn.GroupNorm):
+    def _forward_masked(self, images: Tensor, visible: Tensor, patches: Patches, groups: int) -> list[Tensor]:
+        mixing = nn.GroupNorm, nn.BatchNorm2d
+        if self.stem[0].kernel_size != self.stem[0].stride or isinstance(self.stem[1], mixing):
             raise ValueError("forward_masked needs a patch stem and norms of single sites: others mix patches")
         stages: Any = self.stages
         # Stem and downsampling have kernel = stride: a patch sees itself alone, and hidden pixels are never read.

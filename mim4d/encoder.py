@@ -98,7 +98,9 @@ class MIM4DEncoder(nn.Module):
         """Channels of the four stages' maps."""
         return [stage["num_chs"] for stage in self.feature_info[-4:]]
 
-    def forward_masked(self, images: Tensor, visible: Tensor, *, num_visible: int | None = None) -> list[Tensor]:
+    def forward_masked(
+        self, images: Tensor, visible: Tensor, *, num_visible: int | None = None, norm_group: int | None = None
+    ) -> list[Tensor]:
         """Features of the visible patches alone: what is hidden contributes nothing and receives nothing.
 
         The semantics are those of submanifold sparse convolution (SparK, arXiv 2301.03580, section 3.1): the sites of
@@ -110,13 +112,16 @@ class MIM4DEncoder(nn.Module):
             visible: [N, H/32, W/32] bool, True where a patch is seen.
             num_visible: Visible patches per image, where every image has the same number. It must be right: it is not
                 checked, because reading the mask makes the host wait for the device. None reads the mask.
+            norm_group: Consecutive images that share the statistics of a BatchNorm in training mode, such as the V
+                cameras of a frame: no image then depends on those outside its group. Needs ``num_visible``. None: all
+                images share them, as in the dense forward. ConvNeXts have no BatchNorm.
 
         Returns:
             The four stages' maps [N, C_i, H/s_i, W/s_i], s = 4, 8, 16, 32, with exact zeros at hidden sites.
 
         Raises:
-            ValueError: If the shapes do not fit, the mask is not bool, or the model's stem, dilation or norms make
-                patches mix.
+            ValueError: If the shapes or groups do not fit, the mask is not bool, or the model's stem, dilation or norms
+                make patches mix.
         """
         n, _, height, width = images.shape
         if visible.shape != (n, height // PATCH, width // PATCH) or height % PATCH or width % PATCH:
@@ -129,9 +134,15 @@ class MIM4DEncoder(nn.Module):
         strides = [stage["reduction"] for stage in self.feature_info[-4:]]
         if strides != [4, 8, 16, PATCH]:
             raise ValueError(f"forward_masked needs strides 4, 8, 16, 32 (here {strides}): others mix patches")
-        return self._forward_masked(images, visible, patch_indices(visible, num_visible))
+        if norm_group is not None and (num_visible is None or norm_group < 1 or n % norm_group):
+            raise ValueError(
+                f"norm_group: expected a divisor of the {n} images, together with num_visible, got {norm_group} with "
+                f"num_visible={num_visible}"
+            )
+        groups = n // (norm_group or n) if n else 1
+        return self._forward_masked(images, visible, patch_indices(visible, num_visible), groups)
 
-    def _forward_masked(self, images: Tensor, visible: Tensor, patches: "Patches") -> list[Tensor]:
+    def _forward_masked(self, images: Tensor, visible: Tensor, patches: "Patches", groups: int) -> list[Tensor]:
         """The family's own part of :meth:`forward_masked`, for shapes and strides that fit."""
         raise NotImplementedError
 

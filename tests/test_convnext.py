@@ -266,6 +266,7 @@ def test_shapes_that_do_not_fit_are_named(image, mask, message):
         dict(patch_size=8),
         dict(patch_size=2, output_stride=8),
         dict(norm_layer="groupnorm1"),
+        dict(norm_layer="batchnorm2d"),
     ],
 )
 def test_models_whose_patches_overlap_are_refused(arguments):

@@ -235,6 +235,35 @@ def test_too_few_sites_for_a_variance_leave_running_statistics_alone(size, shown
     assert all(p.grad.isfinite().all() for p in model.parameters())  # none is missing: other processes wait for them
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@BLOCKS
+def test_groups_of_images_are_normalised_as_if_alone(size, checkpointing):
+    """Maps, gradients, and running statistics: those move once, by the mean of what each group alone makes of them."""
+    images = noise(6, 3, 64, 96).double()
+    visible = torch.tensor([[[1, 0, 1], [1, 1, 0]], [[0, 0, 1], [1, 1, 1]]]).bool().repeat(3, 1, 1)
+    results = []
+    for groups in ([images], images.split(2)):
+        model = small(size).double().train()
+        model.set_grad_checkpointing(checkpointing)
+        before, own, maps = statistics(model), [], []
+        for group in groups:
+            model.load_state_dict(before, strict=False)
+            maps.append(model.forward_masked(group, visible[: len(group)], num_visible=4, norm_group=2))
+            sum(m.square().sum() for m in maps[-1]).backward()
+            own.append(statistics(model))
+        averaged = [torch.stack([group[name].double() for group in own]).mean(0) for name in before]
+        results.append([*map(torch.cat, zip(*maps, strict=True)), *averaged, *map(gradient, model.parameters())])
+        assert all(own[0][name] == before[name] + 1 for name in before if name.endswith("tracked"))
+    for a, b in zip(*results, strict=True):
+        close(a, b, 1e-11, "groups")
+
+
+@pytest.mark.parametrize("arguments", [dict(norm_group=2), dict(norm_group=4, num_visible=6)])
+def test_groups_that_do_not_fit_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"norm_group: expected a divisor of the 6 images, together with num_visible"):
+        small().forward_masked(noise(6, 3, 64, 96), torch.ones(6, 2, 3, dtype=torch.bool), **arguments)
+
+
 def test_drop_path_drops_images_whole():
     """All-visible equality above has the draw; here sites of half-hidden images follow their own image's."""
     model = small(18, layers=(1, 1, 1, 1), drop_path_rate=0.6)

@@ -72,6 +72,7 @@ class MaskedModel(nn.Module):
                 f"{config.encoder} has no masked forward: pretraining needs one of timm.list_models('mim4d_*')"
             )
         self.encoder = encoder
+        self._holds_statistics = False
         encoder.requires_grad_(False)  # nothing in pretraining sees the head
         for part in encoder.parts()[config.frozen :]:
             part.requires_grad_(True)
@@ -82,11 +83,24 @@ class MaskedModel(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> "MaskedModel":
-        """As of any module, but frozen parts stay in evaluation mode: no drop path, and BatchNorm's statistics hold."""
+        """As of any module, but frozen parts and BatchNorms that hold their statistics stay in evaluation mode."""
         super().train(mode)
         for part in self.encoder.parts()[: self.config.frozen]:
             part.eval()
+        if self._holds_statistics:
+            for module in self.encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         return self
+
+    def hold_statistics(self) -> None:
+        """Keep the encoder's BatchNorms at their running statistics, in training too; weights and biases still train.
+
+        For an encoder that starts from pretrained weights. One from scratch has no statistics yet: its BatchNorms take
+        those of each frame.
+        """
+        self._holds_statistics = True
+        self.train(self.training)
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
         """One training step: ``loss`` and what was measured on the way.
@@ -120,8 +134,13 @@ class MaskedModel(nn.Module):
             The encoder's four maps [B*T*V, C_i, H/s_i, W/s_i], and the mask [B*T*V, H/32, W/32].
         """
         visible = self.visible(clip).flatten(0, 2)
-        num_visible = count_visible(clip.image_size, self.config.mask_ratio)
-        return self.encoder.forward_masked(self.normalised(clip), visible, num_visible=num_visible), visible
+        maps = self.encoder.forward_masked(
+            self.normalised(clip),
+            visible,
+            num_visible=count_visible(clip.image_size, self.config.mask_ratio),
+            norm_group=clip.num_cameras,  # statistics of one frame: none of another frame, which may be dropped
+        )
+        return maps, visible
 
 
 class MIM4D(MaskedModel):

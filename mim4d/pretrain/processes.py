@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
 
 from ..errors import UserError
 
@@ -95,6 +97,19 @@ def own_settings(own: Mapping[str, tuple[str, str]]) -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def average_statistics(model: nn.Module, accelerator: Accelerator) -> None:
+    """Average the running statistics of BatchNorms in training mode over processes.
+
+    After a step, this makes them what one process would have with the batches of all.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    if accelerator.num_processes == 1 or not norms:
+        return
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+    mean = accelerator.reduce(torch.cat(buffers), "mean")
+    torch._foreach_copy_(buffers, list(mean.split([len(buffer) for buffer in buffers])))
 
 
 class StopSignal:

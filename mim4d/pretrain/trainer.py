@@ -45,7 +45,7 @@ from .meter import Meter, join
 from .model import MIM4D, MaskedModel, ModelConfig
 from .optim import lr_scale, make_optimizer, set_lr
 from .pictures import save_picture
-from .processes import StopAgreement, StopSignal, on_main, own_settings
+from .processes import StopAgreement, StopSignal, average_statistics, on_main, own_settings
 from .provenance import license_of_run, provenance
 from .weights import initialise
 
@@ -89,7 +89,8 @@ def make_accelerator(config: PretrainConfig) -> Accelerator:
             mixed_precision=precision,
             gradient_accumulation_steps=accumulate,
             cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            # DDP would broadcast the main process's BatchNorm statistics: train_step averages those of all processes.
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
         )
 
 
@@ -194,6 +195,7 @@ class Trainer:
                 self.stepper.step()
                 self.stepper.zero_grad()
             batches.append({name: value.detach() for name, value in values.items()})
+        average_statistics(self.model, accelerator)
         if self.ema:
             self.ema.update(self.model, step=step)
         self.meter.add(step, join(batches) | {"grad_norm": grad_norm}, names, skipped)
@@ -334,6 +336,8 @@ def first_model(config: PretrainConfig, *, read_init: bool, method: Method = MIM
         model = method(config.model_config())
     except ValueError as error:
         raise UserError(f"these settings make no model: {error}") from error
+    if config.init != SCRATCH:
+        model.hold_statistics()
     if config.init == SCRATCH or not read_init:
         return model, SCRATCH
     return model, initialise(model.encoder, config.init)

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.trainer import train
+from mim4d.tensors import read_tensors
 from tests.pretrain.runs import arguments, command, environment, losses, run, tiny
 
 # Stochastic depth draws for the batch it sees, so it alone depends on how clips are dealt out.
@@ -39,6 +41,21 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(root, tmp_path
     assert "2 x cpu" in two.stderr
     close(losses(out), alone)
     assert two.stderr.count("the encoder is ready") == 1
+
+
+def test_so_they_do_with_the_running_statistics_of_a_resnet(root, tmp_path, fresh_accelerate):
+    flags = ("--model", "mim4d_resnet18", "--steps", "2", "--method.drop-path", "0", "--optim.lr", "1e-4")
+    two = run(*arguments(root, tmp_path / "two", *flags, "--batch-size", "1"), launcher=TWO)
+    assert two.returncode == 0, two.stderr
+    train(tiny(root, tmp_path / "one", *flags, "--batch-size", "2"))
+    together, alone = (
+        read_tensors(list_checkpoints(tmp_path / name / "checkpoints")[-1] / "model.safetensors")
+        for name in ("two", "one")
+    )
+    running = [name for name in alone if "running" in name]
+    assert len(running) == 40
+    for name in running:
+        torch.testing.assert_close(together[name], alone[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_so_does_one_that_accumulates(root, tmp_path, alone, fresh_accelerate):

@@ -11,6 +11,7 @@ from mim4d.geometry import transform
 from mim4d.pretrain.mask import draw_targets
 from mim4d.pretrain.model import MIM4D, pick, through_visible
 from mim4d.pretrain.rays import choose_rays
+from tests.encoders import shake
 from tests.toy import toy_clip, toy_config, toy_model
 
 LOSSES = {"direct": ("direct_rgb", "direct_depth"), "temporal": ("temporal_rgb", "temporal_depth")}
@@ -304,6 +305,30 @@ def test_a_target_frame_is_dropped_before_it_is_rebuilt():
         missing[torch.arange(3), targets[:, k]] = torch.nan
         warped, _ = model.warp_others(missing, clip, targets)
         assert warped.view(3, 2, 3, -1)[:, k].isfinite().all()
+
+
+@FAMILIES
+@pytest.mark.parametrize("training", [True, False])
+def test_a_dropped_frame_does_not_reach_its_own_rebuilt_volume(encoder, training):
+    """Neither as features nor through the statistics of a norm; what it does to the other targets' shows it is seen."""
+    model, clip = MIM4D(toy_config(encoder=encoder, drop_path=0.2)), toy_clip(1, 3)
+    shake(model.encoder)
+    model.train(training)
+    targets = draw_targets(clip.seeds, 3)  # [1, 2]
+
+    @torch.no_grad()
+    def rebuilt(images):
+        torch.manual_seed(0)  # stochastic depth
+        changed = replace(clip, images=images)
+        return model.temporal(*model.warp_others(model.encode(changed), changed, targets)).volume  # [2, C, Z, Y, X]
+
+    before = rebuilt(clip.images)
+    for k in range(2):
+        images = clip.images.clone()
+        images[:, targets[0, k]] = 255 - images[:, targets[0, k]]
+        after = rebuilt(images)
+        assert torch.equal(after[k], before[k])
+        assert not torch.equal(after[1 - k], before[1 - k])
 
 
 def test_others_come_with_their_own_poses_and_gaps():
