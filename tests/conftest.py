@@ -10,11 +10,18 @@ from mim4d.world import make_world
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--trials", type=int, default=1, help="how often to repeat tests of races, each at another moment")
+    parser.addoption("--fuzz-size", type=int, default=30, help="cases of each fuzz test; 300 for a full run")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "trial" in metafunc.fixturenames:
         metafunc.parametrize("trial", range(metafunc.config.getoption("--trials")))
+
+
+@pytest.fixture
+def fuzz_size(request: pytest.FixtureRequest) -> int:
+    """How many cases a fuzz test makes."""
+    return int(request.config.getoption("--fuzz-size"))
 
 
 @pytest.fixture(scope="session", autouse=True)
