@@ -1,7 +1,10 @@
 """Entry points of the commands that need more than the base install."""
 
+import os
+import shutil
 import sys
 from importlib import import_module
+from pathlib import Path
 
 
 def pretrain() -> None:
@@ -22,6 +25,12 @@ def evaluate() -> None:
 def data() -> None:
     """``mim4d-data``."""
     _start("data")
+
+
+def installed(name: str) -> str:
+    """How to start a command that is installed beside this Python: its name, or its path where that is not on PATH."""
+    file = Path(sys.executable).parent / name
+    return os.path.relpath(file) if file.is_file() and not shutil.which(name) else name
 
 
 def _start(name: str, package: str = "") -> None:

@@ -23,6 +23,7 @@ def share_out(
     tasks: Sequence[Task],
     workers: int,
     ended: Callable[[Task, Exception | None], None],
+    tick: Callable[[], None] | None = None,
 ) -> None:
     """Call ``function(*task)`` for every task, each in a process of its own.
 
@@ -35,6 +36,7 @@ def share_out(
         tasks: Its arguments.
         workers: Processes side by side.
         ended: Called here with each task as it ends, and with what it raised.
+        tick: Called here twice a second meanwhile.
 
     Raises:
         ValueError: If there are no workers.
@@ -60,7 +62,9 @@ def share_out(
                     ended(task, error)
                 if not running:
                     return
-                ready = wait(list(running))
+                while not (ready := wait(list(running), timeout=0.5 if tick else None)):
+                    if tick:
+                        tick()
                 done = [_result(hears, *running.pop(hears)) for hears in list(running) if hears in ready]
         finally:
             begun = [process for _, process in running.values() if process.pid is not None]

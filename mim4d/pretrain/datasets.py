@@ -10,12 +10,12 @@ from typing import Any
 from accelerate import Accelerator
 from filelock import FileLock
 from rich.console import Console
-from rich.progress import Progress
 
 from ..data import NuScenesClips
 from ..data.index import cache_folder
 from ..errors import BadDataError, UserError
 from ..files import make_folder
+from ..progress import Bar
 from ..version import __version__
 from ..world import make_world, world_in
 from .config import NO_SPLIT, PretrainConfig, SyntheticConfig, held_out_split
@@ -32,6 +32,7 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
     """
     # A world and an index take minutes to hours to make: of the processes that start together one makes it, and the
     # others wait for its file lock, not within the process group, whose collectives time out.
+    config.data_config(config.split)  # refuses bad settings before minutes of drawing
     if config.data == "synthetic":
         root = synthetic_root(config.dataroot, config.version, config.world)
         config = dataclasses.replace(config, dataroot=str(root))
@@ -95,8 +96,12 @@ def _is_there(root: Path, version: str, world: dict[str, Any]) -> bool:
 
 
 def _draw(root: Path, version: str, world: dict[str, Any]) -> None:
-    console = Console(stderr=True)
-    console.print(f"making a world in {root}, this once", markup=False, highlight=False, soft_wrap=True)
-    with Progress(console=console) as bar:
-        task = bar.add_task("key frames")
-        make_world(root, version, **world, progress=lambda done, whole: bar.update(task, completed=done, total=whole))
+    console = Console(stderr=True, highlight=False)
+    console.print(
+        f"drawing a world of {world['scenes']} scenes x {world['keyframes']} key frames in {root}, once: the demo, "
+        "mim4d-eval and the examples use it again",
+        markup=False,
+        soft_wrap=not console.is_terminal,
+    )
+    with Bar(console, "key frames", every=30) as bar:
+        make_world(root, version, **world, progress=bar.update)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -11,10 +10,10 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..errors import UserError
+from ..progress import Bar
 
 Row = Mapping[str, float]
 """One logged step: ``step`` and what was measured."""
@@ -109,8 +108,6 @@ class RunLog:
         self._console = Console(stderr=True, highlight=False, quiet=not main)
         self._main = main
         self._steps = steps
-        self._start = start
-        self._began = self._last_line = time.monotonic()
         if not main:
             return
         self._metrics = MetricsFile(folder / "metrics.jsonl", after=start)
@@ -119,24 +116,16 @@ class RunLog:
             self._board = SummaryWriter(self._board_folder, purge_step=start + 1)
         if self._metrics.damaged:
             self.say(f"warning: {self._metrics.damaged} damaged lines of {folder / 'metrics.jsonl'} are left out")
-        columns = (
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[shown]}"),
-        )
-        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._bar = self._progress.add_task("step", total=steps, completed=start, shown="")
+        self._bar = Bar(self._console, "step", start=start, total=steps)
 
     def __enter__(self) -> "RunLog":
         if self._main:
-            self._progress.start()
+            self._bar.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._main:
-            self._progress.stop()
+            self._bar.stop()
             self._metrics.close()
             with suppress(UserError) if error else nullcontext(), _writing(self._board_folder):
                 self._board.close()
@@ -145,14 +134,24 @@ class RunLog:
         """A value in the last row of the run that is gone on with; 0 if there is none."""
         return self._metrics.last.get(name, 0.0) if self._main else 0.0
 
-    def say(self, message: str) -> None:
-        """One line for whoever watches."""
-        self._console.print(message, markup=False, soft_wrap=True)
+    def say(self, message: str, *, to_copy: bool = False) -> None:
+        """One line for whoever watches.
+
+        Args:
+            message: What it says. A terminal gets it broken between words.
+            to_copy: Whether it stays one line, as a command that is to be copied must.
+        """
+        self._console.print(message, markup=False, soft_wrap=to_copy or not self._console.is_terminal)
+
+    def end(self) -> None:
+        """Close the bar: the lines that follow stand below it."""
+        if self._main:
+            self._bar.stop()
 
     def step(self, step: int) -> None:
         """A step was done (its values are perhaps still being computed)."""
-        if self._main:
-            self._progress.update(self._bar, completed=step)
+        if self._main and self._console.is_terminal:
+            self._bar.update(step, self._steps)
 
     def row(self, row: Row) -> None:
         """Report one logged step."""
@@ -166,8 +165,7 @@ class RunLog:
                     self._board.add_scalar(_board_name(name), value, step)
         shown = _listed({name: value for name, value in row.items() if not name.startswith("val_")})
         held_out = _listed({name[4:]: value for name, value in row.items() if name.startswith("val_")})
-        self._progress.update(self._bar, completed=step, shown=shown)
-        self._plain_line(step, shown)
+        self._bar.update(step, self._steps, shown)
         if held_out:
             self.say(f"step {step}/{self._steps}  held out: {held_out}")
 
@@ -175,15 +173,6 @@ class RunLog:
         """Put a picture on the board too."""
         with Image.open(path) as image, _writing(self._board_folder):
             self._board.add_image("held_out", np.asarray(image.convert("RGB")), step, dataformats="HWC")
-
-    def _plain_line(self, step: int, shown: str) -> None:
-        """Where there is no terminal: a line, at most every five seconds, and the last."""
-        now = time.monotonic()
-        if self._console.is_terminal or (now - self._last_line < 5 and step not in (self._start + 1, self._steps)):
-            return
-        self._last_line = now
-        left = (now - self._began) / max(1, step - self._start) * (self._steps - step)
-        self.say(f"step {step}/{self._steps}  {shown}, {left / 60:.1f} min left")
 
 
 _SHOWN = {"rgb": "rgb {:.3f}", "depth": "depth {:.2f} m"}
@@ -199,9 +188,14 @@ def _listed(values: Row) -> str:
         errors = [text.format(values[name]) for what, text in _SHOWN.items() if (name := f"{kind}_{what}") in values]
         if errors:
             parts.append(f"{kind} {' '.join(errors)}")
-    if "clips_per_s" in values:
-        parts.append(f"{values['clips_per_s']:.1f} clips/s")
+    if "clips_per_s" in values:  # before what a narrow terminal cuts off
+        parts.insert(1, speed(values["clips_per_s"]))
     return ", ".join(parts)
+
+
+def speed(clips_per_s: float) -> str:
+    """Clips per second, or the other way round where that is less than one."""
+    return f"{clips_per_s:.1f} clips/s" if clips_per_s >= 1 else f"{1 / max(clips_per_s, 1e-9):.1f} s/clip"
 
 
 def _board_name(name: str) -> str:

@@ -6,6 +6,7 @@ processes with batches of b learn what one with W * b does.
 """
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,11 +20,13 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from ..clip import Clip
+from ..commands import installed
 from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
 from ..data.loader import check_limits
 from ..errors import UserError
 from ..hub.folder import CARD, save_encoder
 from ..lock import locked_folder
+from ..progress import duration
 from ..tensors import read_tensors
 from ..version import __version__
 from .checkpoint import (
@@ -110,12 +113,12 @@ class Trainer:
         self.folder = RunFolder(Path(config.out).expanduser())
         self.folder.check(config, resume=resume)
         self.accelerator = accelerator = accelerator or make_accelerator(config)
-        clips, held_out = open_data(config, accelerator)
-        self._clips = clips.digest()
-
-        # Weights: from a checkpoint if there is one to go on from, else the first ones.
+        # Weights: from a checkpoint if there is one to go on from, else the first ones. Before the data: a world may
+        # have to be drawn for it.
         newest = on_main(accelerator, lambda: newest_whole(self.folder.checkpoints)) if resume else None
         self.model, told = first_model(config, read_init=newest is None, method=method)
+        clips, held_out = open_data(config, accelerator)
+        self._clips = clips.digest()
         self.model.to(accelerator.device)
         decay = config.optim.ema_decay
         self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
@@ -149,6 +152,7 @@ class Trainer:
         main = accelerator.is_main_process
         self.log = RunLog(self.folder.root, steps=config.steps, start=self.start, main=main)
         self.meter = Meter(accelerator, seconds=self.log.last("seconds"), skipped=self.log.last("skipped"))
+        self._seconds_before = self.log.last("seconds")
         self.agreement = StopAgreement(accelerator, self.start)
         self._warned = False
         self._batches: list[Clip] = []
@@ -163,9 +167,9 @@ class Trainer:
                 self.train_step(step, clips)
                 self.after_step(step, stop)
             on_main(self.accelerator, self._export)
-            self.log.say(f"done; {self.folder.root} holds {', '.join(self.folder.contents())}")
-            self.log.say("the encoder is ready for timm alone:")
-            self.log.say(f'  timm.create_model("local-dir:{self.folder.encoder}", pretrained=True, features_only=True)')
+            self.log.end()
+            for line in next_steps(self.folder, config=self.config):
+                self.log.say(line, to_copy=True)
         self.accelerator.end_training()
 
     def train_step(self, step: int, clips: Iterator[Clip]) -> None:
@@ -223,6 +227,10 @@ class Trainer:
         self._batches = []
         if logs or evaluates:
             self.log.row(row)
+            if step == self.start + 1 and self._slow():
+                seconds = row["seconds"] - self._seconds_before
+                left = duration(seconds * (config.steps - step))
+                self.log.say(f"step {step} took {duration(seconds)} on the CPU: {left} left at this rate")
             if row.get("rays") == 0 and not self._warned:
                 self._warned = True
                 self.log.say(
@@ -241,6 +249,10 @@ class Trainer:
             self.log.say(f"stopped after step {step}; go on with --resume --out {config.out}")
             raise SystemExit(128 + received)
         self.meter.restart_clock()
+
+    def _slow(self) -> bool:
+        """Whether settings made for a GPU run on the CPU."""
+        return self.accelerator.device.type == "cpu" and self.config.preset != "demo"
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.config.steps)
@@ -316,8 +328,29 @@ class Trainer:
             f"run: steps {self.start + 1} to {config.steps} of {batch} clips, {accelerator.num_processes} x "
             f"{accelerator.device.type}, {config.precision}, in {self.folder.root}"
         )
+        if self._slow():
+            self.log.say(
+                f"no GPU: --preset {config.preset} is made for one; on the CPU --preset demo runs in minutes, or lower "
+                "--image-size and --model"
+            )
         if isinstance(self.model, MIM4D) and accelerator.is_main_process:
             self.log.say(reach_line(reach(self.model.lift, self.shown)))
+
+
+def next_steps(folder: RunFolder, config: PretrainConfig) -> list[str]:
+    """What to look at after a run, a command to copy in each line."""
+    pictures = sorted(folder.pictures.glob("*.png"))
+    data = ["--data", "synthetic"] if config.data == "synthetic" else ["--data", "nuscenes"]
+    data += ["--dataroot", config.dataroot] if config.dataroot else []
+    if config.preset != "demo" or config.data != "synthetic":
+        data += ["--version", config.version]
+    score = ["--task", "bev-seg", "--backbone", str(folder.root), "--freeze", *data, "--out", f"{folder.root}-eval"]
+    return [
+        f"done; see {pictures[-1] if pictures else folder.root}",
+        f"curves:   {shlex.join([installed('tensorboard'), '--logdir', str(folder.root)])}",
+        f"score it: {shlex.join([installed('mim4d-eval'), *score])}",
+        f'use it:   timm.create_model("local-dir:{folder.encoder}", pretrained=True, features_only=True)',
+    ]
 
 
 def first_model(config: PretrainConfig, *, read_init: bool, method: Method = MIM4D) -> tuple[MaskedModel, str]:

@@ -4,10 +4,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
 
 from ..errors import UserError, in_one_line
 from ..flags import flags_named, parse_flags
+from ..progress import Bar
 from .make import make_world
 
 
@@ -44,17 +45,7 @@ def main() -> None:
 def _make(options: Options) -> None:
     if options.workers is not None and not 1 <= options.workers <= 1024:
         raise UserError(f"workers = {options.workers} must lie in 1 .. 1024")
-    with (
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            disable=not sys.stderr.isatty(),
-        ) as bar,
-    ):
-        task = bar.add_task("key frames", total=None)
+    with Bar(Console(stderr=True, highlight=False), "key frames", every=30) as bar:
         make_world(
             options.out,
             options.version,
@@ -65,6 +56,6 @@ def _make(options: Options) -> None:
             camera_rate=options.camera_rate,
             lidar_rate=options.lidar_rate,
             workers=options.workers,
-            progress=lambda done, whole: bar.update(task, completed=done, total=whole),
+            progress=bar.update,
         )
     print(options.out)

@@ -211,17 +211,22 @@ def _capture_all(root: Path, jobs: Sequence[SceneJob], workers: int, progress: C
         # A scene's frames go to one process in runs, so that it is built but once or twice.
         run = max(1, min(jobs[0].keyframes, -(-len(frames) // (2 * workers))))
         runs = [(job, range(i, min(i + run, job.keyframes))) for job in jobs for i in range(0, job.keyframes, run)]
-        done = 0
+
+        def count() -> None:
+            progress(sum(_record_file(root, job, frame).exists() for job, frame in frames), len(frames))
 
         def ended(task: Task, error: Exception | None) -> None:
-            nonlocal done
             if error is not None:
                 raise error
-            done += len(task[-1])
-            progress(done, len(frames))
+            count()
 
-        share_out(_capture_run, [(root, job, span) for job, span in runs], workers, ended)
+        count()
+        share_out(_capture_run, [(root, job, span) for job, span in runs], workers, ended, tick=count)
     progress(len(frames), len(frames))
+
+
+def _record_file(root: Path, job: SceneJob, frame: int) -> Path:
+    return root / ".parts" / job.name / f"{frame:04d}.json"
 
 
 def _capture_run(root: Path, job: SceneJob, frames: Sequence[int]) -> None:
@@ -233,7 +238,7 @@ def _finish(root: Path, config: WorldConfig, jobs: Sequence[SceneJob]) -> None:
     """Tables last, all at once, and then the mark that the world is whole."""
     builder = TableBuilder(config.seed, config.version)
     for job in jobs:
-        files = [root / ".parts" / job.name / f"{frame:04d}.json" for frame in range(job.keyframes)]
+        files = [_record_file(root, job, frame) for frame in range(job.keyframes)]
         builder.add_scene(job, location_of(job.place), [json.loads(file.read_text()) for file in files])
     for location in sorted({location_of(job.place) for job in jobs}):
         logs = [job.logfile for job in jobs if location_of(job.place) == location]

@@ -108,11 +108,11 @@ def test_a_synthetic_world_is_made_once(run_cache, tmp_path, capsys, monkeypatch
     world = ["--world.scenes", "2", "--world.keyframes", "2", "--world.scale", "0.1", "--data", "synthetic"]
     flags = ["--preset", "gpu24", "--dataroot", "", "--steps", "1", *world]  # gpu24: its grid fits the tiny voxels
     main([*arguments(Path(), tmp_path / "first"), *flags])
-    assert "making a world in" in capsys.readouterr().err
+    assert "drawing a world of" in capsys.readouterr().err
     (made,) = run_cache.glob("world-*")
     assert (made / "v1.0-mini" / "sample_data.json").exists()
     main([*arguments(Path(), tmp_path / "second"), *flags])
-    assert "making a world in" not in capsys.readouterr().err
+    assert "drawing a world of" not in capsys.readouterr().err
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
 
 
