@@ -105,9 +105,8 @@ def render_stage(device: str) -> Callable[[], Tensor]:
     """3,072 rays x (72 + 24) samples through one volume."""
     renderer = Renderer(RenderConfig(), CHANNELS, GRID, sky=False).to(device)
     volume = volumes(1, device)
-    directions = torch.nn.functional.normalize(
-        torch.randn(1, 3072, 3, device=device) * torch.tensor([1, 1, 0.1]), dim=-1
-    )
+    flat = torch.tensor([1, 1, 0.1], device=device)
+    directions = torch.nn.functional.normalize(torch.randn(1, 3072, 3, device=device) * flat, dim=-1)
     origins = torch.tensor([0.0, 0.0, 1.5], device=device).expand_as(directions).contiguous()
     jitter = torch.rand(1, 3072, RenderConfig().uniform_samples, device=device)
 
