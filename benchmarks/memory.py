@@ -1,76 +1,78 @@
-"""What a training step has to keep in memory: counted, without a GPU.
+"""Estimate the memory of a training step without a GPU.
 
-    python benchmarks/memory.py --preset gpu24
+    python -m benchmarks.memory --preset gpu24
 
 Weights, gradients and AdamW's moments follow from the parameters. What autograd keeps for the backward pass is counted
-on the CPU, from a real forward pass of one clip; it grows by the same amount with each camera, so that one and two
-cameras give six. The renderer keeps only its rays and computes one chunk anew at a time, which is counted by itself.
-A GPU's allocator, libraries and short-lived buffers come on top.
+in a forward pass of one clip on tensors without contents. The renderer keeps only its rays and computes one chunk anew
+at a time, which is counted by itself. A GPU's allocator, libraries and short-lived buffers come on top:
+``python -m benchmarks.gpu`` measures them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
-from accelerate import Accelerator
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mim4d.clip import Clip
-from mim4d.pretrain.config import PretrainConfig, complete
-from mim4d.pretrain.datasets import open_data
+from mim4d.pretrain.config import PretrainConfig
 from mim4d.pretrain.model import MIM4D
-from mim4d.pretrain.presets import PRESETS
 
-NAMES = ("init", "frames", "image_size", "precision", "method")
-"""Settings that decide on the memory."""
+from .gpu.cases import Case
+from .gpu.stages import autocast, map_tensors
+
 CHUNK = 4096
-"""Rays a chunk on a GPU."""
+"""Rays per chunk on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Count the memory of a preset's step."""
+    """Estimate the memory of a preset's step."""
 
     preset: Literal["demo", "paper", "gpu24"] = "gpu24"
-    """Whose settings."""
+    """The preset whose settings are used."""
     model: str = ""
-    """Another encoder than the preset's."""
+    """An encoder other than the preset's."""
 
 
 def main(options: Options) -> None:
     """Print the figures of one process, in GB (10^9 bytes)."""
-    preset = PRESETS[options.preset]
-    # Clips of the drawn world's key frames: what is kept does not depend on what they show.
-    same: dict[str, Any] = {name: getattr(preset, name) for name in NAMES}
-    config = complete(replace(PRESETS["demo"], model=options.model or preset.model, **same))
-    torch.manual_seed(0)
+    case = Case(preset=options.preset, encoder=options.model)
+    config = case.config()
+    clip = case.clip(1)
     model = MIM4D(config.model_config())
     learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole, encoder = (sum(p.numel() for p in m.parameters()) for m in (model, model.encoder))
-    one, two = (kept(model, partial(forward, model, clip_of(config, n), config)) for n in (1, 2))
-    clip = one + (len(preset.cameras) - 1) * (two - one)
-    chunk = kept(model, partial(march, model))
+    overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model._apply(empty)
+            per_clip = kept(model, partial(forward, model, map_tensors(clip, empty), config))
+            chunk = kept(model, partial(march, model))
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
     state = 4 * whole + 12 * learnt
-    total = state + preset.batch_size * clip + chunk
+    total = state + config.batch_size * per_clip + chunk
     print(f"{options.preset}: {config.model}, {encoder / 1e6:.1f} M of {whole / 1e6:.1f} M parameters")
     print(f"weights, gradients, moments  {state / 1e9:6.2f} GB")
-    print(f"kept for the backward pass   {clip / 1e9:6.2f} GB a clip, x {preset.batch_size}")
+    print(f"kept for the backward pass   {per_clip / 1e9:6.2f} GB per clip, x {config.batch_size}")
     print(f"one chunk of the renderer    {chunk / 1e9:6.2f} GB")
-    print(f"together                     {total / 1e9:6.2f} GB a process")
+    print(f"together                     {total / 1e9:6.2f} GB per process (estimated)")
 
 
-def clip_of(config: PretrainConfig, cameras: int) -> Clip:
-    """A clip of the first cameras."""
-    clips, _ = open_data(replace(config, cameras=config.cameras[:cameras]), Accelerator(cpu=True))
-    return clips[0]
+def empty(x: Tensor) -> Tensor:
+    """A tensor of the same layout; without contents inside of FakeTensorMode."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)
 
 
 def forward(model: MIM4D, clip: Clip, config: PretrainConfig) -> Tensor:
     """A training step's forward pass; the result keeps what the backward pass needs."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+    with autocast("cpu", config.precision):
         return model(clip)["loss"]
 
 
@@ -88,13 +90,13 @@ def march(model: MIM4D) -> tuple[Tensor, ...]:
 
 def kept(model: nn.Module, run: Callable[[], object]) -> int:
     """Bytes that autograd keeps of a run, beside the parameters."""
-    seen = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+    seen = {p.untyped_storage()._cdata: 0 for p in model.parameters()}
     held: list[Tensor] = []  # so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         held.append(tensor)
         storage = tensor.untyped_storage()
-        seen.setdefault(storage.data_ptr(), storage.nbytes())
+        seen.setdefault(storage._cdata, storage.nbytes())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -13,21 +13,21 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import tyro
 import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, GradientState
 
+from benchmarks import memory
 from mim4d.data import cli as check_data
 from mim4d.downstream.cli import main as evaluate
 from mim4d.pretrain import cli as pretrain
 from mim4d.pretrain.config import SyntheticConfig, flatten
-from mim4d.pretrain.presets import DEMO, PRESETS
 from mim4d.world import cli as world
 from tests.downstream import runs as evaluation
 from tests.hub import calls, checkpoints
@@ -43,6 +43,7 @@ NOT_RUN = {
     "make test": "is what runs this",
     "make docs": "is run by test_docs_site.py",
     "python -m benchmarks.evidence": "is run by pretrain/test_evidence.py",
+    "python -m benchmarks.gpu": "is run by test_gpu_benchmark.py",
 }
 """Commands by how they begin, and why they are only parsed."""
 
@@ -181,6 +182,10 @@ class Toy:
             self.monkeypatch.setattr(sys, "argv", [*words, *small])
             world.main()
             assert (Path(rest[rest.index("--out") + 1]) / "v1.0-mini/scene.json").is_file()
+        elif words[:3] == ["python", "-m", "benchmarks.memory"]:
+            memory.main(
+                tyro.cli(memory.Options, args=[*rest[2:], "--preset", "demo", "--model", "mim4d_convnext_atto"])
+            )
         elif program == "python":
             self.script(*rest)
         elif program == "tensorboard":
@@ -232,10 +237,6 @@ class Toy:
             small += ["--image-size", "96", "192", "--cameras", "CAM_FRONT", "CAM_BACK"]
         elif name == "lift_splat.py":
             small = ["--dataroot", str(self.root), "--image-size", "64", "128", "--steps", "1"]
-        elif name == "memory.py":
-            small = ["--preset", "demo", "--model", "mim4d_convnext_atto"]
-            demo = replace(DEMO, version="v1.0-mini", world=WORLD, dataroot=str(self.root))
-            self.monkeypatch.setitem(PRESETS, "demo", demo)
         elif name == "pictures.py":
             Path("docs").unlink()  # the repository's own pictures stay
             Path("docs").mkdir()

@@ -16,7 +16,9 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
+from benchmarks import memory
 from benchmarks.evidence import __main__ as evidence
+from benchmarks.gpu import __main__ as gpu
 from mim4d.data import cli as data
 from mim4d.downstream import cli as evaluation
 from mim4d.hub import cli as hub
@@ -107,6 +109,10 @@ def check(words: list[str], strict: bool) -> None:
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), rest
     elif rest[:2] == ["-m", "benchmarks.evidence"]:
         tyro.cli(evidence.Options, args=rest[2:])
+    elif rest[:2] == ["-m", "benchmarks.gpu"]:
+        tyro.cli(gpu.Options, args=rest[2:])
+    elif rest[:2] == ["-m", "benchmarks.memory"]:
+        tyro.cli(memory.Options, args=rest[2:])
     elif program == "python" and rest[0] != "-m":
         check_script(ROOT / rest[0], rest[1:], strict)
     elif program == "pip" and (extra := re.search(r"\[(\w+)\]", words[-1])):
