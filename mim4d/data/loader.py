@@ -122,6 +122,7 @@ class ClipLoader(DataLoader[Clip]):
             worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # or starting the workers would draw from the process's own
         )
+        self._clips = dataset
         config = dataset.config
         height, width = config.image_size
         frame = len(config.cameras) * 3 * height * width + (SWEEP if dataset.has_lidar else 0)
@@ -130,7 +131,9 @@ class ClipLoader(DataLoader[Clip]):
         """About the size of a batch."""
 
     def __iter__(self) -> Iterator[Clip]:  # type: ignore[override]  # the base promises more than an iterator
-        for batch in super().__iter__():
+        for batch, problems in super().__iter__():
+            for problem in problems:
+                self._clips.log_once(problem)
             if isinstance(batch, Exception):
                 raise batch
             yield batch.unpack() if isinstance(batch, _Packed) else batch
@@ -232,12 +235,18 @@ def make_evaluation_loader(
 
 
 class _ErrorsAsItems(Dataset[Any]):
-    """Yields an error in place of raising it: a DataLoader worker would raise it with a traceback as its message."""
+    """Yields an error in place of raising it: a DataLoader worker would raise it with a traceback as its message.
+
+    With each clip come the problems of clips left out that a worker has met and leaves to the main process to log.
+    """
 
     def __init__(self, dataset: NuScenesClips) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, item: Draw) -> Clip | Exception:
+    def __getitem__(self, item: Draw) -> tuple[Clip | Exception, list[str]]:
+        return self._read(item), self.dataset.take_unlogged()
+
+    def _read(self, item: Draw) -> Clip | Exception:
         try:
             return self.dataset[item]
         except (UserError, OSError, MemoryError) as error:
@@ -269,15 +278,16 @@ class _Packed:
         return self.unpack().pin_memory()
 
 
-def _collate(items: list[Clip | Exception]) -> Clip | _Packed | Exception:
-    for item in items:
+def _collate(items: list[tuple[Clip | Exception, list[str]]]) -> tuple[Clip | _Packed | Exception, list[str]]:
+    problems = [problem for _, some in items for problem in some]
+    for item, _ in items:
         if isinstance(item, Exception):
-            return item
+            return item, problems
     try:
-        clip = Clip.collate([item for item in items if isinstance(item, Clip)])
-        return clip if get_worker_info() is None else _Packed(clip)
+        clip = Clip.collate([item for item, _ in items if isinstance(item, Clip)])
+        return clip if get_worker_info() is None else _Packed(clip), problems
     except (RuntimeError, OSError, MemoryError) as error:
-        return error
+        return error, problems
 
 
 def _leave_signals(worker: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ..clip import Clip
 from ..errors import BadDataError, UserError
@@ -121,6 +121,7 @@ class NuScenesClips(Dataset[Clip]):
         if config.lidar and not self.has_lidar:
             logger.warning("%s has no LiDAR: clips come without", self.root / config.version)
         self._logged: set[str] = set()
+        self._unlogged: list[str] = []
         if not len(self.clips):
             raise UserError(self._why_no_clip())
         self._check_image_sizes()
@@ -169,23 +170,37 @@ class NuScenesClips(Dataset[Clip]):
         It is drawn from all, and not the next one, so that a root of which large parts are lacking still gives
         varied clips.
         """
-        self._log_once(error)
+        self.log_once(str(error))
         draw = np.random.default_rng((seed, number))
         for other in draw.integers(len(self), size=SUBSTITUTES).tolist():
             try:
                 return self._read(other, seed, name=f"{self.name(other)}{INSTEAD}{self.name(number)}")
             except BadDataError as next_error:
-                self._log_once(next_error)
+                self.log_once(str(next_error))
         what, problem = error.args
         raise UserError(
             f"none of the clips tried in place of a bad one can be read ({SUBSTITUTES} draws from {len(self)} clips); "
             f"the first problem: {what}: {problem}"
         )
 
-    def _log_once(self, error: BadDataError) -> None:
-        if str(error) not in self._logged:
-            self._logged.add(str(error))
-            logger.warning("clip left out: %s", error)
+    def log_once(self, problem: str) -> None:
+        """Warn of a clip that is left out, unless the same was said before; in a worker, leave it to the main process.
+
+        Args:
+            problem: What is wrong with which file or record.
+        """
+        if problem in self._logged:
+            return
+        self._logged.add(problem)
+        if get_worker_info() is None:
+            logger.warning("clip left out: %s", problem)
+        else:
+            self._unlogged.append(problem)
+
+    def take_unlogged(self) -> list[str]:
+        """What a worker has met since the last call and did not log."""
+        problems, self._unlogged = self._unlogged, []
+        return problems
 
     def _read(self, number: int, seed: int, name: str | None = None) -> Clip:
         """Read a clip's files."""

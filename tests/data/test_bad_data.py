@@ -97,6 +97,18 @@ def test_each_problem_is_logged_once(root, caplog):
     assert caplog.text.count("no such file") == 1
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_problem_is_logged_once_by_all_workers_together(root, caplog, workers):
+    path = file_of(root, "CAM_BACK", 4)
+    path.write_bytes(b"no image")  # Pillow's own message holds an address
+    dataset = NuScenesClips(config_of(root, on_error="skip"))
+    clips = list(make_loader(dataset, batch_size=2, steps=8, seed=0, workers=workers))
+    assert sum(count_substitutes(clip) for clip in clips) == 8
+    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
+        f"clip left out: {path}: the image is none of JPEG, PNG, TIFF, WEBP, BMP, PPM, JPEG2000 that can be read"
+    ]
+
+
 def test_nothing_left_to_read_is_an_error(root):
     for i in range(6):
         file_of(root, "CAM_FRONT", i).unlink()
