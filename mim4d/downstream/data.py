@@ -93,8 +93,6 @@ class EvalData:
         """
         self._of = _identity(config)
         root = Path(config.dataroot).expanduser()
-        if config.data == "synthetic":
-            root = synthetic_root(config.dataroot, config.version, config.world)
         settings = DataConfig(
             dataroot=str(root),
             version=config.version,
@@ -104,6 +102,9 @@ class EvalData:
             lidar_name=config.lidar,
             image_size=config.image_size,
         )
+        if config.data == "synthetic":  # after a look at the settings: drawing takes minutes
+            root = synthetic_root(config.dataroot, config.version, config.world)
+            settings = dataclasses.replace(settings, dataroot=str(root))
         clips = [NuScenesClips(dataclasses.replace(settings, split=s)) for s in (config.split, config.val_split)]
         self.annotations = Annotations(root, config.version, clips[0].reference)
         self.train, self.val = (Samples(c, self.annotations) for c in clips)

@@ -21,11 +21,13 @@ from ..errors import UserError
 from ..lock import locked_folder
 from ..pretrain.config import plain
 from ..pretrain.optim import lr_scale, make_optimizer, set_lr
+from ..progress import Bar
 from ..version import __version__
 from .config import EvalConfig, complete
 from .data import EvalData, Samples
 from .detection import Detection
 from .hdmap import HDMap
+from .headline import headline
 from .labels import write_json
 from .model import BEVModel, make_encoder
 from .pictures import save_picture
@@ -61,7 +63,10 @@ def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = 
 def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool) -> Figures:
     began = time.monotonic()
     console = Console(stderr=True, highlight=False, quiet=quiet)
-    data = data or EvalData(config)
+    if data is None:
+        # What is quick to check comes first: opening the data may read tables or draw a world for minutes.
+        make_encoder(config.backbone, pretrained=config.init == "pretrained")
+        data = EvalData(config)
     data.check(config)
     run = Run(config, data)
     learnt, held_out = len(run.chosen), len(data.val)
@@ -86,8 +91,8 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
     write_json(out / "losses.json", losses)
     save_picture(run, out / "picture.png")
     write_json(out / METRICS, whole, indent=1)  # last: where it is, all is
-    shown = {name: value for name, value in figures.items() if isinstance(value, float)}
-    console.print("  ".join(f"{name} {value:.4f}" for name, value in shown.items()), markup=False, soft_wrap=True)
+    for line in headline(whole, out):
+        console.print(line, markup=False, soft_wrap=True)
     return whole
 
 
@@ -165,9 +170,13 @@ class Run:
         Raises:
             UserError: If it is not finite.
         """
+        with Bar(console, "step", total=self.config.steps) as bar:
+            return self._train(bar)
+
+    def _train(self, bar: Bar) -> list[float]:
         config = self.config
         losses: list[Tensor] = []
-        shown = began = time.monotonic()
+        shown = time.monotonic()
         for step, (numbers, clip, targets) in enumerate(self._batches(), 1):
             torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
             set_lr(self.optimizer, lr_scale(step, config.steps, config.optim))
@@ -183,23 +192,20 @@ class Run:
                 shown = time.monotonic()
                 if not torch.isfinite(losses[-1]):
                     raise UserError(f"the loss is {float(losses[-1])} at step {step}: lower --optim.lr")
-                left = (shown - began) / step * (config.steps - step) / 60
-                console.print(f"step {step}/{config.steps}  loss {float(losses[-1]):.3f}, {left:.1f} min left")
+                bar.update(step, config.steps, f"loss {float(losses[-1]):.3f}")
         return torch.stack(losses).tolist()
 
     def score(self, out: Path, console: Console) -> Figures:
         """The figures on the held-out samples."""
         model = self.best.eval()
         size, count = self.config.batch_size, len(self.data.val)
-        shown = time.monotonic()
-        for first in range(0, count, size):
-            if time.monotonic() - shown > 5:
-                shown = time.monotonic()
-                console.print(f"{first} of {count} held-out samples looked at")
-            numbers = list(range(first, min(first + size, count)))
-            output = self.predict(model, "val", numbers)
-            kept = [self.truth(self.data.val, number) for number in numbers]
-            self._scores.add(output, kept, [self.data.val.tokens[number] for number in numbers])
+        with Bar(console, "held-out sample", total=count) as bar:
+            for first in range(0, count, size):
+                numbers = list(range(first, min(first + size, count)))
+                output = self.predict(model, "val", numbers)
+                kept = [self.truth(self.data.val, number) for number in numbers]
+                self._scores.add(output, kept, [self.data.val.tokens[number] for number in numbers])
+                bar.update(numbers[-1] + 1, count)
         return self._scores.result(out)
 
     @torch.no_grad()

@@ -12,11 +12,13 @@ import timm
 import torch
 from PIL import Image
 
-from mim4d.downstream.cli import main
+from mim4d.downstream.cli import main, parse
+from mim4d.downstream.headline import headline
 from mim4d.downstream.model import make_encoder
 from mim4d.downstream.run import Run, evaluate
 from mim4d.errors import UserError
 from mim4d.hub.folder import save_encoder
+from mim4d.pretrain.presets import DEMO as PRETRAINING
 from tests.downstream.runs import arguments, tiny
 
 FIGURES = {
@@ -209,3 +211,30 @@ def test_encoders_have_four_strides_or_are_refused():
     assert make_encoder("resnet18", pretrained=False).feature_info.channels() == [64, 64, 128, 256, 512]
     with pytest.raises(UserError, match="strides"):
         make_encoder("vit_tiny_patch16_224", pretrained=False)
+
+
+def test_a_bad_backbone_is_refused_before_a_world_is_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mim4d.downstream.data.synthetic_root", None)
+    flags = ["--task", "bev-seg", "--data", "synthetic", "--out", str(tmp_path / "run")]
+    assert "--backbone resnet19" in refused([*flags, "--backbone", "resnet19", "--init", "random"], capsys)
+    assert "--image-size 100" in refused(
+        [*flags, "--backbone", "resnet18", "--init", "random", "--image-size", "100", "128"], capsys
+    )
+
+
+def test_the_demo_is_scored_on_its_own_world():
+    config = parse(["--task", "bev-seg", "--data", "synthetic"])
+    assert (config.world, config.version) == (PRETRAINING.world, PRETRAINING.version)
+
+
+def test_the_end_names_the_figures_and_a_baseline_or_how_to_get_one(tmp_path):
+    settings = {"task": "bev-seg", "init": "pretrained", "labels": 0.1, "image_size": [64, 128], "out": "a"}
+    figures = {"iou_vehicle": 0.125, "iou_drivable": 0.5, "iou_divider": None, "settings": settings}
+    first, second = headline(figures, tmp_path / "a")
+    assert first == "vehicle IoU 12.5 %, drivable IoU 50.0 % (pretrained weights)"
+    assert f"--init random --out {tmp_path / 'a-random'}" in second
+    for name, labels in (("b", 0.1), ("c", 1.0)):
+        other = {**settings, "init": "random", "labels": labels, "out": name}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"iou_vehicle": labels, "settings": other}))
+    assert headline(figures, tmp_path / "a")[1] == f"vehicle IoU 10.0 % (random weights, {tmp_path / 'b'})"
