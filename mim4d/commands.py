@@ -6,6 +6,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+DEVKIT = ("nuscenes", "pyquaternion")
+"""Modules that come with the nuscenes-devkit alone."""
+
 
 def pretrain() -> None:
     """``mim4d-pretrain``."""
@@ -34,10 +37,21 @@ def installed(name: str) -> str:
 
 
 def _start(name: str, package: str = "") -> None:
-    """Run a command's own entry point; exits with 2 and one line if what it imports is not installed."""
+    """Run a command's own entry point; exits with 2 and one line if something that it imports is not installed."""
     try:
-        main = import_module(f".{package or name}.cli", __package__).main
+        import_module(f".{package or name}.cli", __package__).main()
     except ModuleNotFoundError as error:
-        print(f"error: mim4d-{name} needs: pip install 'mim4d[pretrain]' (no module {error.name})", file=sys.stderr)
+        print(f"error: mim4d-{name} cannot run: {missing(error.name or '')}", file=sys.stderr)
         sys.exit(2)
-    main()
+
+
+def missing(module: str, python: tuple[int, ...] = sys.version_info) -> str:
+    """What to do about a module that is not installed, in a line.
+
+    Args:
+        module: Its name.
+        python: The version that runs.
+    """
+    if module.partition(".")[0] in DEVKIT and python >= (3, 13):
+        return "the nuscenes-devkit needs numpy < 2, which has no release for this Python: use Python 3.10 to 3.12"
+    return f"no module {module}: pip install 'mim4d[pretrain]'"

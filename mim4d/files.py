@@ -72,6 +72,7 @@ def write_file(path: Path, fill: Callable[[Path], Any]) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
+        partial.unlink(missing_ok=True)  # a link of that name would be written through
         fill(partial)
         partial.replace(path)
     except OSError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mim4d.errors import UserError
-from mim4d.files import write_folder
+from mim4d.files import write_file, write_folder
 
 
 def write(folder: Path, text: str) -> None:
@@ -42,3 +42,12 @@ def test_the_one_before_outlives_whatever_happens_between_the_renames(last, tmp_
     write(tmp_path / "folder", "third")
     assert (tmp_path / "folder" / "a").read_text() == "third"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_link_in_place_of_the_temporary_file_is_not_written_through(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    (tmp_path / ".file.partial").symlink_to(elsewhere)
+    write_file(tmp_path / "file", lambda partial: partial.write_text("new"))
+    assert (tmp_path / "file").read_text() == "new"
+    assert elsewhere.read_text() == "kept"

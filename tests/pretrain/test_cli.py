@@ -14,6 +14,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mim4d.commands import missing
 from mim4d.hub.card import make_card
 from mim4d.hub.folder import check_folder
 from mim4d.pretrain.cli import main
@@ -277,7 +278,13 @@ def test_what_a_command_needs_is_told_in_one_line(tmp_path):
             [sys.executable, "-c", without.format(name)], env=environment(), capture_output=True, text=True, timeout=120
         )
         assert ended.returncode == 2
-        assert ended.stderr == f"error: mim4d-{name} needs: pip install 'mim4d[pretrain]' (no module tyro)\n"
+        assert ended.stderr == f"error: mim4d-{name} cannot run: no module tyro: pip install 'mim4d[pretrain]'\n"
+
+
+def test_a_python_without_the_devkit_is_told_which_has_it():
+    assert "Python 3.10 to 3.12" in missing("pyquaternion", (3, 13))
+    assert "pip install" in missing("pyquaternion", (3, 12))
+    assert "pip install" in missing("tyro", (3, 13))
 
 
 def test_the_command_itself_ends_in_one_line_and_code_2(tmp_path):
