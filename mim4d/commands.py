@@ -45,7 +45,7 @@ def _start(name: str, package: str = "") -> None:
         sys.exit(2)
 
 
-def missing(module: str, python: tuple[int, ...] = sys.version_info) -> str:
+def missing(module: str, python: tuple[int, ...] = sys.version_info[:2]) -> str:
     """What to do about a module that is not installed, in a line.
 
     Args:
