@@ -52,6 +52,8 @@ def value(rng):
 def _edit(root, table, edit):
     """Change a table's rows; a table that another accident has spoilt stays."""
     path = root / VERSION / f"{table}.json"
+    if not path.is_file():  # such as a pipe
+        return
     try:
         rows = json.loads(path.read_bytes())
         rows = edit(rows)
