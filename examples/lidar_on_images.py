@@ -1,6 +1,6 @@
 """Look at a data set before training on it: draw the LiDAR of one clip into its images.
 
-    python examples/lidar_on_images.py                # a small drawn world, made first
+    python examples/lidar_on_images.py                # the demo's world, or a tiny one, drawn first
     python examples/lidar_on_images.py --dataroot /data/nuscenes --version v1.0-mini --split mini_train
 
 Points must lie on what they belong to: poles, kerbs, cars. If they do not, poses, times or calibration are wrong.
@@ -12,10 +12,9 @@ from pathlib import Path
 import tyro
 
 from mim4d.data import DataConfig, NuScenesClips
-from mim4d.data.index import cache_folder
 from mim4d.data.pictures import lidar_on_images
 from mim4d.errors import UserError, in_one_line
-from mim4d.world import make_world
+from mim4d.pretrain.datasets import on_drawn_world
 
 
 def main(
@@ -28,13 +27,11 @@ def main(
     """Write the picture.
 
     Args:
-        data: What to read; without --dataroot a drawn world.
+        data: What to read; without --dataroot the demo's world and its training split, or a tiny one.
         out: The picture.
         clip: Which clip of the split; its last frame is drawn.
     """
-    world = cache_folder() / "example-world"
-    root = data.dataroot or str(make_world(world, "v1.0-mini", scenes=1, seed=0, keyframes=1))
-    dataset = NuScenesClips(replace(data, dataroot=root, lidar=True))
+    dataset = NuScenesClips(replace(on_drawn_world(data), lidar=True))
     if not 0 <= clip < len(dataset):
         raise UserError(f"--clip {clip}: they are counted from 0 to {len(dataset) - 1}")
     lidar_on_images(dataset[clip]).save(out)

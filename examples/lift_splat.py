@@ -8,7 +8,6 @@ The two marked lines are all that the backbone needs. What is learnt here for a 
 something between 0.5 and 3 m above the ground: a label that any recording has.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import timm
@@ -20,9 +19,8 @@ from torch import Tensor, nn
 import mim4d  # registers the mim4d_* architectures with timm
 from mim4d.clip import Clip
 from mim4d.data import DataConfig, NuScenesClips
-from mim4d.data.index import cache_folder
 from mim4d.errors import in_one_line
-from mim4d.world import make_world
+from mim4d.pretrain.datasets import on_drawn_world
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 STRIDE = 16
@@ -113,13 +111,12 @@ def main(
     """Train for a few steps.
 
     Args:
-        data: What to read; without --dataroot a drawn world.
+        data: What to read; without --dataroot the demo's world and its training split, or a tiny one.
         backbone: A name in timm, local-dir:FOLDER or hf-hub:ORG/NAME.
         steps: Of AdamW, one clip each.
     """
     torch.manual_seed(0)
-    root = data.dataroot or str(make_world(cache_folder() / "example-drive", "v1.0-mini", scenes=1, seed=0))
-    clips = NuScenesClips(replace(data, dataroot=root))
+    clips = NuScenesClips(on_drawn_world(data))
     model = LiftSplat(backbone)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     print(f"mim4d {mim4d.__version__}: {backbone} gives {model.backbone.feature_info.channels()} channels")

@@ -6,8 +6,10 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from pyquaternion import Quaternion
 
 from mim4d.data import DataConfig, NuScenesClips
 from mim4d.hub.folder import save_encoder
+from mim4d.pretrain import datasets
+from mim4d.pretrain.config import SyntheticConfig
 from tests.hub.conftest import environment, hub, server
 from tests.pretrain import runs
 
@@ -61,6 +65,25 @@ def test_lidar_on_images(example, tiny_world, tmp_path):
     data = ["--dataroot", str(tiny_world), "--image-size", "96", "192"]
     assert "scene-0061" in example("lidar_on_images.py", *data, "--out", str(picture))
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("demo", [False, True])
+def test_examples_take_the_demos_world_or_a_tiny_one(demo, example, tiny_world, tmp_path, monkeypatch, capsys):
+    """Here the demo's world is the tests' and the tiny one is of one scene of it."""
+    worlds = {True: SyntheticConfig(scenes=3, keyframes=4, scale=0.125), False: SyntheticConfig(scenes=1, keyframes=2)}
+    monkeypatch.setenv("MIM4D_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets, "DEMO", replace(datasets.DEMO, version="v1.0-mini", world=worlds[True]))
+    root = datasets._cached("v1.0-mini", worlds[demo])
+    shutil.copytree(tiny_world, root)
+    record = json.loads((root / "world.json").read_text())
+    record["config"] |= asdict(worlds[demo])
+    (root / "world.json").write_text(json.dumps(record))
+    example("lidar_on_images.py", "--image-size", "96", "192", "--out", str(tmp_path / "picture.png"))
+    assert (tmp_path / "picture.png").is_file()
+    taken = datasets.on_drawn_world(DataConfig())
+    assert (taken.dataroot, taken.split) == (str(root), "mini_train")
+    assert ("taking a tiny one" in capsys.readouterr().err) != demo
+    assert datasets.on_drawn_world(DataConfig(dataroot="/data")) == DataConfig(dataroot="/data")
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -48,8 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)
+    arguments = sys.argv[1:] if argv is None else argv
     with in_one_line("lower --batch-size, --image-size or --workers"), flags_named(EvalConfig):
-        config = parse(sys.argv[1:] if argv is None else argv)
-        from .run import evaluate  # after --help
+        config = parse(arguments)
+        from .headline import headline  # after --help
+        from .run import evaluate
 
-        evaluate(config)
+        figures = evaluate(config)
+        for line in headline(figures, Path(config.out).expanduser(), arguments):
+            print(line, file=sys.stderr)

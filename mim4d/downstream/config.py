@@ -109,6 +109,13 @@ DEMO = EvalConfig(
 PRESETS = {"demo": DEMO, "gpu24": EvalConfig(task="bev-seg")}
 
 
+OFFICIAL = {
+    **dict.fromkeys(("val", "train", "train_detect", "train_track"), "trainval"),
+    **dict.fromkeys(("mini_val", "mini_train"), "mini"),
+}
+"""Splits with annotations that the nuscenes-devkit scores, and how their version ends."""
+
+
 def complete(config: EvalConfig) -> EvalConfig:
     """Fill in what follows from other settings: version and splits.
 
@@ -122,7 +129,21 @@ def complete(config: EvalConfig) -> EvalConfig:
         raise UserError("--out is empty: give the folder of the result, such as --out runs/eval")
     if config.data == "nuscenes" and not config.dataroot:
         raise UserError("--data nuscenes needs --dataroot, the folder in nuScenes format (or try --data synthetic)")
-    check_root(config.data, config.dataroot, version, config.world)
+    check_root(
+        config.data,
+        config.dataroot,
+        version,
+        config.world,
+        splits=[name for name in (split, val_split) if name and name != "none"],
+        cameras=config.cameras,
+        lidar=config.lidar,
+    )
+    if config.data == "synthetic" and config.task == "det3d":
+        official = [name for name in OFFICIAL if version.endswith(OFFICIAL[name])]
+        if val_split not in official:
+            raise UserError(
+                f"--val-split {val_split}: the nuscenes-devkit scores det3d on {', '.join(official)} of {version} alone"
+            )
     if not split or not val_split or val_split == "none":
         raise UserError(f"--version {version} has no split to learn from and to score on: name --split and --val-split")
     return dataclasses.replace(config, version=version, split=split, val_split=val_split)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ FREE = ("init", "out", "workers")
 """Settings in which a run and its baseline may differ."""
 
 
-def headline(figures: dict[str, Any], out: Path) -> list[str]:
-    """Two lines: the main figures in percent, and the baseline or the command for one.
+def headline(figures: dict[str, Any], out: Path, arguments: Sequence[str]) -> list[str]:
+    """Two lines: the main figures in percent, and the baseline or the whole command that makes one.
 
     Args:
         figures: What ``metrics.json`` holds.
         out: The run's folder.
+        arguments: Of the command that made it.
     """
     settings = figures["settings"]
     lines = [f"{_listed(figures)} ({settings['init']} weights)"]
@@ -32,11 +34,23 @@ def headline(figures: dict[str, Any], out: Path) -> list[str]:
         other = _read(file)
         if other and _alike(settings, other["settings"]) and other["settings"]["init"] == "random":
             return [*lines, f"{_listed(other)} (random weights, {file.parent})"]
-    return [*lines, f"no baseline yet: run {installed('mim4d-eval')} again with --init random --out {_beside(out)}"]
+    command = [installed("mim4d-eval"), *_without(arguments, "--init", "--out"), "--init", "random"]
+    return [*lines, f"baseline: {shlex.join([*command, '--out', _beside(out)])}"]
+
+
+def _without(arguments: Sequence[str], *flags: str) -> Iterator[str]:
+    """Arguments without some flags and their values."""
+    value_follows = False
+    for argument in arguments:
+        if not value_follows and argument not in flags and argument.partition("=")[0] not in flags:
+            yield argument
+        value_follows = argument in flags and not value_follows
 
 
 def _beside(out: Path) -> str:
-    return shlex.quote(f"{out}-random")
+    """A folder of the baseline, which is not there yet or holds no result."""
+    names = (f"{out}-random{number}" for number in ("", *(f"-{n}" for n in range(2, 100))))
+    return next(name for name in names if not (Path(name) / "metrics.json").exists())
 
 
 def _listed(figures: dict[str, Any]) -> str:

@@ -27,7 +27,6 @@ from .config import EvalConfig, complete
 from .data import EvalData, Samples
 from .detection import Detection
 from .hdmap import HDMap
-from .headline import headline
 from .labels import write_json
 from .model import BEVModel, make_encoder
 from .pictures import save_picture
@@ -91,8 +90,6 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
     write_json(out / "losses.json", losses)
     save_picture(run, out / "picture.png")
     write_json(out / METRICS, whole, indent=1)  # last: where it is, all is
-    for line in headline(whole, out):
-        console.print(line, markup=False, soft_wrap=True)
     return whole
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -183,7 +183,16 @@ def check_bounds(config: Any, least: Mapping[str, float], most: Mapping[str, flo
             raise ValueError(f"{name} = {getattr(config, name)} must be at most {bound}")
 
 
-def check_root(kind: str, dataroot: str, version: str, world: SyntheticConfig) -> None:
+def check_root(
+    kind: str,
+    dataroot: str,
+    version: str,
+    world: SyntheticConfig,
+    *,
+    splits: Sequence[str],
+    cameras: Sequence[str],
+    lidar: str,
+) -> None:
     """Check what is quick to check of the data: the version's folder, or the settings of a synthetic world.
 
     Args:
@@ -191,15 +200,25 @@ def check_root(kind: str, dataroot: str, version: str, world: SyntheticConfig) -
         dataroot: The root.
         version: Of its tables.
         world: What a synthetic root holds.
+        splits: Those that must have scenes in a synthetic world.
+        cameras: Those that it must have.
+        lidar: The LiDAR that it must have.
 
     Raises:
-        UserError: If the root has no such version, or the world cannot be.
+        UserError: If the root has no such version, or the world cannot be or lacks something.
     """
     root = Path(dataroot).expanduser()
     if kind == "synthetic":
         from ..world.make import WorldConfig  # slow to import, and seldom needed
 
-        WorldConfig(version=version, **dataclasses.asdict(world)).check()
+        drawn = WorldConfig(version=version, **dataclasses.asdict(world))
+        drawn.check()
+        for split in splits:
+            drawn.check_split(split)
+        for flag, names, known in (("--cameras", cameras, CAMERAS), ("--lidar", [lidar], (LIDAR,))):
+            lacking = [name for name in names if name not in known]
+            if lacking:
+                raise UserError(f"{flag} {' '.join(lacking)}: a synthetic world has {', '.join(known)}")
     elif root.is_dir():
         check_version(root, version)
 
@@ -216,7 +235,18 @@ def complete(config: PretrainConfig) -> PretrainConfig:
         raise UserError("--out is empty: give the run folder, such as --out runs/pretrain")
     if config.data == "nuscenes" and not config.dataroot:
         raise UserError("--data nuscenes needs --dataroot, the folder in nuScenes format (or try --preset demo)")
-    check_root(config.data, config.dataroot, version, config.world)
+    splits = [name for name in (split, config.val_split) if name and name != NO_SPLIT]
+    check_root(
+        config.data,
+        config.dataroot,
+        version,
+        config.world,
+        splits=splits,
+        cameras=config.cameras,
+        lidar=config.lidar,
+    )
+    if config.data == "synthetic":
+        _check_length(config)
     if not split:
         raise UserError(f"--version {version} is not an official one: name its training scenes with --split")
     known = timm.list_models("mim4d_*")
@@ -229,6 +259,21 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     scale = config.optim.backbone_scale
     optim = dataclasses.replace(config.optim, backbone_scale=(1.0 if scratch else 0.1) if scale is None else scale)
     return dataclasses.replace(config, version=version, split=split, optim=optim)
+
+
+def _check_length(config: PretrainConfig) -> None:
+    """Check that scenes of a synthetic world are long enough for a clip.
+
+    Raises:
+        UserError: If none can be.
+    """
+    longest = (config.world.keyframes - 1) * 0.5
+    wanted = config.data_config(config.split)
+    if (wanted.frames - 1) * wanted.gap - wanted.tolerance > longest + 0.1:  # sweeps are up to 0.1 s off
+        raise UserError(
+            f"--frames {wanted.frames} {wanted.gap:g} s apart do not fit into a scene of {longest:g} s: lower --frames "
+            "or --frame-gap, or raise --world.keyframes"
+        )
 
 
 def held_out_split(config: PretrainConfig) -> str:

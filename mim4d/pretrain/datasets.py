@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ from accelerate import Accelerator
 from filelock import FileLock
 from rich.console import Console
 
-from ..data import NuScenesClips
+from ..data import DataConfig, NuScenesClips
 from ..data.index import cache_folder
 from ..errors import BadDataError, UserError
 from ..files import make_folder
 from ..progress import Bar
 from ..version import __version__
 from ..world import make_world, world_in
-from .config import NO_SPLIT, PretrainConfig, SyntheticConfig, held_out_split
+from .config import NO_SPLIT, SPLITS, PretrainConfig, SyntheticConfig, held_out_split
+from .presets import DEMO
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +68,7 @@ def synthetic_root(dataroot: str, version: str, config: SyntheticConfig) -> Path
         UserError: If it cannot be made, or ``dataroot`` holds something else.
     """
     world = dataclasses.asdict(config)
-    what = {"mim4d": __version__, "version": version, **world}
-    name = f"world-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
-    root = Path(dataroot).expanduser() if dataroot else cache_folder() / name
+    root = Path(dataroot).expanduser() if dataroot else _cached(version, config)
     if _is_there(root, version, world):
         return root
     make_folder(root.parent)
@@ -79,6 +79,31 @@ def synthetic_root(dataroot: str, version: str, config: SyntheticConfig) -> Path
     except OSError as error:
         raise UserError(f"cannot make a world in {root}: {error.strerror or error}") from error
     return root
+
+
+def on_drawn_world(data: DataConfig) -> DataConfig:
+    """What an example reads where it is given no root: the demo's world if it has been drawn, else a tiny one.
+
+    Args:
+        data: How to read; its root, version and split are replaced if it has no root.
+
+    Raises:
+        UserError: If the tiny world cannot be made.
+    """
+    if data.dataroot:
+        return data
+    root, version = _cached(DEMO.version, DEMO.world), DEMO.version
+    if world_in(root) != {"version": version, **dataclasses.asdict(DEMO.world)}:
+        print(f"no --dataroot, and the demo's world is not in {root}: taking a tiny one", file=sys.stderr)
+        version = "v1.0-mini"
+        root = synthetic_root("", version, SyntheticConfig(scenes=1, keyframes=2))
+    return dataclasses.replace(data, dataroot=str(root), version=version, split=SPLITS[version][0])
+
+
+def _cached(version: str, config: SyntheticConfig) -> Path:
+    """The folder of a world that is kept in the cache: the demo's, for its settings."""
+    what = {"mim4d": __version__, "version": version, **dataclasses.asdict(config)}
+    return cache_folder() / f"world-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
 
 
 def _is_there(root: Path, version: str, world: dict[str, Any]) -> bool:
@@ -98,8 +123,8 @@ def _is_there(root: Path, version: str, world: dict[str, Any]) -> bool:
 def _draw(root: Path, version: str, world: dict[str, Any]) -> None:
     console = Console(stderr=True, highlight=False)
     console.print(
-        f"drawing a world of {world['scenes']} scenes x {world['keyframes']} key frames in {root}, once: the demo, "
-        "mim4d-eval and the examples use it again",
+        f"drawing a world of {world['scenes']} scenes x {world['keyframes']} key frames in {root}, once: what has "
+        "these settings uses it again",
         markup=False,
         soft_wrap=not console.is_terminal,
     )

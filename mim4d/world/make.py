@@ -52,6 +52,27 @@ class WorldConfig:
                 raise UserError(f"{name} = {getattr(self, name)} must be a multiple of {1 / PERIOD:g} Hz up to 40")
         scene_names(self.version, self.scenes)
 
+    def check_split(self, split: str) -> None:
+        """Raise :class:`UserError` if a split, or one of several scene names with commas, has no scene here."""
+        from nuscenes.utils.splits import create_splits_scenes  # slow to import, so only here
+
+        splits = create_splits_scenes()
+        made = {name for name, _ in scene_names(self.version, self.scenes)}
+        wanted = [name.strip() for name in split.split(",") if name.strip()]
+        if len(wanted) == 1 and wanted[0] in splits:
+            if made.isdisjoint(splits[wanted[0]]):
+                raise UserError(
+                    f"split {split}: none of its scenes is in a world of {self.version} with --world.scenes "
+                    f"{self.scenes}"
+                )
+            return
+        lacking = [name for name in wanted if name not in made]
+        if lacking or not wanted:
+            raise UserError(
+                f"split {', '.join(lacking) or '(empty)'}: neither a split ({', '.join(sorted(splits))}) nor a scene "
+                f"of a world of {self.version} with --world.scenes {self.scenes}"
+            )
+
 
 def scene_names(version: str, count: int) -> list[tuple[str, int]]:
     """Names from nuScenes' official splits, and the place each scene happens in.

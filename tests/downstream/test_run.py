@@ -1,6 +1,7 @@
 """mim4d-eval: what a run leaves, that it can be repeated, and bad input in one line."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,27 @@ def test_a_bad_backbone_is_refused_before_a_world_is_drawn(tmp_path, capsys, mon
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--split", "scene-9999"], "split scene-9999: neither a split"),
+        (["--split", "mini_train"], "split mini_train: none of its scenes is in a world of v1.0-trainval"),
+        (["--val-split", "scene-0003,scene-9999"], "split scene-9999: neither a split"),
+        (["--world.scenes", "1"], "split val: none of its scenes is in a world of v1.0-trainval with --world.scenes 1"),
+        (["--cameras", "CAM_ROOF"], "--cameras CAM_ROOF: a synthetic world has CAM_FRONT_LEFT, "),
+        (["--lidar", "TOP"], "--lidar TOP: a synthetic world has LIDAR_TOP"),
+        (["--task", "det3d", "--val-split", "scene-0003"], "the nuscenes-devkit scores det3d on val"),
+    ],
+)
+def test_a_drawn_world_is_known_before_it_is_drawn(flags, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mim4d.downstream.data.synthetic_root", None)
+    task = [] if "--task" in flags else ["--task", "bev-seg"]
+    out = tmp_path / "run"
+    random = ["--data", "synthetic", "--backbone", "resnet18", "--init", "random", "--out", str(out)]
+    assert message in refused([*task, *random, *flags], capsys)
+    assert not out.exists()
+
+
 def test_the_demo_is_scored_on_its_own_world():
     config = parse(["--task", "bev-seg", "--data", "synthetic"])
     assert (config.world, config.version) == (PRETRAINING.world, PRETRAINING.version)
@@ -230,11 +252,19 @@ def test_the_demo_is_scored_on_its_own_world():
 def test_the_end_names_the_figures_and_a_baseline_or_how_to_get_one(tmp_path):
     settings = {"task": "bev-seg", "init": "pretrained", "labels": 0.1, "image_size": [64, 128], "out": "a"}
     figures = {"iou_vehicle": 0.125, "iou_drivable": 0.5, "iou_divider": None, "settings": settings}
-    first, second = headline(figures, tmp_path / "a")
+    flags = ["--task", "bev-seg", "--labels=0.1", "--init", "pretrained", "--backbone", "runs/my demo", "--out=a"]
+    first, second = headline(figures, tmp_path / "a", flags)
     assert first == "vehicle IoU 12.5 %, drivable IoU 50.0 % (pretrained weights)"
-    assert f"--init random --out {tmp_path / 'a-random'}" in second
+    told, *words = shlex.split(second)
+    assert told == "baseline:"
+    assert parse([*words[1:], "--dataroot", "/data"]) == parse(
+        [*flags, "--init", "random", "--out", str(tmp_path / "a-random"), "--dataroot", "/data"]
+    )
+    (tmp_path / "a-random").mkdir()
+    (tmp_path / "a-random/metrics.json").write_text("{}")  # of other settings
+    assert second.replace("a-random", "a-random-2") == headline(figures, tmp_path / "a", flags)[1]
     for name, labels in (("b", 0.1), ("c", 1.0)):
         other = {**settings, "init": "random", "labels": labels, "out": name}
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(json.dumps({"iou_vehicle": labels, "settings": other}))
-    assert headline(figures, tmp_path / "a")[1] == f"vehicle IoU 10.0 % (random weights, {tmp_path / 'b'})"
+    assert headline(figures, tmp_path / "a", flags)[1] == f"vehicle IoU 10.0 % (random weights, {tmp_path / 'b'})"

@@ -164,6 +164,10 @@ def test_a_config_file_that_is_not_text_is_named(tmp_path):
         ("--steps", "--steps"),
         ("--data synthetic --world.scenes 0", "--world.scenes 0 must lie in 1 .. 850"),
         ("--data synthetic --world.scenes 300 --version v1.0-mini", "--world.scenes 300 must be at most 10"),
+        ("--data synthetic --split scene-9999", "split scene-9999: neither a split"),
+        ("--data synthetic --val-split mini_val", "split mini_val: none of its scenes is in a world of v1.0-trainval"),
+        ("--data synthetic --cameras CAM_ROOF", "--cameras CAM_ROOF: a synthetic world has CAM_FRONT_LEFT, "),
+        ("--data synthetic --frames 40", "--frames 40 0.5 s apart do not fit into a scene of 2.5 s"),
         ("--data synthetic --world.camera-rate 3", "--world.camera-rate 3.0 must be a multiple of 2 Hz"),
     ],
 )
