@@ -1,10 +1,12 @@
 """What a user can put right, and how a command says it."""
 
+import argparse
 import errno
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -87,6 +89,29 @@ def printable(text: str) -> str:
     'red: \\x1b[31m'
     """
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Reports a wrong flag or value as one line on stderr, and exits with code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message, without ``argument`` before the flag, and exit."""
+        told = f"error: {message.removeprefix('argument ')} (see {self.prog} --help)"
+        print(printable(" ".join(told.split())), file=sys.stderr)
+        sys.exit(2)
+
+
+def text(value: str) -> str:
+    """Return an argument that is a name or a path.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is empty or blank, or has characters that cannot be printed.
+    """
+    if not value.strip():
+        raise argparse.ArgumentTypeError("expected a value, got an empty one")
+    if not value.isprintable():
+        raise argparse.ArgumentTypeError(f"{value!a} has characters that cannot be printed")
+    return value
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from ..errors import UserError, in_one_line
+from ..errors import ArgumentParser, UserError, in_one_line, text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mim4d-data", description="Look at a data set before training on it.")
+    parser = ArgumentParser(prog="mim4d-data", description="Look at a data set before training on it.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     check = commands.add_parser(
         "check",
@@ -27,23 +27,29 @@ def _parser() -> argparse.ArgumentParser:
         "Exit code 0: no fault; 1: faults; 2: nothing to check.",
     )
     check.add_argument(
-        "root", type=Path, metavar="ROOT", help="the folder that holds samples/ and the version's tables"
+        "root", type=_path, metavar="ROOT", help="the folder that holds samples/ and the version's tables"
     )
-    check.add_argument("--version", default="", help="the folder of tables, if there are several")
+    check.add_argument("--version", type=text, help="the folder of tables, if there are several")
     check.add_argument("--full", action="store_true", help="read every file, not a sample of each sensor's")
-    check.add_argument("--picture", type=Path, metavar="FILE", help="write a PNG of LiDAR points on the images")
+    check.add_argument("--picture", type=_path, metavar="FILE", help="write a PNG of LiDAR points on the images")
     check.add_argument(
         "--lidar-floats", type=int, default=5, metavar="N", help="floats per point of LiDAR files without a header (5)"
     )
     return parser
 
 
+def _path(value: str) -> Path:
+    return Path(text(value)).expanduser()
+
+
 def _check(given: argparse.Namespace) -> int:
     from .check import check_root, save_picture  # after --help
 
-    if given.lidar_floats < 3:
-        raise UserError(f"--lidar-floats {given.lidar_floats}: a point has at least x, y and z")
-    report, clip = check_root(given.root.expanduser(), given.version, full=given.full, lidar_floats=given.lidar_floats)
+    if not 3 <= given.lidar_floats <= 64:
+        raise UserError(f"--lidar-floats {given.lidar_floats}: a point has 3 (x, y, z) to 64")
+    if given.picture and not given.picture.parent.is_dir():
+        raise UserError(f"--picture {given.picture}: there is no folder {given.picture.parent}")
+    report, clip = check_root(given.root, given.version or "", full=given.full, lidar_floats=given.lidar_floats)
     for line in report.lines():
         print(line)
     if given.picture and clip is not None:

@@ -1,6 +1,5 @@
 """``mim4d-eval``: parse, build, call."""
 
-import argparse
 import dataclasses
 import logging
 import sys
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import UserError, in_one_line
+from ..errors import ArgumentParser, UserError, in_one_line
 from ..flags import flags_named, parse_flags
 from .config import PRESETS, EvalConfig
 
@@ -33,11 +32,11 @@ def parse(argv: list[str]) -> EvalConfig:
         UserError: If a value makes no sense.
         SystemExit: For --help, and with code 2 if a flag is wrong.
     """
-    first = argparse.ArgumentParser(prog="mim4d-eval", add_help=False, allow_abbrev=False)
+    first = ArgumentParser(prog="mim4d-eval", add_help=False, allow_abbrev=False)
     for name in ("preset", "data"):
         first.add_argument(f"--{name}")
     head = first.parse_known_args(argv)[0]
-    name = head.preset or ("demo" if head.data == "synthetic" else "gpu24")
+    name = ("demo" if head.data == "synthetic" else "gpu24") if head.preset is None else head.preset
     if name not in PRESETS:
         raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
     start = CommandLine(run=dataclasses.replace(PRESETS[name], task=tyro.MISSING))  # there is no default task

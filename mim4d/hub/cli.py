@@ -4,9 +4,13 @@ Only argparse: the command comes with the base install.
 """
 
 import argparse
+import re
 from pathlib import Path
 
-from ..errors import UserError, in_one_line, printable
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import ArgumentParser, UserError, in_one_line, printable, text
 from ..files import sha256_of, write_file
 from .card import make_card
 from .folder import CARD, CONFIG, EncoderConfig
@@ -24,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="mim4d-hub",
         description="Publish encoders on the Hugging Face Hub, fetch them, convert checkpoints. Log in with "
         "`hf auth login` or HF_TOKEN; tokens are not taken from the command line, where others could see them.",
@@ -32,28 +36,37 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     push = commands.add_parser("push", help="publish a run's encoder: config.json, model.safetensors and a model card")
-    push.add_argument("path", type=Path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
-    push.add_argument("--repo", required=True, metavar="ORG/NAME", help="made if it does not exist")
+    push.add_argument("path", type=_path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
+    push.add_argument("--repo", type=_repo, required=True, metavar="ORG/NAME", help="made if it does not exist")
     push.add_argument("--private", action="store_true", help="make it private; an existing public one is refused")
-    push.add_argument("--revision", metavar="BRANCH", help="made if it does not exist; the default branch if left out")
-    push.add_argument("--tag", help="name for the commit, such as v1.0")
-    push.add_argument("--license", metavar="ID", help="of the weights, such as cc-by-nc-sa-4.0, if it is not the run's")
+    push.add_argument(
+        "--revision",
+        type=_revision,
+        metavar="BRANCH",
+        help="made if it does not exist; the default branch if left out",
+    )
+    push.add_argument("--tag", type=_revision, help="name for the commit, such as v1.0")
+    push.add_argument(
+        "--license", type=text, metavar="ID", help="of the weights, such as cc-by-nc-sa-4.0, if it is not the run's"
+    )
     push.add_argument("--dry-run", action="store_true", help="print the plan, offline too, and change nothing")
     push.set_defaults(run=_push)
 
     fetch = commands.add_parser("pull", help="fetch and verify an encoder; afterwards it is there offline too")
-    fetch.add_argument("repo", metavar="ORG/NAME[@REVISION]")
-    fetch.add_argument("--revision", help="branch, tag or commit")
+    fetch.add_argument("repo", type=_repo_at, metavar="ORG/NAME[@REVISION]")
+    fetch.add_argument("--revision", type=_revision, help="branch, tag or commit")
     fetch.add_argument(
-        "--out", type=Path, metavar="DIR", help="copy it to this folder; left out, it stays in the cache"
+        "--out", type=_path, metavar="DIR", help="copy it to this folder; left out, it stays in the cache"
     )
     fetch.add_argument("--dry-run", action="store_true", help="say what would be fetched, and do nothing")
     fetch.set_defaults(run=_pull)
 
     card = commands.add_parser("card", help="write the model card of a run's encoder")
-    card.add_argument("path", type=Path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
-    card.add_argument("--repo", metavar="ORG/NAME", help="where it will be published, for the lines of code in it")
-    card.add_argument("--license", metavar="ID", help="of the weights, if it is not the run's")
+    card.add_argument("path", type=_path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
+    card.add_argument(
+        "--repo", type=_repo, metavar="ORG/NAME", help="where it will be published, for the lines of code in it"
+    )
+    card.add_argument("--license", type=text, metavar="ID", help="of the weights, if it is not the run's")
     card.add_argument("--write", action="store_true", help="into the encoder's folder, to be edited and then pushed")
     card.set_defaults(run=_card)
 
@@ -63,9 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Reads the image backbone of MIM4D, UniPAD, mmdet and mmpretrain checkpoints without running what "
         "is pickled in them, and writes checkpoints for those codebases.",
     )
-    convert.add_argument("source", type=Path, metavar="FROM", help="a .pth file; or a run, or a folder with an encoder")
-    convert.add_argument("target", type=Path, metavar="TO", help="a folder; or a .pth file, for OpenMMLab")
-    convert.add_argument("--license", metavar="ID", help="of the weights, for the folder's config.json")
+    convert.add_argument(
+        "source", type=_path, metavar="FROM", help="a .pth file; or a run, or a folder with an encoder"
+    )
+    convert.add_argument("target", type=_path, metavar="TO", help="a folder; or a .pth file, for OpenMMLab")
+    convert.add_argument("--license", type=text, metavar="ID", help="of the weights, for the folder's config.json")
     convert.add_argument("--half", action="store_true", help="store float16 in the folder")
     convert.add_argument(
         "--names",
@@ -75,12 +90,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument(
         "--prefix",
+        type=_prefix,
         help="in a .pth file: what names begin with; backbone. for mmpretrain and "
         "img_backbone. for release if left out",
     )
     convert.add_argument("--dry-run", action="store_true", help="say what is in FROM, and write nothing")
     convert.set_defaults(run=_convert)
     return parser
+
+
+def _path(value: str) -> Path:
+    return Path(text(value)).expanduser()
+
+
+def _repo(value: str) -> str:
+    try:
+        validate_repo_id(text(value))
+    except HFValidationError:
+        pass
+    else:
+        if "/" in value:
+            return value
+    raise argparse.ArgumentTypeError(f"{value}: expected ORG/NAME, in letters, digits and - _ .")
+
+
+def _revision(value: str) -> str:
+    if re.search(r"[\s~^:?*\[\\]|\.\.|^[-/]|/$", text(value)):
+        raise argparse.ArgumentTypeError(f"{value}: no name of a branch, tag or commit")
+    return value
+
+
+def _repo_at(value: str) -> tuple[str, str | None]:
+    repo, at, revision = value.partition("@")
+    return _repo(repo), _revision(revision) if at else None
+
+
+def _prefix(value: str) -> str:
+    return text(value) if value else value  # empty: names begin with nothing
 
 
 def _push(given: argparse.Namespace) -> None:
@@ -109,8 +155,10 @@ def _print(text: str) -> None:
 
 
 def _pull(given: argparse.Namespace) -> None:
-    repo, _, revision = given.repo.partition("@")
-    revision = given.revision or revision or None
+    repo, revision = given.repo
+    if revision and given.revision and revision != given.revision:
+        raise UserError(f"--revision {given.revision}: {repo}@{revision} names another one; give one of them")
+    revision = given.revision or revision
     if given.dry_run:
         for line in contents(repo, revision=revision):
             _print(line)

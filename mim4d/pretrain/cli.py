@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import BadDataError, UserError, in_one_line
+from ..errors import ArgumentParser, BadDataError, UserError, in_one_line
 from ..flags import flags_named, parse_flags
 from .config import PretrainConfig, overlay, read_yaml
 from .folder import RunFolder
@@ -40,12 +40,16 @@ def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
         SystemExit: For --help, and with code 2 if a flag is wrong.
     """
     # What the other settings start from has to be known first.
-    first = argparse.ArgumentParser(prog="mim4d-pretrain", add_help=False, allow_abbrev=False)
+    first = ArgumentParser(prog="mim4d-pretrain", add_help=False, allow_abbrev=False)
     for name in ("preset", "data", "config", "out"):
         first.add_argument(f"--{name}")
     first.add_argument("--resume", action="store_true")
     head = first.parse_known_args(argv)[0]
-    start = CommandLine(config=head.config and Path(head.config), resume=head.resume, run=_starting_point(head))
+    if head.config is not None and not head.config.strip():
+        raise UserError("--config is empty: give a YAML file of settings")
+    start = CommandLine(
+        config=Path(head.config) if head.config else None, resume=head.resume, run=_starting_point(head)
+    )
     with flags_named(PretrainConfig):
         given = parse_flags(CommandLine, argv, prog="mim4d-pretrain", default=start)
     return given.run, given.resume
@@ -56,7 +60,7 @@ def _starting_point(head: argparse.Namespace) -> PretrainConfig:
     source = Path(head.config) if head.config else None
     values = read_yaml(source) if source else {}
     small = (head.data or values.get("data")) == "synthetic"
-    name = head.preset or values.get("preset") or ("demo" if small else "gpu24")
+    name = values.get("preset", "demo" if small else "gpu24") if head.preset is None else head.preset
     if name not in [*PRESETS]:  # a file may say what cannot be looked up, such as a list
         raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
     base = PRESETS[name]

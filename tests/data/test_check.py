@@ -114,6 +114,18 @@ def test_bad_input_is_one_line(root, tmp_path, capsys, monkeypatch):
     (root / "v2").mkdir()
     (root / "v2/scene.json").write_text("[]")
     assert check(capsys, root)[1] == [f"error: {root}: choose one of v1.0-mini, v2 with --version"]
+    for flags, message in (
+        ([], "the following arguments are required: ROOT (see mim4d-data check --help)"),
+        ([" "], "ROOT: expected a value, got an empty one"),
+        ([root, "--version="], "--version: expected a value"),
+        ([root, "--version=a\x1b[1m"], "--version: 'a\\x1b[1m' has characters that cannot be printed"),
+        ([root, "--lidar-floats=x"], "--lidar-floats: invalid int value: 'x'"),
+        ([root, "--lidar-floats=1000000000"], "--lidar-floats 1000000000: a point has 3"),
+        ([root, "--picture="], "--picture: expected a value"),
+        ([root, f"--picture={tmp_path}/none/a.png"], f"there is no folder {tmp_path}/none"),
+    ):
+        code, (line,) = check(capsys, *flags)
+        assert (code, line.startswith("error: "), message in line) == (2, True, True), line
     monkeypatch.setattr("sys.argv", ["mim4d-data", "check", str(tmp_path / "nowhere")])
     with pytest.raises(SystemExit, match="2"):
         data()
