@@ -1,6 +1,7 @@
 """The command: what a run leaves, and bad input, each in one line with exit code 2."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -11,10 +12,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.program import TensorBoard
 
 from mim4d.commands import missing
+from mim4d.downstream.cli import parse as parse_evaluation
+from mim4d.downstream.model import make_encoder
 from mim4d.hub.card import make_card
 from mim4d.hub.folder import check_folder
 from mim4d.pretrain.cli import main
@@ -55,6 +60,30 @@ def test_a_run_leaves_all_it_should(root, tmp_path, capsys, fresh_accelerate):
     assert {path.name for path in (out / "encoder").iterdir()} == {"config.json", "model.safetensors"}
     assert any((out / "tensorboard").iterdir())
     assert not list(out.rglob("*.partial"))
+
+
+def test_the_end_names_what_is_there_and_commands_that_work(root, tmp_path, capsys, fresh_accelerate):
+    out = tmp_path / "my run"
+    main(arguments(root, out, "--picture-every", "2"))
+    lines = capsys.readouterr().err.splitlines()
+    done, curves, score, use = (
+        next(line.removeprefix(start).strip() for line in lines if line.startswith(start))
+        for start in ("done; see", "curves:", "score it:", "use it:")
+    )
+    assert Path(done) == out / "pictures" / "step_00000004.png"
+    assert Path(done).is_file()
+    command, *flags = shlex.split(curves)
+    assert Path(command).name == "tensorboard"
+    board = TensorBoard()
+    board.configure(argv=[command, *flags])
+    assert list(Path(board.flags.logdir).rglob("events.out.tfevents.*"))
+    command, *flags = shlex.split(score)
+    assert Path(command).name == "mim4d-eval"
+    config = parse_evaluation(flags)
+    assert (config.backbone, config.dataroot, config.version) == (str(out), str(root), "v1.0-mini")
+    make_encoder(config.backbone, pretrained=True)
+    assert not Path(config.out).exists()
+    assert eval(use, {"timm": timm}).feature_info.channels()[-1] == 320
 
 
 def test_rows_can_be_rarer_than_steps(root, tmp_path, fresh_accelerate):
