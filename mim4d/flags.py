@@ -142,7 +142,7 @@ def flags_named(kind: type[Any]) -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-        found = re.match(r"([a-z_]+(?:\.[a-z_]+)*)(?:\.\d+)? = ", message)
+        found = re.match(r"(?:these settings make no model: )?([a-z_]+(?:\.[a-z_]+)*)(?:\.\d+)? = ", message)
         flag = flag_of(found[1], kind) if found else None
         if found is None or flag is None:
             raise

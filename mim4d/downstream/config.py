@@ -1,13 +1,15 @@
 """The settings of ``mim4d-eval``."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..bounds import check_bounds
 from ..data.nuscenes import CAMERAS
 from ..data.tables import LIDAR
 from ..errors import UserError
-from ..pretrain.config import SPLITS, SyntheticConfig, check_bounds, check_root
+from ..pretrain.config import SPLITS, SyntheticConfig, check_image_size, check_root
 from ..pretrain.neck import NeckConfig
 from ..pretrain.optim import OptimConfig
 from ..pretrain.presets import DEMO as PRETRAINING
@@ -21,7 +23,8 @@ class EvalConfig:
     task: Literal["bev-seg", "det3d", "hd-map"]
     """bev-seg: IoU of vehicles and map layers; det3d: nuScenes' NDS and mAP; hd-map: Chamfer AP of vectorised lines."""
     preset: Literal["demo", "gpu24"] = "gpu24"
-    """What the other settings start from: minutes on 2 CPU cores, or one GPU of 24 GB."""
+    """What the other settings start from: demo, made for a CPU, the default for --data synthetic; gpu24, for one GPU of
+    24 GB."""
     backbone: str = "resnet50"
     """A timm name (resnet50, convnext_tiny, mim4d_convnext_small), or the folder of a run or of its encoder/."""
     init: Literal["random", "pretrained"] = "pretrained"
@@ -73,11 +76,9 @@ class EvalConfig:
     world: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        check_bounds(
-            self,
-            {"steps": 1, "batch_size": 1, "seed": 0, "workers": 0, "turn": 0, "min_visibility": 1},
-            {"batch_size": 65536, "workers": 1024, "turn": 180, "min_visibility": 4},
-        )
+        check_bounds(self, {"steps": (1, math.inf), "seed": (0, math.inf), "batch_size": (1, 1024)})
+        check_bounds(self, {"workers": (0, 1024), "turn": (0, 180), "min_visibility": (1, 4)})
+        check_image_size(self.image_size)
         if not 0 < self.labels <= 1:
             raise ValueError(f"labels = {self.labels} must be above 0 and at most 1: it is a fraction")
         if self.optim.accumulate != 1:
@@ -104,7 +105,7 @@ DEMO = EvalConfig(
         channels=48,
     ),
 )
-"""Minutes on 2 CPU cores, on the world of mim4d-pretrain's demo."""
+"""For a CPU, on the world of mim4d-pretrain's demo."""
 
 PRESETS = {"demo": DEMO, "gpu24": EvalConfig(task="bev-seg")}
 

@@ -17,6 +17,7 @@ from timm.data import resolve_model_data_config
 from timm.layers import Format
 from torch import Tensor, nn
 
+from ..bounds import check_bounds
 from ..clip import Clip
 from ..errors import UserError
 from ..geometry import VoxelGrid
@@ -47,11 +48,26 @@ class BEVConfig:
     """Width of the BEV trunk; twice as much at half its resolution, four times at a quarter and an eighth."""
 
     def __post_init__(self) -> None:
-        for name in ("levels", "voxel_channels", "coarse", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} = {getattr(self, name)} must be at least 1")
+        most = {"levels": 256, "voxel_channels": 4096, "coarse": 64, "channels": 4096}
+        check_bounds(self, {name: (1, value) for name, value in most.items()}, "model.")
         if not self.heights[0] < self.heights[1]:
             raise ValueError("model.heights = {:g} {:g} must rise".format(*self.heights))
+
+    def voxels(self, labels: VoxelGrid) -> VoxelGrid:
+        """The volume that image features are taken to.
+
+        Args:
+            labels: The grid of the task's labels.
+
+        Raises:
+            ValueError: If its cells cannot be joined by ``coarse``.
+        """
+        _, height, width = labels.shape
+        if height % self.coarse or width % self.coarse:
+            raise ValueError(f"model.coarse = {self.coarse} must divide the labels' {width} x {height} cells")
+        low, high = self.heights
+        voxel = (labels.voxel[0] * self.coarse, labels.voxel[1] * self.coarse, (high - low) / self.levels)
+        return dataclasses.replace(labels, z=self.heights, voxel=voxel)
 
 
 def make_encoder(name: str, *, pretrained: bool) -> nn.Module:
@@ -107,10 +123,8 @@ class BEVModel(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
         info: Any = encoder.feature_info
         self.neck = Neck(config.neck, info.channels()[-4:])
-        low, high = config.heights
-        voxel = (grid.voxel[0] * config.coarse, grid.voxel[1] * config.coarse, (high - low) / config.levels)
-        grid = dataclasses.replace(grid, z=config.heights, voxel=voxel)
-        self.view = ViewTransform(config.neck.channels, config.voxel_channels, self.neck.stride, grid)
+        voxels = config.voxels(grid)
+        self.view = ViewTransform(config.neck.channels, config.voxel_channels, self.neck.stride, voxels)
         self.trunk = Trunk(config.voxel_channels, config.channels)
         self.head = head
 

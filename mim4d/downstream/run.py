@@ -19,7 +19,7 @@ from ..clip import Clip
 from ..data.loader import ClipSampler
 from ..errors import UserError
 from ..lock import locked_folder
-from ..pretrain.config import plain
+from ..pretrain.config import plain, preset_lines
 from ..pretrain.optim import lr_scale, make_optimizer, set_lr
 from ..progress import Bar
 from ..version import __version__
@@ -65,6 +65,10 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
     if data is None:
         # What is quick to check comes first: opening the data may read tables or draw a world for minutes.
         make_encoder(config.backbone, pretrained=config.init == "pretrained")
+        try:
+            config.model.voxels(make_task(config).grid)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         data = EvalData(config)
     data.check(config)
     run = Run(config, data)
@@ -76,6 +80,8 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
         markup=False,
         soft_wrap=True,
     )
+    for line in preset_lines(config.preset, config.data, run.device.type):
+        console.print(line, markup=False, soft_wrap=True)
     losses = run.train(console)
     figures = run.score(out, console)
     whole: Figures = {

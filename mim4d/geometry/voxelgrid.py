@@ -7,13 +7,15 @@ from torch import Tensor
 
 from .constant import constant
 
+MOST_VOXELS = 2**24
+
 
 @dataclass(frozen=True, kw_only=True)
 class VoxelGrid:
     """An axis-aligned box in the ego frame, cut into voxels.
 
     Raises:
-        ValueError: If a range is empty or is not a whole number of voxels.
+        ValueError: If a range is empty or is not a whole number of voxels, or there are more than MOST_VOXELS.
     """
 
     x: tuple[float, float] = (-54.0, 54.0)
@@ -26,10 +28,14 @@ class VoxelGrid:
     """Size of a voxel along x, y, z, metres."""
 
     def __post_init__(self) -> None:
+        voxels = 1.0
         for name, (low, high), size in zip("xyz", (self.x, self.y, self.z), self.voxel, strict=True):
             count = (high - low) / size if size > 0 else 0
             if count < 1 or abs(count - round(count)) > 1e-3:
-                raise ValueError(f"grid.{name} = ({low}, {high}) m is not a whole number of voxels of {size} m")
+                raise ValueError(f"grid.{name} = {low:g} {high:g} m is not a whole number of voxels of {size:g} m")
+            voxels *= count
+        if voxels > MOST_VOXELS:
+            raise ValueError(f"grid.voxel = {' '.join(map(str, self.voxel))} m makes {voxels:.3g} voxels: too many")
 
     @property
     def shape(self) -> tuple[int, int, int]:

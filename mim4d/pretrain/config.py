@@ -2,7 +2,8 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import timm
 import tyro
 import yaml
 
+from ..bounds import check_bounds
 from ..data import DataConfig
 from ..data.index import check_version
 from ..data.lidar import FLOATS_PER_POINT
@@ -27,6 +29,8 @@ SPLITS = {"v1.0-trainval": ("train", "val"), "v1.0-mini": ("mini_train", "mini_v
 """Training and held-out split of each official version."""
 SCRATCH = "scratch"
 """The first weights that are random."""
+LARGEST_IMAGE = 8192
+"""Pixels along a side."""
 NO_SPLIT = "none"
 """The held-out split that means: do not evaluate."""
 
@@ -68,7 +72,8 @@ class PretrainConfig:
     """Pretrain an image backbone on multi-camera driving video in nuScenes format, by MIM4D."""
 
     preset: Literal["demo", "paper", "gpu24"] = "gpu24"
-    """What the other settings start from: minutes on 2 CPU cores; the published ones, for 8 GPUs; one GPU of 24 GB."""
+    """What the other settings start from: demo, made for a CPU, the default for --data synthetic; paper, as published,
+    for 8 GPUs; gpu24, for one GPU of 24 GB."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
     """nuscenes: a folder in nuScenes format; synthetic: a drawn world, made in a cache folder when it is missing."""
     dataroot: str = ""
@@ -132,10 +137,11 @@ class PretrainConfig:
     world: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        least_is_one = ("steps", "batch_size", "frames", "log_every", "save_every", "keep", "eval_clips")
-        check_bounds(self, dict.fromkeys(least_is_one, 1) | {"seed": 0, "picture_every": 0, "eval_every": 0})
-        check_bounds(self, {"workers": 0, "frame_gap": 0}, {"workers": 1024, "batch_size": 65536, "frames": 1000})
-        check_bounds(self, {"lidar_floats": 3}, {"lidar_floats": 64})
+        check_bounds(self, dict.fromkeys(("steps", "log_every", "save_every", "keep", "eval_clips"), (1, math.inf)))
+        check_bounds(self, dict.fromkeys(("seed", "picture_every", "eval_every", "frame_gap"), (0, math.inf)))
+        check_bounds(self, {"batch_size": (1, 1024), "frames": (1, 1000), "workers": (0, 1024)})
+        check_bounds(self, {"lidar_floats": (3, 64)})
+        check_image_size(self.image_size)
 
     def model_config(self) -> ModelConfig:
         """What the model is built from."""
@@ -164,23 +170,14 @@ class PretrainConfig:
         )
 
 
-def check_bounds(config: Any, least: Mapping[str, float], most: Mapping[str, float] | None = None) -> None:
-    """Compare fields with their bounds.
-
-    Args:
-        config: A dataclass of settings.
-        least: The smallest value allowed, by field.
-        most: The largest one.
+def check_image_size(image_size: tuple[int, int]) -> None:
+    """Check height and width.
 
     Raises:
-        ValueError: Naming the first field that is out of its bounds.
+        ValueError: If one is beyond :data:`LARGEST_IMAGE` pixels.
     """
-    for name, bound in least.items():
-        if not getattr(config, name) >= bound:
-            raise ValueError(f"{name} = {getattr(config, name)} must be at least {bound}")
-    for name, bound in (most or {}).items():
-        if not getattr(config, name) <= bound:
-            raise ValueError(f"{name} = {getattr(config, name)} must be at most {bound}")
+    if max(image_size) > LARGEST_IMAGE:
+        raise ValueError(f"image_size = {image_size[0]} {image_size[1]} must be at most {LARGEST_IMAGE} each")
 
 
 def check_root(
@@ -259,6 +256,14 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     scale = config.optim.backbone_scale
     optim = dataclasses.replace(config.optim, backbone_scale=(1.0 if scratch else 0.1) if scale is None else scale)
     return dataclasses.replace(config, version=version, split=split, optim=optim)
+
+
+def preset_lines(preset: str, data: str, device: str) -> Iterator[str]:
+    """What to know of a preset: that it follows from the data, and that it is made for another device."""
+    if preset == "demo" and data == "synthetic":
+        yield "preset: demo, the default for --data synthetic; --preset gpu24 has the settings for one GPU"
+    if preset != "demo" and device == "cpu":
+        yield f"no GPU: --preset {preset} is made for one, --preset demo for a CPU"
 
 
 def _check_length(config: PretrainConfig) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..bounds import check_bounds
 from ..geometry import VoxelGrid, constant
 
 FLAT = 1e-2
@@ -25,9 +26,7 @@ class FieldConfig:
     """Hidden layers of the colour decoder."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "sdf_blocks", "rgb_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"render.field.{name} = {getattr(self, name)} must be at least 1")
+        check_bounds(self, {"hidden": (1, 4096), "sdf_blocks": (1, 64), "rgb_blocks": (1, 64)}, "render.field.")
 
 
 def corners(index: Tensor, shape: tuple[int, int, int], *, slopes: bool = True) -> tuple[Tensor, Tensor]:

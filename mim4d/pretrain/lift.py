@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..bounds import check_bounds
 from ..clip import Clip
 from ..geometry import VoxelGrid, constant, invert, project, transform, unproject
 from .neck import group_norm
@@ -42,9 +43,9 @@ class LiftConfig:
         bins = (far - near) / self.depth_step
         if round(bins) < 1 or abs(bins - round(bins)) > 1e-6 * bins:
             raise ValueError(f"lift.depth_range = {near:g} {far:g} is not a whole number of {self.depth_step:g} m bins")
-        for name, least in {"depth_channels": 2, "channels": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"lift.{name} = {getattr(self, name)} must be at least {least}")
+        if bins > 4096:
+            raise ValueError(f"lift.depth_step = {self.depth_step} makes {bins:.0f} bins; at most are 4096")
+        check_bounds(self, {"depth_channels": (2, 4096), "channels": (1, 4096)}, "lift.")
 
     @property
     def num_bins(self) -> int:

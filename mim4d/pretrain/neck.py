@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..bounds import check_bounds
+
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with 16 channels a group: statistics of one clip alone, so results do not depend on the batch."""
@@ -25,8 +27,7 @@ class NeckConfig:
         if tuple(sorted(set(self.stages))) != self.stages or self.stages[-1:] != (3,) or self.stages[0] < 0:
             stages = " ".join(map(str, self.stages))
             raise ValueError(f"neck.stages = {stages} must rise within 0 .. 3 and end with 3: all stages are trained")
-        if self.channels < 1:
-            raise ValueError(f"neck.channels = {self.channels} must be at least 1")
+        check_bounds(self, {"channels": (1, 4096)}, "neck.")
 
 
 class Neck(nn.Module):

@@ -48,7 +48,7 @@ class OptimConfig:
             "warmup_start": (self.warmup_start, 0, 1),
             "final": (self.final, 0, 1),
             "warmup_steps": (self.warmup_steps, 0, math.inf),
-            "accumulate": (self.accumulate, 1, math.inf),
+            "accumulate": (self.accumulate, 1, 65536),
             "ema_decay": (self.ema_decay, 0, 0.999999),
         }
         for name, (value, low, high) in bounds.items():

@@ -52,6 +52,6 @@ DEMO = PretrainConfig(
     version="v1.0-trainval",
     world=SyntheticConfig(scenes=32, keyframes=6),
 )
-"""Minutes on 2 CPU cores."""
+"""For a CPU."""
 
 PRESETS = {config.preset: config for config in (DEMO, PAPER, GPU24)}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..bounds import check_bounds
 from ..geometry import VoxelGrid, box_interval
 from .field import Field, FieldConfig
 from .sampling import importance, stratified, surface_weights, transmittance
@@ -35,9 +36,8 @@ class RenderConfig:
 
     def __post_init__(self) -> None:
         # Importance sampling needs a piece between two samples.
-        for name, least in {"rays_per_view": 1, "uniform_samples": 2, "importance_samples": 0, "chunk": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"render.{name} = {getattr(self, name)} must be at least {least}")
+        samples = {"uniform_samples": (2, 4096), "importance_samples": (0, 4096)}
+        check_bounds(self, {"rays_per_view": (1, 2**16), **samples, "chunk": (0, 2**24)}, "render.")
 
 
 class Rendered(NamedTuple):

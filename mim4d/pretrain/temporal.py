@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..bounds import check_bounds
 from ..geometry import VoxelGrid, constant
 
 
@@ -37,13 +38,13 @@ class TemporalConfig:
     """Layers of each branch; the feed-forward part is twice as wide as the branch."""
 
     def __post_init__(self) -> None:
-        for name in ("short_frames", "points", "layers", "short_heads", "long_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"temporal.{name} = {getattr(self, name)} must be at least 1")
+        names = ("points", "layers", "short_heads", "long_heads")
+        check_bounds(self, {"short_frames": (1, 1000), **dict.fromkeys(names, (1, 64))}, "temporal.")
         for branch in ("short", "long"):
             channels, heads = getattr(self, f"{branch}_channels"), getattr(self, f"{branch}_heads")
             if channels < 2 or channels % 2 or channels % heads:
                 raise ValueError(f"temporal.{branch}_channels = {channels} must be even and a multiple of {heads}")
+        check_bounds(self, dict.fromkeys(("short_channels", "long_channels"), (2, 4096)), "temporal.")
 
 
 class Decoded(NamedTuple):

@@ -37,7 +37,7 @@ from .checkpoint import (
     newest_whole,
     save_checkpoint,
 )
-from .config import SCRATCH, PretrainConfig, complete, flatten, plain
+from .config import SCRATCH, PretrainConfig, complete, flatten, plain, preset_lines
 from .datasets import open_data
 from .evaluate import evaluate
 from .folder import RunFolder
@@ -328,11 +328,8 @@ class Trainer:
             f"run: steps {self.start + 1} to {config.steps} of {batch} clips, {accelerator.num_processes} x "
             f"{accelerator.device.type}, {config.precision}, in {self.folder.root}"
         )
-        if self._slow():
-            self.log.say(
-                f"no GPU: --preset {config.preset} is made for one; on the CPU --preset demo runs in minutes, or lower "
-                "--image-size and --model"
-            )
+        for line in preset_lines(config.preset, config.data, accelerator.device.type):
+            self.log.say(line)
         if isinstance(self.model, MIM4D) and accelerator.is_main_process:
             self.log.say(reach_line(reach(self.model.lift, self.shown)))
 

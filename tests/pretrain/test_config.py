@@ -24,6 +24,7 @@ from mim4d.pretrain.config import (
     complete,
     held_out_split,
     overlay,
+    preset_lines,
     read_yaml,
     save_config,
 )
@@ -77,6 +78,16 @@ def test_the_preset_follows_the_data_when_none_is_named():
     assert parse(["--data", "synthetic"])[0] == PRESETS["demo"]
     assert parse(["--data", "nuscenes", "--dataroot", "/data"])[0].preset == "gpu24"
     assert parse(["--preset", "paper", "--data=synthetic"])[0].preset == "paper"
+
+
+def test_a_preset_that_follows_from_the_data_or_is_made_for_a_gpu_is_named_in_one_line():
+    assert list(preset_lines("demo", "synthetic", "cuda")) == [
+        "preset: demo, the default for --data synthetic; --preset gpu24 has the settings for one GPU"
+    ]
+    assert list(preset_lines("paper", "nuscenes", "cpu")) == [
+        "no GPU: --preset paper is made for one, --preset demo for a CPU"
+    ]
+    assert not list(preset_lines("gpu24", "nuscenes", "cuda"))
 
 
 def test_help_lists_the_fixed_flags(capsys):
@@ -155,6 +166,20 @@ def test_a_config_file_that_is_not_text_is_named(tmp_path):
         ("--optim.betas 0.9 1", "--optim.betas 1.0 must lie in"),
         ("--optim.warmup-start -1", "--optim.warmup-start -1.0 must lie in 0 .. 1"),
         ("--optim.final 2", "--optim.final 2.0 must lie in 0 .. 1"),
+        ("--batch-size 1e9", "--batch-size 1000000000 must be at most 1024"),
+        ("--frames 1e6", "--frames 1000000 must be at most 1000"),
+        ("--image-size 1e6 1e6", "--image-size 1000000 1000000 must be at most 8192 each"),
+        ("--method.grid.voxel 1e-3 1e-3 1e-3", "--method.grid.voxel 0.001 0.001 0.001 m makes 9.33e+13 voxels"),
+        ("--method.grid.voxel 7 0.6 1.6", "--method.grid.x -54 54 m is not a whole number of voxels of 7 m"),
+        ("--method.render.rays-per-view 1e9", "--method.render.rays-per-view 1000000000 must be at most 65536"),
+        ("--method.render.uniform-samples 1e9", "--method.render.uniform-samples 1000000000 must be at most 4096"),
+        ("--method.render.field.hidden 1e6", "--method.render.field.hidden 1000000 must be at most 4096"),
+        ("--method.lift.channels 1e6", "--method.lift.channels 1000000 must be at most 4096"),
+        ("--method.lift.depth-step 1e-4", "--method.lift.depth-step 0.0001 makes 590000 bins"),
+        ("--method.neck.channels 1e6", "--method.neck.channels 1000000 must be at most 4096"),
+        ("--method.temporal.layers 1e6", "--method.temporal.layers 1000000 must be at most 64"),
+        ("--optim.accumulate 1e9", "--optim.accumulate 1000000000 must lie in 1 .. 65536"),
+        ("--data synthetic --world.scenes 1e7", "--world.scenes 10000000 must lie in 1 .. 850"),
         ("--workers 1e9", "--workers 1000000000 must be at most 1024"),
         ("--steps 1.5", "--steps: expected a whole number, got '1.5'"),
         ("--steps 1e30", "--steps: expected a whole number below 2^63, got 1e30"),
