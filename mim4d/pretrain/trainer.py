@@ -7,6 +7,7 @@ processes with batches of b learn what one with W * b does.
 
 import dataclasses
 import shlex
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -130,7 +131,9 @@ class Trainer:
             f"{newest}; remove it to resume from the one before" if newest else f"the weights of --init {config.init}"
         )
         self._check_weights(f"in {source}")
-        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        with warnings.catch_warnings():  # accelerate passes it to torch by its older name, whatever is asked for
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
 
         # The loaders deal clips out to the processes themselves, so accelerate must not do it again.
         share: dict[str, Any] = {
@@ -346,7 +349,7 @@ def next_steps(folder: RunFolder, config: PretrainConfig) -> list[str]:
         f"done; see {pictures[-1] if pictures else folder.root}",
         f"curves:   {shlex.join([installed('tensorboard'), '--logdir', str(folder.root)])}",
         f"score it: {shlex.join([installed('mim4d-eval'), *score])}",
-        f'use it:   timm.create_model("local-dir:{folder.encoder}", pretrained=True, features_only=True)',
+        f'use it:   timm.create_model("local-dir:{folder.encoder}", pretrained=True, features_only=True).eval()',
     ]
 
 
