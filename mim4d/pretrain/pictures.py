@@ -1,12 +1,15 @@
 """What the model sees: input, mask, rendered colour and depth beside the truth, and the BEV flow, on one sheet."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..clip import Clip
@@ -17,6 +20,13 @@ from .model import MIM4D, pick
 
 MAX_DEPTH = 50.0
 """Depth at the far end of the colour scale, metres."""
+FRONT = "CAM_FRONT"
+"""The camera of an animation, where there is one of this name; else the first."""
+PANEL_WIDTH = 480
+"""Largest width of one panel of an animation, pixels."""
+TITLE_HEIGHT = 14
+PAUSE = 1.0
+"""How long an animation stays on its last frame, and on a scene's, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +43,14 @@ class Views:
 
 
 @torch.no_grad()
-def render_views(model: MIM4D, clip: Clip, stride: int = 4) -> Views:
+def render_views(model: MIM4D, clip: Clip, stride: int = 4, cameras: slice = slice(None)) -> Views:
     """Render whole images of the current frame of the first clip, from masked input, in eval mode.
 
     Args:
         model: The model; its mode is put back afterwards.
         clip: On the model's device.
         stride: Pixels between rays.
+        cameras: Which of the clip's cameras to render, V of them; the model sees all.
 
     Returns:
         The rendered views.
@@ -58,10 +69,11 @@ def render_views(model: MIM4D, clip: Clip, stride: int = 4) -> Views:
         torch.arange(height, device=clip.device), torch.arange(width, device=clip.device), indexing="ij"
     )
     pixels = (torch.stack([u, v], dim=-1).flatten(0, 1) + 0.5) * stride
-    origins, directions = pixel_rays(pixels, clip.intrinsics[:, -1], clip.ego_from_camera[:, -1])  # [1, V, h*w, 3]
+    origins, directions = pixel_rays(pixels, clip.intrinsics[:, -1, cameras], clip.ego_from_camera[:, -1, cameras])
+    # origins and directions: [1, V, h*w, 3]
     rendered = {k: model.renderer(x, origins.flatten(1, 2), directions.flatten(1, 2)) for k, x in shown.items()}
     model.train(training)
-    size = (clip.num_cameras, height, width)
+    size = (origins.shape[1], height, width)
     return Views(
         stride=stride,
         rgb={k: x.rgb.view(*size, 3).float().cpu() for k, x in rendered.items()},
@@ -125,6 +137,61 @@ def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
         _draw_flow(figure.add_subplot(sheet[:, columns]), views.flow, clip, model.config.grid)
     figure.suptitle(f"{clip.names[0]}   (depth colours: 0 to {MAX_DEPTH:g} m, red is near)", fontsize=9)
     write_file(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def save_animation(model: MIM4D, clips: Iterable[Clip], path: Path, stride: int = 4) -> None:
+    """Render one camera in the current frames of successive clips, and write a WebP that loops at the recording's pace.
+
+    Args:
+        model: The model.
+        clips: By time, each on the model's device; there is at least one.
+        path: The file to write (atomically).
+        stride: Pixels between rendered rays.
+    """
+    frames, times = [], []
+    for clip in clips:
+        frames.append(_animation_frame(model, clip.first(), stride))
+        times.append(float(clip.timestamps[0, -1]))
+    gaps = np.diff(times)
+    pauses = [*np.where((gaps > 0) & (gaps < PAUSE), gaps, PAUSE), PAUSE]
+    durations = [round(1000 * pause) for pause in pauses]  # milliseconds
+    write_file(
+        path,
+        lambda partial: frames[0].save(
+            partial, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=80
+        ),
+    )
+
+
+def _animation_frame(model: MIM4D, clip: Clip, stride: int) -> Image.Image:
+    """What the front camera saw and what the model was shown, above the renderings: colour left, depth right."""
+    camera = clip.cameras.index(FRONT) if FRONT in clip.cameras else 0
+    views = render_views(model, clip, stride, slice(camera, camera + 1))
+    image = clip.images[0, -1, camera].permute(1, 2, 0).cpu().numpy()  # [H, W, 3]
+    patches = model.visible(clip)[0, -1, camera].cpu().numpy().repeat(PATCH, 0).repeat(PATCH, 1)
+    panels = {"camera": image, "visible to the model": np.where(patches[..., None], image, 96).astype(np.uint8)}
+    sources = {"direct": "from the visible patches", "temporal": "from the other frames alone"}
+    for kind, rgb in views.rgb.items():
+        panels[f"colour, {sources[kind]}"] = (rgb[0].clamp(0, 1) * 255).byte().numpy()
+        panels[f"depth, {sources[kind]}"] = _depth_colours(views.depth[kind][0].numpy())
+
+    height, width = clip.image_size
+    scale = min(1.0, PANEL_WIDTH / width)
+    height, width = round(height * scale), round(width * scale)
+    frame = Image.new("RGB", (2 * width, len(panels) // 2 * (height + TITLE_HEIGHT)), "black")
+    draw = ImageDraw.Draw(frame)
+    for place, (title, panel) in enumerate(panels.items()):
+        row, column = divmod(place, 2)
+        left, top = column * width, row * (height + TITLE_HEIGHT)
+        draw.text((left + 3, top + 1), title, fill="white")
+        frame.paste(Image.fromarray(panel).resize((width, height)), (left, top + TITLE_HEIGHT))
+    return frame
+
+
+def _depth_colours(depth: np.ndarray) -> np.ndarray:
+    """Depth [h, w] in metres, NaN where there is none, as colours [h, w, 3]: near is red, none is black."""
+    colours = matplotlib.colormaps["turbo_r"](np.nan_to_num(depth / MAX_DEPTH), bytes=True)[..., :3]
+    return np.where(np.isnan(depth)[..., None], 0, colours).astype(np.uint8)
 
 
 def _draw_lidar(axis: Axes, clip: Clip, camera: int) -> None:
