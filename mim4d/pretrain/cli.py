@@ -22,7 +22,7 @@ class CommandLine:
     """Pretrain an image backbone on multi-camera driving video, by MIM4D.
 
     Settings come from the preset, then from --config, then from the flags here; later ones win. The run folder gets
-    config.yaml, metrics.jsonl, checkpoints/, pictures/, tensorboard/ and encoder/, which plain timm loads.
+    report.html, config.yaml, metrics.jsonl, checkpoints/, pictures/, tensorboard/ and encoder/, which plain timm loads.
     """
 
     config: Path | None = None

@@ -1,5 +1,6 @@
 """The run folder: what stands where, and that no run ever overwrites another."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,21 @@ class RunFolder:
     def encoder(self) -> Path:
         """The exported encoder."""
         return self.root / "encoder"
+
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.root / "report.html"
+
+    @property
+    def animation(self) -> Path:
+        """Held-out frames as the finished model renders them."""
+        return self.root / "rendered.webp"
+
+    def timm_line(self) -> str:
+        """The Python expression that loads the exported encoder by timm alone."""
+        name = json.dumps(f"local-dir:{self.encoder}", ensure_ascii=False)
+        return f"timm.create_model({name}, pretrained=True, features_only=True).eval()"
 
     def contents(self) -> list[str]:
         """Names of what is there, without hidden files, folders with a slash."""

@@ -9,7 +9,7 @@ import dataclasses
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..clip import Clip
 from ..commands import installed
 from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
 from ..data.loader import check_limits
-from ..errors import UserError
+from ..errors import BadDataError, UserError
 from ..hub.folder import CARD, save_encoder
 from ..lock import locked_folder
 from ..progress import duration
@@ -48,13 +48,16 @@ from .logs import RunLog, read_metrics
 from .meter import Meter, join
 from .model import MIM4D, MaskedModel, ModelConfig
 from .optim import lr_scale, make_optimizer, set_lr
-from .pictures import save_picture
+from .pictures import save_animation, save_picture
 from .processes import StopAgreement, StopSignal, average_statistics, on_main, own_settings
 from .provenance import license_of_run, provenance
+from .report import State, write_report
 from .weights import initialise
 
 Method = Callable[[ModelConfig], MaskedModel]
 """What makes the model of a run."""
+ANIMATED = 12
+"""The most frames of the animation that a run ends with: it takes less time than as many training steps."""
 
 
 def train(config: PretrainConfig, *, resume: bool = False, method: Method = MIM4D) -> Path:
@@ -148,8 +151,8 @@ class Trainer:
         self.loader = make_loader(clips, steps=batches, start_step=self.start * config.optim.accumulate, **share)
         self.held_out = make_evaluation_loader(held_out, count=config.eval_clips, **share) if held_out else None
         check_limits([self.loader, self.held_out] if self.held_out else [self.loader])
-        shown = held_out or clips
-        self.shown = shown[evaluation_clips(shown, 1, config.seed)[0]]
+        self._drawn = held_out or clips
+        self.shown = self._drawn[evaluation_clips(self._drawn, 1, config.seed)[0]]
 
         on_main(accelerator, lambda: self.folder.open(config))
         main = accelerator.is_main_process
@@ -164,12 +167,22 @@ class Trainer:
 
     def run(self) -> None:
         """All steps that are left, then the export."""
+        try:
+            self._run()
+        except UserError as error:
+            if self.accelerator.is_main_process:
+                with suppress(UserError, OSError):  # the first error counts
+                    self._report("stopped", str(error))
+            raise
+
+    def _run(self) -> None:
         with self.log, StopSignal() as stop:
+            on_main(self.accelerator, lambda: self._report("running"))
             clips = iter(self.loader)
             for step in range(self.start + 1, self.config.steps + 1):
                 self.train_step(step, clips)
                 self.after_step(step, stop)
-            on_main(self.accelerator, self._export)
+            on_main(self.accelerator, self._finish)
             self.log.end()
             for line in next_steps(self.folder, config=self.config):
                 self.log.say(line, to_copy=True)
@@ -249,8 +262,12 @@ class Trainer:
         if saves or received:
             on_main(accelerator, lambda: self._save(step))
         if received:
-            self.log.say(f"stopped after step {step}; go on with --resume --out {config.out}")
+            message = f"stopped after step {step}; go on with --resume --out {config.out}"
+            on_main(accelerator, lambda: self._report("stopped", message))
+            self.log.say(message)
             raise SystemExit(128 + received)
+        if evaluates or draws or saves:
+            on_main(accelerator, lambda: self._report("running"))
         self.meter.restart_clock()
 
     def _slow(self) -> bool:
@@ -303,6 +320,25 @@ class Trainer:
             save_picture(model, self.shown.to(self.accelerator.device), path)
         self.log.picture(step, path)
 
+    def _animate(self) -> None:
+        model, device = self._best(), self.accelerator.device
+        assert isinstance(model, MIM4D)  # others are run without pictures
+        clips = (self._drawn[number].to(device) for number in range(min(ANIMATED, len(self._drawn))))
+        try:
+            with self.accelerator.autocast():
+                save_animation(model, clips, self.folder.animation)
+        except BadDataError as error:  # in a clip that nothing else has read: the run itself is whole
+            self.log.say(f"warning: no {self.folder.animation.name}: {error}")
+
+    def _report(self, state: State, reason: str = "") -> None:
+        write_report(self.folder, self.config, state=state, held_out=self.held_out is not None, reason=reason)
+
+    def _finish(self) -> None:
+        self._export()
+        if self.config.picture_every:
+            self._animate()
+        self._report("finished")
+
     def _export(self) -> None:
         config, card = self.config, self.folder.encoder / CARD
         save_encoder(
@@ -339,17 +375,16 @@ class Trainer:
 
 def next_steps(folder: RunFolder, config: PretrainConfig) -> list[str]:
     """What to look at after a run, a command to copy in each line."""
-    pictures = sorted(folder.pictures.glob("*.png"))
     data = ["--data", "synthetic"] if config.data == "synthetic" else ["--data", "nuscenes"]
     data += ["--dataroot", config.dataroot] if config.dataroot else []
     if config.preset != "demo" or config.data != "synthetic":
         data += ["--version", config.version]
     score = ["--task", "bev-seg", "--backbone", str(folder.root), "--freeze", *data, "--out", f"{folder.root}-eval"]
     return [
-        f"done; see {pictures[-1] if pictures else folder.root}",
+        f"done; see {folder.report}",
         f"curves:   {shlex.join([installed('tensorboard'), '--logdir', str(folder.root)])}",
         f"score it: {shlex.join([installed('mim4d-eval'), *score])}",
-        f'use it:   timm.create_model("local-dir:{folder.encoder}", pretrained=True, features_only=True).eval()',
+        f"use it:   {folder.timm_line()}",
     ]
 
 

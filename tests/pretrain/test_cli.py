@@ -70,7 +70,7 @@ def test_the_end_names_what_is_there_and_commands_that_work(root, tmp_path, caps
         next(line.removeprefix(start).strip() for line in lines if line.startswith(start))
         for start in ("done; see", "curves:", "score it:", "use it:")
     )
-    assert Path(done) == out / "pictures" / "step_00000004.png"
+    assert Path(done) == out / "report.html"
     assert Path(done).is_file()
     command, *flags = shlex.split(curves)
     assert Path(command).name == "tensorboard"

@@ -69,6 +69,7 @@ def test_sigterm_saves_first_and_loses_nothing(root, uninterrupted, tmp_path):
     assert stopped.returncode == 128 + signal.SIGTERM
     newest = list_checkpoints(out / "checkpoints")[-1]
     assert metrics(out)[-1]["step"] == json.loads((newest / "state.json").read_text())["step"]
+    assert "; go on with --resume --out" in (out / "report.html").read_text()
     resumed = run("--resume", "--out", str(out))
     assert resumed.returncode == 0, resumed.stderr
     assert losses(out) == losses(uninterrupted)
