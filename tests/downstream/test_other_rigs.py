@@ -64,6 +64,14 @@ def test_boxes_that_cannot_be_are_left_out_and_counted(root, values, caplog):
     assert target.values[:, :8].isfinite().all()
 
 
+def test_boxes_whose_points_nobody_counted_are_kept(root):
+    """Lyft's tables have -1 for all of them."""
+    edit_boxes(root, 1, num_lidar_pts=-1)
+    annotations = Annotations(root, VERSION)
+    boxes = np.concatenate([annotations.boxes(token) for token in annotations.tokens])
+    assert (boxes["points"] > 0).all()
+
+
 def test_boxes_of_which_none_can_be_are_refused(root):
     edit_boxes(root, 1, size=[0, 0, 0])
     with pytest.raises(UserError, match=r"sample_annotation.json: \d+ of \d+ boxes cannot be: .*size \[0, 0, 0\]"):
