@@ -18,16 +18,19 @@ FARTHEST = 10_000.0
 MOST_ODD = 0.01
 """What fraction of a sweep may be farther, or closer to 0 than any measurement, before it is taken for misread."""
 OTHER_FORMATS = {
-    b"ply": "PLY",
+    b"ply\n": "PLY",
+    b"ply\r": "PLY",
     b"LASF": "LAS",
     b"PK\x03\x04": "ZIP or NPZ",
-    b"\x1f\x8b": "gzip",
+    b"\x1f\x8b\x08\x00": "gzip",
+    b"\x1f\x8b\x08\x08": "gzip",
     b"\x89HDF": "HDF5",
     b"PAR1": "Parquet",
     b"ARROW1": "Arrow",
 }
+"""First bytes, four or more: the first coordinate of a sweep may begin with any two or three."""
 NPY = b"\x93NUMPY"
-SAMPLE = 1 << 15
+SAMPLE = 1 << 13
 """Floats that are looked at to find how many belong to a point."""
 LEAST = 200
 """Fewer floats than this tell nothing."""
