@@ -140,15 +140,9 @@ def _ordered(cameras: Sequence[str]) -> tuple[str, ...]:
 
 def _image_size(index: Index) -> tuple[int, int]:
     """Height and width that the images of all cameras can be cut to."""
-    rows = np.concatenate([index.records[_rows(index, camera)]["size"] for camera in index.cameras])
+    rows = np.concatenate([index.records[index.all_rows(camera)]["size"] for camera in index.cameras])
     height = int(WIDTH * (rows[:, 0] / rows[:, 1]).min() + 1e-6) // 32 * 32
     return max(32, height), WIDTH
-
-
-def _rows(index: Index, channel: str) -> slice:
-    """All rows of a sensor."""
-    bounds = index.record_bounds[index.channels.index(channel)]
-    return slice(int(bounds[0]), int(bounds[-1]))
 
 
 def _describe(index: Index, root: Path, version: str, lidar: str | None, report: Report) -> None:
@@ -165,7 +159,7 @@ def _describe(index: Index, root: Path, version: str, lidar: str | None, report:
     splits = [f"{name} ({there} of {len(index.splits[name])} scenes)" for name, there in here.items() if there]
     say(f"splits: {', '.join(splits) or 'none; name scenes with --split'}")
     for channel in (*_ordered(index.cameras), *index.lidars):
-        records = index.records[_rows(index, channel)]
+        records = index.records[index.all_rows(channel)]
         kind = "LiDAR" if channel in index.lidars else "camera"
         sizes = {f"{width}x{height}" for height, width in np.unique(records["size"], axis=0).tolist()}
         size = "" if channel in index.lidars else f", {' and '.join(sorted(sizes))}"
@@ -210,7 +204,7 @@ def _check_key_frames(clips: NuScenesClips, report: Report) -> None:
             record = index.records[rows[late[0]]]
             kind = f"{name} is more than {APART / 1e6} s from {clips.reference} in a key frame"
             report.fault(kind, record["file"].decode(), len(late))
-        samples = index.records["sample"][_rows(index, name)]
+        samples = index.records["sample"][index.all_rows(name)]
         again = len(samples[samples >= 0]) - len(np.unique(samples[samples >= 0]))
         if again:
             report.fault(f"{name} has two records in a key frame", "sample_data.json, is_key_frame", again)
@@ -234,7 +228,7 @@ def _check_files(clips: NuScenesClips, full: bool, report: Report) -> None:
     index = clips.index
     rows: list[tuple[str, int]] = []
     for channel in (*clips.config.cameras, *([clips.reference] if clips.has_lidar else [])):
-        span = _rows(index, channel)
+        span = index.all_rows(channel)
         count = span.stop - span.start
         chosen = range(count) if full else np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(int)).tolist()
         rows += [(channel, span.start + number) for number in chosen]
@@ -251,7 +245,7 @@ def _check_files(clips: NuScenesClips, full: bool, report: Report) -> None:
             if error is not None:
                 what, problem = error.args
                 report.fault(f"{channel}: {re.sub(r'[0-9]+', 'N', problem)}", f"{what}: {problem}")
-    whole = sum(_rows(index, c).stop - _rows(index, c).start for c in index.channels)
+    whole = sum(index.all_rows(c).stop - index.all_rows(c).start for c in index.channels)
     report.facts.append(f"read {len(rows)} of {whole} files" + ("" if full else "; --full reads all"))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,11 @@ class Fit:
 
 
 def read_image(
-    path: Path, size: tuple[int, int], image_size: tuple[int, int], lens: Lens | None = None
+    path: Path,
+    size: tuple[int, int],
+    image_size: tuple[int, int],
+    lens: Lens | None = None,
+    bits: int | None = None,
 ) -> NDArray[np.uint8]:
     """Read an image, undistort it and make it fit.
 
@@ -79,6 +84,8 @@ def read_image(
         size: (height, width) in the tables, to which the calibration belongs. The file itself may have been scaled.
         image_size: (H, W) wanted, pixels.
         lens: How the camera distorts, if it does.
+        bits: Bits per pixel of the camera's 16-bit grey, as :func:`find_bits` finds them; brighter pixels become white.
+            None takes the fewest that hold this image.
 
     Returns:
         [3, H, W] uint8, RGB.
@@ -91,7 +98,7 @@ def read_image(
     height, width = image_size
     fit = Fit.of(size, image_size)
     full_height = fit.scale * size[0]
-    rgb, right, bottom = _decode(path, size, (int(full_height), width))
+    rgb, right, bottom = _decode(path, size, (int(full_height), width), bits)
     if lens is not None:
         whole = rgb.resize((width, round(full_height)), Image.Resampling.BILINEAR, box=(0, 0, right, bottom))
         return undistort(np.array(whole), lens, size, image_size, fit.top / fit.scale)
@@ -100,11 +107,39 @@ def read_image(
     return np.stack([np.asarray(channel) for channel in resized.split()])
 
 
+def find_bits(images: Iterable[tuple[Path, tuple[int, int]]]) -> int | None:
+    """Find how many bits of its 16-bit grey a camera uses, so that all its images have one scale.
+
+    A scale per image would make the brightness jump between images, by a factor of 4 where one of 12 bits is dark.
+
+    Args:
+        images: File and (height, width) in the tables of some images of one camera. Those that cannot be read are left
+            out.
+
+    Returns:
+        The fewest of :data:`DEPTHS` that hold all of the images; None if they are not integers of more than 8 bits.
+    """
+    bits = None
+    for path, size in images:
+        try:
+            with Image.open(io.BytesIO(read_bytes(path)), formats=FORMATS) as image:
+                if not image.mode.startswith("I"):
+                    return None
+                _check_header(image, size)
+                high = int(np.asarray(image).max())
+        except Exception:  # named when it is read for a clip
+            continue
+        bits = max(bits or 0, _depth(high))
+    return bits
+
+
 class _RefusedError(Exception):
     """What is wrong with an image that could be decoded."""
 
 
-def _decode(path: Path, size: tuple[int, int], wanted: tuple[int, int]) -> tuple[Image.Image, float, float]:
+def _decode(
+    path: Path, size: tuple[int, int], wanted: tuple[int, int], bits: int | None
+) -> tuple[Image.Image, float, float]:
     """Decode a file to 8-bit RGB, no smaller than ``wanted`` (height, width) unless it is smaller itself.
 
     Returns:
@@ -120,7 +155,7 @@ def _decode(path: Path, size: tuple[int, int], wanted: tuple[int, int]) -> tuple
                 raise _RefusedError("the image is truncated")
             drafted = image.draft("RGB", (wanted[1], wanted[0]))
             right, bottom = drafted[1][2:] if drafted else image.size
-            return _to_rgb(image), right, bottom
+            return _to_rgb(image, bits), right, bottom
     except MemoryError:
         raise
     except _RefusedError as error:
@@ -154,7 +189,7 @@ def _check_header(image: Image.Image, size: tuple[int, int]) -> None:
         raise _RefusedError(f"the file holds {frames} images instead of one")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
     """Decode an image, in whatever mode, to 8-bit RGB.
 
     Raises:
@@ -165,7 +200,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if getattr(image, "tag_v2", {}).get(WHITE_IS_ZERO[0]) == WHITE_IS_ZERO[1]:  # Pillow heeds it for 8 bits alone
             raise _RefusedError("the image has 0 for white; convert it so that 0 is black")
         grey = np.asarray(image)
-        return Image.fromarray(_grey_to_8_bits(grey)).convert("RGB")
+        return Image.fromarray(_grey_to_8_bits(grey, bits)).convert("RGB")
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
@@ -179,8 +214,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _grey_to_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale grey of more than 8 bits: floats from 0 .. 1, integers from the fewest of :data:`DEPTHS` that hold them."""
+def _grey_to_8_bits(grey: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
+    """Scale grey of more than 8 bits: floats from 0 .. 1, integers from ``bits``, or the fewest that hold them."""
     low, high = grey.min(), grey.max()
     if grey.dtype.kind == "f":
         if not (low >= 0 and high <= 1):  # NaN neither
@@ -188,8 +223,12 @@ def _grey_to_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
         return np.round(grey * 255).astype(np.uint8)
     if low < 0 or high >= 1 << DEPTHS[-1]:
         raise _RefusedError(f"the image has integers from {low} to {high}; they must lie in 0 .. 65535")
-    depth = next(depth for depth in DEPTHS if high < 1 << depth)
-    return (grey >> (depth - 8)).astype(np.uint8)
+    return np.minimum(grey >> ((bits or _depth(high)) - 8), 255).astype(np.uint8)
+
+
+def _depth(high: int) -> int:
+    """The fewest of :data:`DEPTHS` that hold a number; the most if none does."""
+    return next((depth for depth in DEPTHS if high < 1 << depth), DEPTHS[-1])
 
 
 def _jpeg_is_whole(data: bytes) -> bool:
@@ -197,6 +236,8 @@ def _jpeg_is_whole(data: bytes) -> bool:
 
     An end marker inside of a segment is a thumbnail's.
     """
+    if data.endswith(b"\xff\xd9") and data.find(b"\xff\xd8", 2) < 0:  # one image alone
+        return True
     at = 2
     while found := MARKER.search(data, at):
         marker = found[1][0]

@@ -76,6 +76,15 @@ class Index:
         bounds = self.record_bounds[self.channels.index(channel)]
         return slice(int(bounds[scene]), int(bounds[scene + 1]))
 
+    def all_rows(self, channel: str) -> slice:
+        """The rows of one sensor in all scenes."""
+        bounds = self.record_bounds[self.channels.index(channel)]
+        return slice(int(bounds[0]), int(bounds[-1]))
+
+    def channel(self, row: int) -> str:
+        """Name of the sensor that a row is of."""
+        return self.channels[int(np.searchsorted(self.record_bounds[:, -1], row, side="right"))]
+
 
 def cache_folder() -> Path:
     """Where things that can be made again are kept: ``MIM4D_CACHE``, or ``~/.cache/mim4d``.

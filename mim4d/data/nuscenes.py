@@ -19,7 +19,7 @@ from ..clip import Clip
 from ..errors import BadDataError, UserError
 from ..geometry import invert, make_pose, rotation_from_quaternion, transform
 from .frames import NONE, find_clips, find_frames
-from .images import Fit, read_image
+from .images import Fit, find_bits, read_image
 from .index import Index, open_index
 from .lenses import Lens
 from .lidar import FLOATS_PER_POINT, read_points
@@ -33,6 +33,8 @@ BLIND_RADIUS = 3.0
 """LiDAR points nearer than this to the LiDAR, horizontally, in metres, are on the car itself (published: 3 m)."""
 MOST_VOID = 0.5
 """What fraction of an undistorted image may show nothing before its lens is taken for misread."""
+PROBES = 16
+"""Images per camera that are looked at to find the scale of 16-bit grey."""
 SUBSTITUTES = 200
 """How many other clips are tried in the place of a bad one; enough where one file in twenty is there."""
 
@@ -126,6 +128,7 @@ class NuScenesClips(Dataset[Clip]):
             raise UserError(self._why_no_clip())
         self._check_image_sizes()
         self._check_lenses()
+        self._bits = {camera: self._find_bits(camera) for camera in config.cameras}
         if config.on_error == "raise":  # known now, and not in the middle of a run
             self._check_records()
 
@@ -299,9 +302,17 @@ class NuScenesClips(Dataset[Clip]):
             size = (int(record["size"][0]), int(record["size"][1]))
             in_tables = self._intrinsics(record["calibration"])
             lens = Lens.of(self.index.calibrations[record["calibration"]], in_tables)
-            images[place] = read_image(self._path(record), size, self.config.image_size, lens)
+            bits = self._bits[self.index.channel(int(cameras[place]))]
+            images[place] = read_image(self._path(record), size, self.config.image_size, lens, bits)
             intrinsics[place] = Fit.of(size, self.config.image_size).intrinsics(in_tables)
         return torch.from_numpy(images), intrinsics
+
+    def _find_bits(self, camera: str) -> int | None:
+        """Bits of a camera's 16-bit grey, from images of the whole root, so that all splits have the same scale."""
+        rows = self.index.all_rows(camera)
+        chosen = np.unique(np.linspace(rows.start, rows.stop - 1, PROBES).astype(int))
+        records = self.index.records[chosen]
+        return find_bits((self._path(record), tuple(record["size"].tolist())) for record in records)
 
     def _intrinsics(self, calibration: int) -> Tensor:
         """Intrinsics [3, 3] float64 of the image in the tables: they count pixel centres at integers, we at halves."""

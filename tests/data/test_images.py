@@ -11,9 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from mim4d.data import NuScenesClips
 from mim4d.data.images import Fit, read_image
+from mim4d.data.index import open_index
 from mim4d.errors import BadDataError, UserError
 from mim4d.geometry import project
+from tests.data.roots import VERSION
+from tests.data.test_nuscenes import config_of
 from tests.reference import png
 
 FOCAL = 300.0
@@ -167,6 +171,25 @@ def test_grey_of_more_than_8_bits_keeps_its_levels(tmp_path, values, kind):
     Image.fromarray(values).save(tmp_path / "image", format=kind)
     expected = np.repeat((RAMP * 255)[8:, :, None], 3, 2)
     np.testing.assert_allclose(read(tmp_path / "image"), expected, atol=1.01)
+
+
+def test_a_camera_of_12_bits_has_one_scale_by_day_and_by_night(root):
+    index = open_index(root, VERSION)
+    records = index.records[index.all_rows("CAM_FRONT")]
+    for number, record in enumerate(records):  # dark but for the last, which is of another split
+        brightness = 4000 if number == len(records) - 1 else 400
+        image = Image.fromarray(np.full(record["size"], brightness, "<u2"))
+        image.save(root / record["file"].decode(), format="PNG")
+    clips = NuScenesClips(config_of(root, cameras=("CAM_FRONT", "CAM_BACK"), frames=1))
+    images = clips[0].images[0, 0]
+    assert (images[0] == 400 // 16).all()
+    assert len(images[1].unique()) > 1  # the other camera is as it was
+
+
+def test_brighter_than_the_camera_s_scale_is_white(tmp_path):
+    Image.fromarray((RAMP * 4095).astype("<u2")).save(tmp_path / "image.png")
+    got = read_image(tmp_path / "image.png", SIZE, (64, 128), bits=10)
+    np.testing.assert_allclose(got[0, 0], np.minimum(RAMP[0] * 4095 / 4, 255), atol=1.01)
 
 
 @pytest.mark.parametrize(
