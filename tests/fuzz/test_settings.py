@@ -39,7 +39,12 @@ def nothing_is_trained(monkeypatch):
             NuScenesClips(config.data_config(config.split))
 
     monkeypatch.setattr("mim4d.pretrain.trainer.train", train)
-    monkeypatch.setattr("mim4d.downstream.run.evaluate", evaluation_config.complete)
+
+    def evaluate(config):
+        evaluation_config.complete(config)
+        return {"settings": {"task": config.task, "init": "random"}}
+
+    monkeypatch.setattr("mim4d.downstream.run.evaluate", evaluate)
 
 
 def yaml_file(rng, path):
