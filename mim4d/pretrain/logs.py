@@ -1,6 +1,7 @@
 """What a run says while it goes: ``metrics.jsonl``, TensorBoard, and a bar or plain lines for whoever watches."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -154,9 +155,10 @@ class RunLog:
             self._bar.update(step, self._steps)
 
     def row(self, row: Row) -> None:
-        """Report one logged step."""
+        """Report one logged step, without values that are NaN or infinite: JSON has neither."""
         if not self._main:
             return
+        row = {name: value for name, value in row.items() if math.isfinite(value)}
         step = int(row["step"])
         self._metrics.write(row)
         with _writing(self._board_folder):

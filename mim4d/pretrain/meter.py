@@ -107,7 +107,7 @@ class Meter:
         shares = gather_object([(sum(map(len, clips)), self._skipped)])
         return {
             "step": steps[-1],
-            **{name: value for name, value in rows[-1].items() if math.isfinite(value)},  # JSON has no infinity
+            **rows[-1],
             "clips_per_s": sum(drawn for drawn, _ in shares) / seconds,
             "seconds": self._seconds,
             "skipped": int(self._skipped_before) + sum(skipped for _, skipped in shares),

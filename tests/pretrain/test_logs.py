@@ -1,6 +1,7 @@
 """Logs on a disk that is full, and after a crash."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,14 @@ def test_tensorboard_shows_a_step_once_after_a_kill(start, tmp_path):
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(s, float(s)) for s in (1, 2, 3, 4)]
+
+
+def test_rows_hold_no_nan_and_no_infinity_wherever_a_value_is_from(tmp_path):
+    """Of an evaluation or the encoder's gradients too: JSON has neither, and strict readers refuse the whole line."""
+    with open_log(tmp_path) as log:
+        log.row({"step": 1, "loss": 1.0, "val_direct_depth": math.inf, "grad_encoder_direct_rgb": math.nan})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 1, "loss": 1.0}
 
 
 def test_what_was_not_measured_is_not_shown(tmp_path, capsys):

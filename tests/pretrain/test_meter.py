@@ -39,10 +39,8 @@ def test_a_value_that_no_clip_has_is_not_there(meter):
     meter.add(1, values(1.0, [NAN], [0.1]) | step, ("a",), 0)
     assert meter.read("").keys() == {"step", "loss", "rgb", "grad_norm", "clips_per_s", "seconds", "skipped"}
     meter.add(2, values(1.0, [NAN], [0.1]) | step, ("a",), 0)
-    meter.add(3, values(1.0, [5.0], [math.inf]) | step, ("a",), 0)
-    row = meter.read("")
-    assert row["depth"] == 5
-    assert "rgb" not in row  # JSON has no infinity
+    meter.add(3, values(1.0, [5.0], [0.1]) | step, ("a",), 0)
+    assert meter.read("")["depth"] == 5
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
