@@ -66,6 +66,11 @@ class SyntheticConfig:
     seed: int = 0
     """Another seed, another world."""
 
+    def __post_init__(self) -> None:
+        # The world itself would name it as --seed, which is the run's.
+        if self.seed < 0:
+            raise ValueError(f"world.seed = {self.seed} must be at least 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:

@@ -1,7 +1,6 @@
 """Make a world: all scenes in parallel, then the tables."""
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -41,9 +40,11 @@ class WorldConfig:
         """Raise :class:`UserError` naming the first value that makes no world."""
         if self.version not in VERSIONS:
             raise UserError(f"version = {self.version} is unknown: choose one of {', '.join(VERSIONS)}")
-        for name, least, most in (("scenes", 1, 850), ("keyframes", 1, 1000), ("seed", 0, math.inf)):
+        for name, least, most in (("scenes", 1, 850), ("keyframes", 1, 1000)):
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"{name} = {getattr(self, name)} must lie in {least} .. {most}")
+        if self.seed < 0:
+            raise UserError(f"seed = {self.seed} must be at least 0")
         if not 0.05 <= self.scale <= 1.0:
             raise UserError(f"scale = {self.scale} must lie in 0.05 .. 1 (1 is 1600x900 pixels)")
         for name in ("camera_rate", "lidar_rate"):

@@ -191,6 +191,7 @@ def test_a_config_file_that_is_not_text_is_named(tmp_path):
         ("--stepps 3", "--stepps, 3; did you mean --steps?"),
         ("--steps", "--steps"),
         ("--data synthetic --world.scenes 0", "--world.scenes 0 must lie in 1 .. 850"),
+        ("--data synthetic --world.seed -1", "--world.seed -1 must be at least 0"),
         ("--data synthetic --world.scenes 300 --version v1.0-mini", "--world.scenes 300 must be at most 10"),
         ("--data synthetic --split scene-9999", "split scene-9999: neither a split"),
         ("--data synthetic --val-split mini_val", "split mini_val: none of its scenes is in a world of v1.0-trainval"),
