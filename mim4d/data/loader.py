@@ -141,7 +141,7 @@ class ClipLoader(DataLoader[Clip]):
     @property
     def in_flight(self) -> int:
         """The most batches that are in shared memory at a time."""
-        return self.num_workers * (self.prefetch_factor or 0) + (self.num_workers > 0)
+        return min(len(self), self.num_workers * (self.prefetch_factor or 0) + 1) if self.num_workers else 0
 
 
 def check_limits(loaders: Sequence[ClipLoader]) -> None:

@@ -236,6 +236,7 @@ def test_too_little_shared_memory_is_told_before_the_first_step(root, monkeypatc
     dataset = NuScenesClips(config_of(root))
     loader = make_loader(dataset, batch_size=2, steps=9, seed=0, workers=3)
     assert loader.in_flight == 7
+    assert make_loader(dataset, batch_size=2, steps=4, seed=0, workers=3).in_flight == 4  # there are no more
     images = next(iter(make_loader(dataset, batch_size=2, steps=9, seed=0))).images
     assert images.nbytes <= loader.batch_bytes <= images.nbytes + 3_000_000
     check_limits([loader])
