@@ -54,7 +54,15 @@ def test_any_number_of_sigterms_is_one_request():
         assert stop.received == signal.SIGTERM
 
 
-def test_a_forwarded_ctrl_c_is_the_same_one_and_a_later_one_interrupts(monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, though the tests may run in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_forwarded_ctrl_c_is_the_same_one_and_a_later_one_interrupts(ctrl_c, monkeypatch):
     with processes.StopSignal() as stop:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)
