@@ -29,7 +29,10 @@ from mim4d.world import cli as world
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [*(ROOT / name for name in ("README.md", "MODEL_CARD.md", "examples/README.md")), *sorted(DOCS.rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "MODEL_CARD.md", "CONTRIBUTING.md", "examples/README.md")),
+    *sorted(DOCS.rglob("*.md")),
+]
 OURS = ("quickstart.md", "data.md", "scale.md", "weights.md", "migrating.md", "method.md")
 """Pages whose every program is known here; others also show the commands of other codebases."""
 PROJECT = (ROOT / "pyproject.toml").read_text()
