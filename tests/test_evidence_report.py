@@ -9,7 +9,7 @@ import statistics
 import pytest
 from matplotlib.image import imread
 
-from benchmarks.evidence.report import details, gain, plot, summarise, table, write_report
+from benchmarks.evidence.report import details, gain, interval, plot, summarise, summary, table, verdict, write_report
 from mim4d.errors import UserError
 
 FIGURES = {"bev-seg": "iou_vehicle", "det3d": "mAP", "hd-map": "map_AP"}
@@ -113,19 +113,60 @@ def test_there_is_no_gain_without_a_common_seed():
     assert gain(given, "mim4d", "random", "bev-seg", "frozen", 0.1, "iou_vehicle") is None
 
 
+def test_intervals_are_those_worked_by_hand():
+    (difference,) = summarise({0: {"gain": 0.1}, 1: {"gain": 0.2}, 2: {"gain": 0.6}}).values()
+    half = 4.3027 * (0.07 / 3) ** 0.5  # t(0.975) with two degrees of freedom, and the variance 0.07 of 3 seeds
+    assert interval(difference) == pytest.approx((0.3 - half, 0.3 + half), abs=1e-4)
+    assert interval(summarise({0: {"gain": 0.1}, 1: {"gain": 0.2}})["gain"]) is None  # two seeds know no spread
+
+
 @pytest.mark.parametrize(
     ("gained", "shown"),
     [
-        ([0.25, 0.5, 0.75], "+50.0 ± 25.0"),  # twice the spread, not above it
-        ([0.011, 0.021, 0.031], "**+2.1 ± 1.0**"),
-        ([-0.011, -0.021, -0.031], "**-2.1 ± 1.0**"),  # a loss is as much a finding as a gain
-        ([0.02, 0.022], "+2.1 ± 0.1"),  # of two seeds
+        ([0.24, 0.5, 0.76], "+50.0 ± 26.0"),  # the interval is wider than 2.48 of its spread
+        ([0.011, 0.021, 0.031], "+2.1 ± 1.0"),
+        ([0.013, 0.021, 0.029], "**+2.1 ± 0.8**"),
+        ([-0.013, -0.021, -0.029], "**-2.1 ± 0.8**"),  # a loss is as much a finding as a gain
+        ([0.02, 0.022], "+2.1 ± 0.1"),  # two seeds
         ([0.02], "+2.0"),
     ],
 )
-def test_bold_is_what_is_above_twice_the_spread(gained, shown):
+def test_bold_is_a_difference_whose_interval_excludes_zero(gained, shown):
     cells = [cell("random", [0.0] * len(gained)), cell("mim4d", gained)]
     assert rows(table(results(cells)))[2][-1] == shown
+
+
+def test_the_verdict_counts_scores_that_rise_and_fall():
+    random, better, worse = [0.1, 0.2, 0.3], [0.2, 0.301, 0.4], [0.0, 0.101, 0.2]
+    cells = [
+        *(cell(init, values) for init, values in {"random": random, "single": better, "mim4d": better}.items()),
+        *(cell(init, values, "det3d", figure="mAP") for init, values in {"random": random, "mim4d": worse}.items()),
+    ]
+    assert verdict(results(cells)) == (
+        "On held-out synthetic video, MIM4D pretraining beats random weights in 1 of 2 scores (vehicle IoU, frozen, "
+        "10 % of labels) and loses in 1 (mAP, frozen, 10 % of labels); it beats single-frame pretraining in none of 1 "
+        "scores and loses in none."
+    )
+    assert verdict(results()) == "Nothing has been measured with enough seeds yet."
+
+
+def test_the_summary_has_a_row_per_task_and_mode_with_intervals():
+    whole = plausible()
+    lines = rows(summary(whole))
+    assert [line[:2] for line in lines[2:]] == [
+        [score, mode]
+        for score in ("BEV segmentation: vehicle IoU", "3D detection: mAP", "HD map: map AP")
+        for mode in ("frozen", "fine-tuned")
+    ]
+    difference = gain(whole, "mim4d", "random", "det3d", "full", 0.1, "mAP")
+    low, high = interval(difference)
+    assert lines[5][5].strip("*") == f"{100 * difference['mean']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+    assert verdict(whole) in summary(whole)
+
+
+def test_a_known_fault_is_told_with_the_figures_it_touches():
+    assert "BatchNorm" in summary(results())  # made by 0.1.0
+    assert "BatchNorm" not in summary(results() | {"mim4d": "0.2.0"})
 
 
 def test_the_table_has_a_line_for_what_was_measured_and_says_how():
@@ -171,7 +212,7 @@ def test_ablations_are_told_against_the_same_seeds_of_mim4d_pretrained_as_briefl
 
 def test_every_table_has_the_columns_of_its_head():
     whole = plausible()
-    for text in (table(whole), details(whole), table(results()), details(results())):
+    for text in (write(given) for write in (summary, table, details) for given in (whole, results())):
         for block in text.split("\n\n"):
             if block.startswith("|"):
                 lines = rows(block)
@@ -198,7 +239,7 @@ def test_a_report_is_written_at_any_time(given, tmp_path):
     before = copy.deepcopy(given)
     write_report(given, tmp_path / "report")
     assert sorted(file.name for file in (tmp_path / "report").iterdir()) == [
-        *("details.md", "plot.png", "results.json", "table.md"),
+        *("details.md", "plot.png", "results.json", "summary.md", "table.md"),
     ]
     assert json.loads((tmp_path / "report/results.json").read_text()) == given == before
     assert (tmp_path / "report/table.md").read_text() == table(given) + "\n"
