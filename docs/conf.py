@@ -8,7 +8,7 @@ from sphinx.application import Sphinx
 from mim4d import __version__
 
 project = "mim4d"
-copyright = author = "the mim4d authors"
+copyright = author = "the mim4d developers"
 version = release = __version__
 
 exclude_patterns = ["evidence/details.md"]  # part of a page

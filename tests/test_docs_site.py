@@ -170,7 +170,11 @@ def test_python_is_python(page):
         compile(block, str(page), "exec")
 
 
-WITH_CODE = [ROOT / "MODEL_CARD.md", *(DOCS / name for name in OURS if "```python" in (DOCS / name).read_text())]
+WITH_CODE = [
+    ROOT / "MODEL_CARD.md",
+    DOCS / "index.md",
+    *(DOCS / name for name in OURS if "```python" in (DOCS / name).read_text()),
+]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)

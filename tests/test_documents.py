@@ -61,6 +61,8 @@ def test_every_page_with_evidence_has_its_block():
     assert shown == {
         "README.md": ["summary"],
         "MODEL_CARD.md": ["summary"],
+        "docs/index.md": ["verdict"],
+        "docs/does-it-help.md": ["summary"],
         "docs/evidence.md": ["table"],
     }
 

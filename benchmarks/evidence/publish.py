@@ -12,7 +12,7 @@ from .report import details, summary, table, verdict, write_text
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results.json")
-PAGES = ("README.md", "MODEL_CARD.md", "docs/evidence.md")
+PAGES = ("README.md", "MODEL_CARD.md", "docs/index.md", "docs/does-it-help.md", "docs/evidence.md")
 BLOCK = re.compile(r"(<!-- begin: evidence (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 WRITERS = {"verdict": verdict, "summary": summary, "table": table}
 
