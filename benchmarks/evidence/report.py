@@ -243,8 +243,9 @@ def summary(results: Results) -> str:
     head = ["score", "backbone", *(MAIN[init] for init in ("random", "single", "mim4d")), *map(_minus, VERDICTS)]
     about = results["protocol"]
     read = (
-        f"Percent points with {_percent(SHORT_LABELS)} of the labels. Differences: mean over seeds and its 95 % "
-        "confidence interval; bold (above: beats, loses): the interval excludes 0, as it does by chance in 1 of 20. "
+        f"Percent points with {_percent(SHORT_LABELS)} of the labels; single frame{RECIPES['single']}. Differences: "
+        "mean over seeds and its 95 % confidence interval; bold (above: beats, loses): the interval excludes 0, as it "
+        "does by chance in 1 of 20. "
         f"Backbone {about['backbone']}; figures of `{results['command']}`, mim4d {results['mim4d']}."
     )
     caveat = CAVEATS.get(results["mim4d"])
