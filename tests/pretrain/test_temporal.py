@@ -376,10 +376,10 @@ def test_motion_is_learned_from_rebuilding_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"short_heads": 3}, "short_channels must be even and a multiple of 3 heads: 128"),
-        ({"long_channels": 9, "long_heads": 3}, "long_channels must be even and a multiple of 3 heads: 9"),
-        ({"points": 0}, "points must be at least 1, got 0"),
-        ({"short_frames": 0}, "short_frames must be at least 1, got 0"),
+        ({"short_heads": 3}, "short_channels = 128 must be even and a multiple of 3"),
+        ({"long_channels": 9, "long_heads": 3}, "long_channels = 9 must be even and a multiple of 3"),
+        ({"points": 0}, "points = 0 must be at least 1"),
+        ({"short_frames": 0}, "short_frames = 0 must be at least 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

@@ -117,7 +117,7 @@ def test_names_come_from_the_official_splits(version, scenes, train, val):
         ({"scenes": 11}, "scenes = 11 must be at most 10"),
         ({"scenes": 0}, "scenes = 0 must lie in 1"),
         ({"keyframes": 0}, "keyframes = 0 must lie in 1"),
-        ({"seed": -1}, "seed = -1 must lie in 0"),
+        ({"seed": -1}, "seed = -1 must be at least 0"),
         ({"scale": 2.0}, "scale = 2.0 must lie in"),
         ({"camera_rate": 3.0}, "camera_rate = 3.0 must be a multiple of 2 Hz"),
         ({"lidar_rate": 0.0}, "lidar_rate = 0.0 must be a multiple of 2 Hz"),
