@@ -20,6 +20,10 @@ demo test test-oldest: export MALLOC_MMAP_MAX_ = 0
 demo test test-oldest: export MALLOC_TRIM_THRESHOLD_ = 2147483647
 demo test test-oldest: export MALLOC_ARENA_MAX = 1
 
+# Two processes of one thread each are faster than one of two.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile
+test test-oldest: export OMP_NUM_THREADS = 1
+
 # What a command needs and no more: the demo does without the test tools.
 $(VENV)/pretrain $(VENV)/dev: $(VENV)/%: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 13) else "This needs Python 3.10 to 3.12 (the nuscenes-devkit has no newer release) and $(PYTHON) is %d.%d: run make PYTHON=python3.11 ..." % v[:2])'
@@ -36,11 +40,11 @@ test: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python $(PYTEST)
 
 # Lint and types are for the newest versions alone.
 test-oldest: $(OLDEST)/dev
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python $(PYTEST)
 
 $(OLDEST)/dev: pyproject.toml tests/oldest.py
 	$(PYTHON) -m venv $(OLDEST)
