@@ -125,7 +125,7 @@ def _gradient_of_weight(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
         grad: The gradient of its output, [N, C, H, W].
         weight: [C, 1, K, K].
     """
-    if not x.is_cpu:
+    if x.device.type != "cpu":
         return conv2d_weight(x, weight.shape, grad, groups=len(weight)).to(weight.dtype)
     # oneDNN's own is slow: it computes 16 x 16 channels for each one. But the sum over sites is itself a depthwise
     # convolution, whose kernel is the output's gradient and whose channels are those of all images.
@@ -153,7 +153,7 @@ def masked_block(block: ConvNeXtBlock, x: Tensor, patches: Patches, grid: tuple[
 def _pointwise(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
     """A linear layer or a 1x1 convolution over the last dimension of patches [P, k, k, C]."""
     weight = layer.weight.flatten(1)
-    if not (x.is_cpu and _ONEDNN and len(x)):
+    if not (x.device.type == "cpu" and _ONEDNN and len(x)):
         return F.linear(x, weight, layer.bias)
     # oneDNN's 1x1 convolution can be twice as fast as BLAS's product; on one thread it takes 16 images or more.
     sites = x.flatten(0, 2)  # [M, C]

@@ -79,7 +79,8 @@ class Bar:
         self._task = self._progress.add_task(unit, total=total, completed=start, shown="")
 
     def __enter__(self) -> "Bar":
-        self._progress.start()
+        if not self._progress.disable:  # rich before 15 ends a bar that nobody sees with an empty line
+            self._progress.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -87,7 +88,8 @@ class Bar:
 
     def stop(self) -> None:
         """Leave the bar as it is; what is printed afterwards stands below it."""
-        self._progress.stop()
+        if not self._progress.disable:
+            self._progress.stop()
 
     def update(self, done: int, total: int, shown: str | None = None) -> None:
         """Show how many items are done.

@@ -233,6 +233,8 @@ def test_onnx(name, tmp_path):
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnx and onnxscript (pip install mim4d[dev])")
     from onnx.reference import ReferenceEvaluator
 
+    if name.startswith("mim4d_resnet") and torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 cannot export a batch norm with this onnxscript: export with a newer torch")
     model, images = pair(name)[0], noise(1, 3, 64, 64)
     file = str(tmp_path / "model.onnx")
     torch.onnx.export(model, (images,), file, dynamo=True, verbose=False)

@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -220,6 +221,9 @@ def test_grey_from_white_to_black_is_named(tmp_path):
 def test_every_mode_shows_the_same_picture(tmp_path, mode, kind):
     stored = COLOURS.convert(mode)
     stored.save(tmp_path / "image", format=kind)
+    if (mode, kind) == ("YCbCr", "TIFF") and int(PIL.__version__.partition(".")[0]) < 13:
+        assert "cannot be decoded" in refusal(tmp_path / "image")  # older versions of Pillow do not read their own
+        return
     tolerance = 2 if mode == "YCbCr" else 0
     expected = np.asarray(stored.convert("RGB"))[8:].astype(int)
     np.testing.assert_allclose(read(tmp_path / "image"), expected, atol=tolerance)
