@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mim4d import MIM4DEncoder
-from mim4d.encoder import PATCH
+from mim4d.backbones.encoder import PATCH
 
 CAPTION = "share: of the dense pass's time; aim: the visible share + 0.10"
 

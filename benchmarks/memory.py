@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mim4d.clip import Clip
+from mim4d.method.model import MIM4D
 from mim4d.pretrain.config import PretrainConfig
-from mim4d.pretrain.model import MIM4D
 
 from .gpu.cases import Case
 from .gpu.stages import autocast, map_tensors

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from mim4d.clip import Clip
 from mim4d.geometry import VoxelGrid, make_pose
-from mim4d.pretrain.lift import Lift, LiftConfig, splat
-from mim4d.pretrain.render import RenderConfig, Renderer
-from mim4d.pretrain.temporal import TemporalConfig, TemporalDecoder
-from mim4d.pretrain.warp import warp
+from mim4d.method.lift import Lift, LiftConfig, splat
+from mim4d.method.render import RenderConfig, Renderer
+from mim4d.method.temporal import TemporalConfig, TemporalDecoder
+from mim4d.method.warp import warp
 
 GRID = VoxelGrid()
 CHANNELS = LiftConfig().channels

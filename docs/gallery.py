@@ -11,14 +11,14 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
+from mim4d.backbones.encoder import PATCH
 from mim4d.clip import Clip
 from mim4d.data import DataConfig, NuScenesClips
 from mim4d.data.index import cache_folder
 from mim4d.data.pictures import lidar_on_images
-from mim4d.encoder import PATCH
-from mim4d.files import make_folder
-from mim4d.pretrain.mask import visible_patches
-from mim4d.world import make_world
+from mim4d.io.files import make_folder
+from mim4d.method.mask import visible_patches
+from mim4d.world import WorldConfig, make_world
 
 FRONT = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT")
 BACK = ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
@@ -34,7 +34,8 @@ def main(out: tyro.conf.Positional[Path], clip: int = 0, scale: float = 0.5) -> 
         clip: Number of the clip to show, counted from 0.
         scale: Size of the world's images relative to 1600 x 900 pixels.
     """
-    root = make_world(cache_folder() / f"gallery-world-{scale:g}", "v1.0-mini", 3, seed=0, scale=scale, keyframes=3)
+    world = WorldConfig(scenes=3, keyframes=3, scale=scale)
+    root = make_world(cache_folder() / f"gallery-world-{scale:g}", "v1.0-mini", world)
     width = int(1600 * scale * 0.6) // PATCH * PATCH
     size = (width * 8 // 15 // PATCH * PATCH, width)
     config = DataConfig(

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import mim4d  # noqa: F401  # registers the models
-from mim4d.files import write_file
+from mim4d.io.files import write_file
 
 PAGE = Path(__file__).with_name("models.md")
 IMAGE_SIZE = (256, 704)

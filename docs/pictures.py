@@ -24,21 +24,21 @@ from nuscenes.nuscenes import NuScenes
 from PIL import Image
 from torch import Tensor
 
+from mim4d.backbones.encoder import PATCH
 from mim4d.clip import Clip
 from mim4d.data import NuScenesClips
-from mim4d.encoder import PATCH
 from mim4d.errors import UserError
 from mim4d.geometry import VoxelGrid, box_interval, invert, make_pose, rotation_from_quaternion, transform
+from mim4d.method.model import MIM4D, pick
+from mim4d.method.rays import choose_rays
+from mim4d.method.render import IMPORTANCE_INV_S, NEAR, section_weights
+from mim4d.method.sampling import importance, stratified, surface_weights
+from mim4d.method.warp import warp
 from mim4d.pretrain.config import complete
 from mim4d.pretrain.datasets import open_data
 from mim4d.pretrain.folder import RunFolder
-from mim4d.pretrain.model import MIM4D, pick
 from mim4d.pretrain.pictures import MAX_DEPTH, lidar_pixels, render_views
-from mim4d.pretrain.rays import choose_rays
-from mim4d.pretrain.render import IMPORTANCE_INV_S, NEAR, section_weights
-from mim4d.pretrain.sampling import importance, stratified, surface_weights
 from mim4d.pretrain.trainer import trained_model
-from mim4d.pretrain.warp import warp
 
 Shown = NDArray[np.floating]
 FRONT = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT")
@@ -104,7 +104,7 @@ def encode(model: MIM4D, clip: Clip) -> Scene:
     assert model.temporal is not None
     warped, gaps = model.warp_others(volumes, clip, targets)
     decoded = model.temporal(warped, gaps)
-    return Scene(model, clip, volumes, targets, warped, decoded.volume, decoded.flow)
+    return Scene(model, clip, volumes, targets, warped, decoded.volume, model.temporal.flow(decoded))
 
 
 # What moves, from the annotations of a nuScenes root; nothing of it is used in training.

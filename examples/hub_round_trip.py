@@ -12,7 +12,7 @@ import torch
 import tyro
 
 from mim4d import MIM4DEncoder
-from mim4d.errors import in_one_line
+from mim4d.flags import report_user_errors
 
 
 def main(repo: str, run: Path = Path("runs/demo"), private: bool = False) -> None:
@@ -37,5 +37,5 @@ def main(repo: str, run: Path = Path("runs/demo"), private: bool = False) -> Non
 
 
 if __name__ == "__main__":
-    with in_one_line():
+    with report_user_errors():
         tyro.cli(main)

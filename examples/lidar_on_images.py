@@ -13,8 +13,9 @@ import tyro
 
 from mim4d.data import DataConfig, NuScenesClips
 from mim4d.data.pictures import lidar_on_images
-from mim4d.errors import UserError, in_one_line
-from mim4d.pretrain.datasets import on_drawn_world
+from mim4d.errors import UserError
+from mim4d.flags import report_user_errors
+from mim4d.roots import on_drawn_world
 
 
 def main(
@@ -39,5 +40,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with in_one_line():
+    with report_user_errors():
         tyro.cli(main)

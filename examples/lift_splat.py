@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import mim4d  # registers the mim4d_* architectures with timm
 from mim4d.clip import Clip
 from mim4d.data import DataConfig, NuScenesClips
-from mim4d.errors import in_one_line
-from mim4d.pretrain.datasets import on_drawn_world
+from mim4d.flags import report_user_errors
+from mim4d.roots import on_drawn_world
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 STRIDE = 16
@@ -130,5 +130,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with in_one_line():
+    with report_user_errors():
         tyro.cli(main)

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyquaternion import Quaternion
 
-from mim4d.errors import UserError, in_one_line
+from mim4d.errors import UserError
+from mim4d.flags import report_user_errors
 
 VERSION = "v1.0-own"
 LIDAR = "LIDAR_TOP"
@@ -261,5 +262,5 @@ def main(recordings: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line():
+    with report_user_errors():
         tyro.cli(main)

@@ -4,8 +4,7 @@ Importing this package registers the models with timm: ``timm.create_model("mim4
 in :mod:`mim4d.pretrain` and is not imported here.
 """
 
-from . import convnext, resnet  # noqa: F401  # each family registers its models
-from .encoder import MIM4DEncoder
+from .backbones import MIM4DEncoder
 from .version import __version__
 
 __all__ = ["MIM4DEncoder", "__version__"]

@@ -11,6 +11,9 @@ from .geometry import exact, invert
 
 Moved = TypeVar("Moved", bound="Clip")
 
+FRAMES = 3
+"""T, frames per clip, where nothing else is set."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:

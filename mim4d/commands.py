@@ -1,10 +1,7 @@
 """Entry points of the commands that need more than the base install."""
 
-import os
-import shutil
 import sys
 from importlib import import_module
-from pathlib import Path
 
 DEVKIT = ("nuscenes", "pyquaternion")
 """Modules that come with the nuscenes-devkit alone."""
@@ -22,7 +19,7 @@ def world() -> None:
 
 def evaluate() -> None:
     """``mim4d-eval``."""
-    _start("eval", "downstream")
+    _start("eval")
 
 
 def data() -> None:
@@ -30,16 +27,10 @@ def data() -> None:
     _start("data")
 
 
-def installed(name: str) -> str:
-    """How to start a command that is installed beside this Python: its name, or its path where that is not on PATH."""
-    file = Path(sys.executable).parent / name
-    return os.path.relpath(file) if file.is_file() and not shutil.which(name) else name
-
-
-def _start(name: str, package: str = "") -> None:
+def _start(name: str) -> None:
     """Run a command's own entry point; exits with 2 and one line if something that it imports is not installed."""
     try:
-        import_module(f".{package or name}.cli", __package__).main()
+        import_module(f".{name}.cli", __package__).main()
     except ModuleNotFoundError as error:
         print(f"error: mim4d-{name} cannot run: {missing(error.name or '')}", file=sys.stderr)
         sys.exit(2)

@@ -1,12 +1,7 @@
 """What a user can put right, and how a command says it."""
 
-import argparse
 import errno
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NoReturn
 
 
 class UserError(Exception):
@@ -37,17 +32,17 @@ class BadDataError(UserError):
 _SHORTAGES = (
     (
         r"Too many open files|items of ancdata",
-        "too many open files: raise the limit (ulimit -n 4096), or lower --workers",
+        "too many open files: raise the limit (ulimit -n 4096), or lower `workers`",
     ),
     (
         r"Bus error|shared memory|\(shm\)|</torch_|torch_shm_manager",
-        "out of shared memory for the data that workers read: lower --workers (0 needs none), or enlarge /dev/shm "
+        "out of shared memory for the data that workers read: lower `workers` (0 needs none), or enlarge /dev/shm "
         "(docker run --shm-size=8g, or --ipc=host)",
     ),
     (
         r"DataLoader worker .*(killed by signal|exited unexpectedly)",
-        "a worker that reads data was killed, perhaps because memory ran out: lower --workers, then run again with "
-        "--resume",
+        "a worker that reads data was killed, perhaps because memory ran out: lower `workers`, then run again with "
+        "`resume`",
     ),
     (
         r"CPUAllocator|can't allocate memory|not enough memory|Cannot allocate memory|bad_alloc|bad allocation",
@@ -56,7 +51,7 @@ _SHORTAGES = (
     (r"(?i)out of memory|STATUS_ALLOC_FAILED", "out of memory on the GPU: {remedy}"),
     (
         r"Connection (closed|reset) by peer|Broken pipe|Socket closed|remote process exited",
-        "another process of this run has ended: see its own message, and run again with --resume",
+        "another process of this run has ended: see its own message, and run again with `resume`",
     ),
     (
         r"Could not determine home directory",
@@ -89,48 +84,3 @@ def printable(text: str) -> str:
     'red: \\x1b[31m'
     """
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """Reports a wrong flag or value as one line on stderr, and exits with code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message, without ``argument`` before the flag, and exit."""
-        told = f"error: {message.removeprefix('argument ')} (see {self.prog} --help)"
-        print(printable(" ".join(told.split())), file=sys.stderr)
-        sys.exit(2)
-
-
-def text(value: str) -> str:
-    """Return an argument that is a name or a path.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is empty or blank, or has characters that cannot be printed.
-    """
-    if not value.strip():
-        raise argparse.ArgumentTypeError("expected a value, got an empty one")
-    if not value.isprintable():
-        raise argparse.ArgumentTypeError(f"{value!a} has characters that cannot be printed")
-    return value
-
-
-@contextmanager
-def in_one_line(remedy: str = "use smaller inputs") -> Iterator[None]:
-    """Print what the user or the machine's administrator can put right as one line, and exit with code 2.
-
-    Args:
-        remedy: What to lower if memory runs out.
-    """
-    try:
-        yield
-    except (UserError, OSError, RuntimeError, MemoryError) as error:
-        known = None if isinstance(error, UserError) else shortage(error, remedy)
-        if known is None and not isinstance(error, (UserError, OSError)):
-            raise
-        told = known or str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror and not known:
-            told = f"{error.filename}: {error.strerror}"
-        print(f"error: {printable(' '.join(told.split()))}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

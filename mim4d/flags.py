@@ -1,22 +1,24 @@
 """Command lines by tyro: numbers as people write them, and errors of one line that name the flag.
 
-Settings refuse a value as ``name = value ...``, with the name of the field and its sections, such as
-``lift.depth_step = 0 must be more than 0``. :func:`flags_named` is the one place where such a name becomes the flag.
+Libraries name settings, not flags: errors begin with ``name = value``, such as ``lift.depth_step = 0 must be more than
+0``, or name a setting in backquotes. :func:`name_flags` is the one place where a setting's name becomes its flag. Only
+:func:`parse_flags` needs tyro, which the base install does not have.
 """
 
+import argparse
 import dataclasses
 import io
 import math
+import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
-import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-from .errors import UserError
+from .errors import UserError, printable, shortage
 
 Settings = TypeVar("Settings")
 
@@ -60,7 +62,9 @@ def finite_number(text: str) -> float:
     return value
 
 
-def _registry() -> ConstructorRegistry:
+def _registry() -> Any:
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
     registry = ConstructorRegistry()
     for kind, read in ((int, whole_number), (float, finite_number)):
 
@@ -92,6 +96,8 @@ def parse_flags(kind: type[Settings], argv: Sequence[str], *, prog: str, default
         UserError: If a flag or a value is wrong, in one line that names it.
         SystemExit: After ``--help``.
     """
+    import tyro
+
     printed = io.StringIO()
     given: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -103,7 +109,7 @@ def parse_flags(kind: type[Settings], argv: Sequence[str], *, prog: str, default
             raise
         raise UserError(_one_line(printed.getvalue(), prog)) from stop
     except ValueError as error:  # the settings' own checks
-        raise UserError(str(error)) from error
+        raise UserError(name_flags(str(error), kind)) from error
 
 
 def _one_line(printed: str, prog: str) -> str:
@@ -128,25 +134,73 @@ def _one_line(printed: str, prog: str) -> str:
     return f"{message}; did you mean {meant[1]}?" if meant else f"{message.rstrip('.')} (see {prog} --help)"
 
 
-@contextmanager
-def flags_named(kind: type[Any]) -> Iterator[None]:
-    """Name the flag in errors that begin with ``name = value`` of a setting.
+class ArgumentParser(argparse.ArgumentParser):
+    """Reports a wrong flag or value as one line on stderr, and exits with code 2."""
 
-    Args:
-        kind: The dataclass of settings that the command's flags set.
+    def error(self, message: str) -> NoReturn:
+        """Print the message, without ``argument`` before the flag, and exit."""
+        told = f"error: {message.removeprefix('argument ')} (see {self.prog} --help)"
+        print(printable(" ".join(told.split())), file=sys.stderr)
+        sys.exit(2)
+
+
+def text(value: str) -> str:
+    """Return an argument that is a name or a path.
 
     Raises:
-        UserError: In place of a UserError that names the field.
+        argparse.ArgumentTypeError: If it is empty or blank, or has characters that cannot be printed.
+    """
+    if not value.strip():
+        raise argparse.ArgumentTypeError("expected a value, got an empty one")
+    if not value.isprintable():
+        raise argparse.ArgumentTypeError(f"{value!a} has characters that cannot be printed")
+    return value
+
+
+@contextmanager
+def report_user_errors(remedy: str = "use smaller inputs", settings: type[Any] | None = None) -> Iterator[None]:
+    """Print UserError, OSError and out-of-memory errors as one line on stderr and exit with code 2.
+
+    Args:
+        remedy: What to lower if memory runs out.
+        settings: The dataclass that the command's flags set: messages then name flags in place of settings.
     """
     try:
         yield
-    except UserError as error:
-        message = str(error)
-        found = re.match(r"(?:these settings make no model: )?([a-z_]+(?:\.[a-z_]+)*)(?:\.\d+)? = ", message)
-        flag = flag_of(found[1], kind) if found else None
-        if found is None or flag is None:
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
+        short = None if isinstance(error, UserError) else shortage(error, remedy)
+        if short is None and not isinstance(error, (UserError, OSError)):
             raise
-        raise UserError(f"{flag} {message[found.end() :]}") from error
+        message = short or str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror and not short:
+            message = f"{error.filename}: {error.strerror}"
+        message = name_flags(message, settings)
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def name_flags(message: str, settings: type[Any] | None = None) -> str:
+    """Replace the names of settings in an error by their flags.
+
+    A name counts at the beginning of a message, in ``name = value``, and anywhere in backquotes. Without ``settings``
+    every such name is a flag.
+    """
+    found = re.match(r"(?:these settings make no model: )?([a-z_]+(?:\.[a-z_]+)*)(?:\.\d+)? = ", message)
+    flag = found and (flag_of(found[1], settings) if settings else as_flag(found[1]))
+    if found and flag:
+        message = f"{flag} {message[found.end() :]}"
+
+    def named(quoted: re.Match[str]) -> str:
+        return (settings and flag_of(quoted[1], settings)) or as_flag(quoted[1])
+
+    return re.sub(r"`([a-z_]+(?:\.[a-z_]+)*)`", named, message)
+
+
+def as_flag(name: str) -> str:
+    """``--lift.depth-step`` of ``lift.depth_step``."""
+    return f"--{name.replace('_', '-')}"
 
 
 def flag_of(name: str, kind: type[Any]) -> str | None:
@@ -157,7 +211,10 @@ def flag_of(name: str, kind: type[Any]) -> str | None:
         kind: The dataclass of settings.
     """
     fitting = [known for known in setting_names(kind) if f".{known}".endswith(f".{name}")]
-    return f"--{min(fitting, key=len).replace('_', '-')}" if fitting else None
+    if fitting:
+        return as_flag(min(fitting, key=len))
+    rest = name.partition(".")[2]  # mim4d-world's flags have no section
+    return flag_of(rest, kind) if rest else None
 
 
 def setting_names(kind: type[Any], prefix: str = "") -> list[str]:
@@ -170,3 +227,9 @@ def setting_names(kind: type[Any], prefix: str = "") -> list[str]:
             inner = type(field.default_factory())
         names += setting_names(inner, f"{name}.") if dataclasses.is_dataclass(inner) else [name]
     return names
+
+
+def installed(name: str) -> str:
+    """How to start a command that is installed beside this Python: its name, or its path where that is not on PATH."""
+    file = Path(sys.executable).parent / name
+    return os.path.relpath(file) if file.is_file() and not shutil.which(name) else name

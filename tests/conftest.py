@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mim4d.world import make_world
+from mim4d.world import WorldConfig, make_world
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,4 +41,4 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images of 200x112 pixels.
     """
     root = tmp_path_factory.mktemp("world") / "root"
-    return make_world(root, "v1.0-mini", scenes=3, seed=0, scale=0.125, keyframes=4, workers=1)
+    return make_world(root, "v1.0-mini", WorldConfig(scenes=3, scale=0.125, keyframes=4), workers=1)

@@ -25,15 +25,16 @@ from accelerate.state import AcceleratorState, GradientState
 
 from benchmarks import memory
 from mim4d.data import cli as check_data
-from mim4d.downstream.cli import main as evaluate
+from mim4d.eval.cli import main as evaluate
 from mim4d.pretrain import cli as pretrain
-from mim4d.pretrain.config import SyntheticConfig, flatten
+from mim4d.settings import flatten
+from mim4d.world import WorldConfig
 from mim4d.world import cli as world
-from tests.downstream import runs as evaluation
+from tests.docs.test_docs_site import PAGES, ROOT, blocks
+from tests.eval import runs as evaluation
 from tests.hub import calls, checkpoints
 from tests.hub.conftest import _online, cache, client, environment, hub, one_thread, server
 from tests.pretrain import runs
-from tests.test_docs_site import PAGES, ROOT, blocks
 
 __all__ = ["_online", "cache", "client", "environment", "hub", "one_thread", "server"]
 
@@ -59,7 +60,7 @@ TOY = {
     "method.grid.z": [-2, 6],
     "method.grid.voxel": [4, 4, 4],
 }
-WORLD = SyntheticConfig(scenes=3, scale=0.125, keyframes=4)
+WORLD = WorldConfig(scenes=3, scale=0.125, keyframes=4)
 """What ``tiny_world`` is."""
 EVAL = ["--data", "nuscenes", "--labels", "1"]  # the tiny world as it is
 

@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 
-from mim4d.errors import UserError, in_one_line, shortage
+from mim4d.errors import UserError, shortage
+from mim4d.flags import report_user_errors
 
 MESSAGES = [
     (MemoryError(), "out of memory on the CPU: lower --batch-size"),
@@ -35,7 +36,7 @@ MESSAGES = [
 
 @pytest.mark.parametrize(("error", "line"), MESSAGES, ids=[str(error)[:40] or "memory" for error, _ in MESSAGES])
 def test_what_a_machine_runs_out_of_is_one_line(error, line, capsys):
-    with pytest.raises(SystemExit) as stop, in_one_line("lower --batch-size"):
+    with pytest.raises(SystemExit) as stop, report_user_errors("lower --batch-size"):
         raise error
     assert stop.value.code == 2
     told = capsys.readouterr().err
@@ -51,8 +52,8 @@ def test_torchs_own_words_for_too_little_memory_are_known():
 
 
 def test_other_errors_stay_as_they_are():
-    with pytest.raises(RuntimeError, match="size mismatch"), in_one_line():
+    with pytest.raises(RuntimeError, match="size mismatch"), report_user_errors():
         raise RuntimeError("size mismatch")
-    with pytest.raises(KeyError), in_one_line():
+    with pytest.raises(KeyError), report_user_errors():
         raise KeyError("memory")
     assert shortage(UserError("out of memory")) is None

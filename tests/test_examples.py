@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,10 @@ import timm
 import torch
 from pyquaternion import Quaternion
 
+from mim4d import roots
 from mim4d.data import DataConfig, NuScenesClips
 from mim4d.hub.folder import save_encoder
-from mim4d.pretrain import datasets
-from mim4d.pretrain.config import SyntheticConfig
+from mim4d.world import WorldConfig
 from tests.hub.conftest import environment, hub, server
 from tests.pretrain import runs
 
@@ -70,20 +70,21 @@ def test_lidar_on_images(example, tiny_world, tmp_path):
 @pytest.mark.parametrize("demo", [False, True])
 def test_examples_take_the_demos_world_or_a_tiny_one(demo, example, tiny_world, tmp_path, monkeypatch, capsys):
     """Here the demo's world is the tests' and the tiny one is of one scene of it."""
-    worlds = {True: SyntheticConfig(scenes=3, keyframes=4, scale=0.125), False: SyntheticConfig(scenes=1, keyframes=2)}
+    worlds = {True: WorldConfig(scenes=3, keyframes=4, scale=0.125), False: WorldConfig(scenes=1, keyframes=2)}
     monkeypatch.setenv("MIM4D_CACHE", str(tmp_path))
-    monkeypatch.setattr(datasets, "DEMO", replace(datasets.DEMO, version="v1.0-mini", world=worlds[True]))
-    root = datasets._cached("v1.0-mini", worlds[demo])
+    monkeypatch.setattr(roots, "DEMO_VERSION", "v1.0-mini")
+    monkeypatch.setattr(roots, "DEMO_WORLD", worlds[True])
+    root = roots._cached("v1.0-mini", worlds[demo])
     shutil.copytree(tiny_world, root)
     record = json.loads((root / "world.json").read_text())
     record["config"] |= asdict(worlds[demo])
     (root / "world.json").write_text(json.dumps(record))
     example("lidar_on_images.py", "--image-size", "96", "192", "--out", str(tmp_path / "picture.png"))
     assert (tmp_path / "picture.png").is_file()
-    taken = datasets.on_drawn_world(DataConfig())
+    taken = roots.on_drawn_world(DataConfig())
     assert (taken.dataroot, taken.split) == (str(root), "mini_train")
     assert ("taking a tiny one" in capsys.readouterr().err) != demo
-    assert datasets.on_drawn_world(DataConfig(dataroot="/data")) == DataConfig(dataroot="/data")
+    assert roots.on_drawn_world(DataConfig(dataroot="/data")) == DataConfig(dataroot="/data")
 
 
 @pytest.mark.parametrize("own", [False, True])

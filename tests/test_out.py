@@ -2,8 +2,8 @@
 
 import pytest
 
-from mim4d.downstream import config as downstream
 from mim4d.errors import UserError
+from mim4d.eval import config as downstream
 from mim4d.pretrain import config as pretrain
 
 

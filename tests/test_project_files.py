@@ -7,7 +7,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 import mim4d
-from mim4d.encoder import CONFIG
+from mim4d.hub.published import BASE_CFG
 from tests.oldest import project
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +26,8 @@ def test_citation_names_this_version_and_the_paper():
     (paper,) = citation["references"]
     assert citation["version"] == mim4d.__version__
     assert citation["license"] == project()["license"]
-    assert paper["title"] == CONFIG["paper_name"]
-    assert paper["identifiers"][0]["value"] == CONFIG["paper_ids"]
+    assert paper["title"] == BASE_CFG["paper_name"]
+    assert paper["identifiers"][0]["value"] == BASE_CFG["paper_ids"]
     assert paper["url"] == project()["urls"]["Paper"]
 
 

@@ -6,11 +6,11 @@ import torch
 
 from mim4d.clip import Clip
 from mim4d.geometry import VoxelGrid, make_pose
-from mim4d.pretrain.lift import LiftConfig
-from mim4d.pretrain.model import MIM4D, ModelConfig
-from mim4d.pretrain.neck import NeckConfig
-from mim4d.pretrain.render import RenderConfig
-from mim4d.pretrain.temporal import TemporalConfig
+from mim4d.method.lift import LiftConfig
+from mim4d.method.model import MIM4D, ModelConfig
+from mim4d.method.neck import NeckConfig
+from mim4d.method.render import RenderConfig
+from mim4d.method.temporal import TemporalConfig
 
 # The columns are the axes of a camera that looks forward (x right, y down, z forward) in the ego frame.
 FORWARD = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 import tyro
 
-from mim4d.errors import UserError, in_one_line
+from mim4d.errors import UserError
+from mim4d.flags import report_user_errors
 
 from .protocol import EVERY, RANDOM, SIZES
 from .run import compare
@@ -40,5 +41,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line():
+    with report_user_errors():
         main(tyro.cli(Options))

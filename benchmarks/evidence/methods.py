@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mim4d.backbones.encoder import PATCH
 from mim4d.clip import Clip
-from mim4d.encoder import PATCH
-from mim4d.pretrain.model import MIM4D, MaskedModel, ModelConfig
-from mim4d.pretrain.neck import group_norm
+from mim4d.method.model import MIM4D, MaskedModel, ModelConfig
+from mim4d.method.neck import group_norm
 
 
 class Pixels(MaskedModel):
@@ -63,7 +63,7 @@ def _standardised(patches: Tensor) -> Tensor:
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 
-class Untimed(MIM4D):
+class NoTemporalPath(MIM4D):
     """Without the temporal path: the same clips and target frames, each rendered from its own volume alone."""
 
     def __init__(self, config: ModelConfig) -> None:

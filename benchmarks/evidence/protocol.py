@@ -4,14 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mim4d.downstream.config import DEMO as EVALUATION
-from mim4d.downstream.config import EvalConfig
-from mim4d.pretrain.config import PretrainConfig, SyntheticConfig
-from mim4d.pretrain.model import MIM4D
+from mim4d.eval.config import DEMO as EVALUATION
+from mim4d.eval.config import EvalConfig
+from mim4d.method.model import MIM4D
+from mim4d.pretrain.config import PretrainConfig
 from mim4d.pretrain.presets import DEMO, GPU24
 from mim4d.pretrain.trainer import Method
+from mim4d.world import WorldConfig
 
-from .methods import Pixels, Timeless, Untimed, Unwarped
+from .methods import NoTemporalPath, Pixels, Timeless, Unwarped
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ STARTS: Mapping[str, Start] = {
 """What is compared with each other and with random weights, by as many seeds as the size says."""
 ABLATIONS: Mapping[str, Start] = {
     "whole": Start(),
-    "no_temporal": Start(method=Untimed),
+    "no_temporal": Start(method=NoTemporalPath),
     "no_colour": Start(lambda config: _method(config, loss=replace(config.method.loss, rgb=0.0))),
     "no_depth": Start(lambda config: replace(config, supervision="rgb")),
     "no_warp": Start(method=Unwarped),
@@ -127,7 +128,7 @@ CPU = Size(
         keep=1,
         picture_every=0,
         eval_every=0,
-        world=SyntheticConfig(scenes=160, keyframes=5),
+        world=WorldConfig(scenes=160, keyframes=5),
     ),
     evaluation={
         "bev-seg": _COARSE,
@@ -155,7 +156,7 @@ GPU = Size(
         log_every=100,
         picture_every=0,
         eval_every=0,
-        world=SyntheticConfig(scenes=850, keyframes=10, scale=0.5),
+        world=WorldConfig(scenes=850, keyframes=10, scale=0.5),
     ),
     evaluation={task: EvalConfig(task=task) for task in _TASKS},
     evaluation_steps=dict.fromkeys((0.01, 0.1, 1.0), 6000),

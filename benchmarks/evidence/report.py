@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import t as student_t
 
-from mim4d.downstream.labels import write_json
-from mim4d.files import make_folder, write_file
+from mim4d.eval.labels import write_json
+from mim4d.io.files import make_folder, write_file
 
 Results = Mapping[str, Any]
 """What ``results.json`` holds: ``cells`` (by initialisation, task, mode and share of labels), ``unlabelled`` (by

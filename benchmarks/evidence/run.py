@@ -22,20 +22,20 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from mim4d.downstream.config import EvalConfig
-from mim4d.downstream.config import complete as complete_cell
-from mim4d.downstream.data import EvalData
-from mim4d.downstream.labels import write_json
-from mim4d.downstream.run import evaluate, read_figures
 from mim4d.errors import UserError
-from mim4d.files import make_folder
-from mim4d.pool import Task, share_out
+from mim4d.eval.config import EvalConfig
+from mim4d.eval.config import complete as complete_cell
+from mim4d.eval.data import EvalData
+from mim4d.eval.labels import write_json
+from mim4d.eval.run import evaluate, read_figures
+from mim4d.io.files import make_folder
+from mim4d.io.pool import Task, run_in_processes
 from mim4d.pretrain.config import PretrainConfig, flatten, plain, to_dict
 from mim4d.pretrain.config import complete as complete_pretraining
-from mim4d.pretrain.datasets import synthetic_root
 from mim4d.pretrain.folder import RunFolder
 from mim4d.pretrain.logs import read_metrics
 from mim4d.pretrain.trainer import train
+from mim4d.roots import synthetic_root
 from mim4d.version import __version__
 
 from .protocol import ABLATIONS, EVERY, RANDOM, STARTS, Cell, Size
@@ -165,7 +165,7 @@ def _do_all(size: Size, out: Path, starts: Sequence[str], workers: int, command:
         console.print(f"{next(count)}/{len(jobs)} {job.name}, {minutes:.0f} min: {how}", soft_wrap=True)
 
     threads = max(1, (os.cpu_count() or 1) // workers)
-    share_out(do, [(job, threads) for job in jobs], workers, ended)
+    run_in_processes(do, [(job, threads) for job in jobs], workers, ended)
     if failed:
         raise UserError(f"{failed[0]} (see {out / 'logs'}); what is done stays, run the same again to go on")
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mim4d.downstream.pictures import ROWS
-from mim4d.files import write_file
+from mim4d.eval.pictures import ROWS
+from mim4d.io.files import write_file
 
 CAMERAS, TRUTH, PREDICTION = (0.0, 0.572), (0.572, 0.775), (0.7965, 0.9985)
-"""Where :func:`mim4d.downstream.pictures.save_picture` puts them, as shares of the width."""
+"""Where :func:`mim4d.eval.pictures.save_picture` puts them, as shares of the width."""
 HEADER = 24
 GAP = 12
 """Pixels between maps."""

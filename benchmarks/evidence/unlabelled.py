@@ -15,13 +15,13 @@ from torch import Tensor
 
 from mim4d.clip import Clip
 from mim4d.data import evaluation_clips, make_evaluation_loader
-from mim4d.downstream.labels import Annotations, footprints, rasterise
 from mim4d.errors import UserError
+from mim4d.eval.labels import Annotations, footprints, rasterise
 from mim4d.geometry import VoxelGrid, transform
+from mim4d.method.model import MIM4D
 from mim4d.pretrain.datasets import open_data
 from mim4d.pretrain.evaluate import evaluate
 from mim4d.pretrain.folder import RunFolder
-from mim4d.pretrain.model import MIM4D
 from mim4d.pretrain.trainer import Method, trained_model
 
 from .methods import Unwarped
@@ -117,7 +117,7 @@ def velocities(model: MIM4D, clip: Clip) -> Tensor:
     targets = torch.full((clip.batch_size, 1), clip.num_frames - 1, device=clip.device)
     warped, told = model.warp_others(model.encode(clip), clip, targets)
     nearest = told.abs().argmin(dim=1)
-    offset = model.temporal(warped, told).flow.float() * told[rows, nearest, None, None, None]  # metres
+    offset = model.temporal.flow(model.temporal(warped, told)).float() * told[rows, nearest, None, None, None]  # metres
     if isinstance(model, Unwarped):
         here = model.config.grid.centers(offset)[0]  # [Y, X, 3]
         there = here + torch.nn.functional.pad(offset.permute(0, 2, 3, 1), (0, 1))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from mim4d.errors import in_one_line
+from mim4d.flags import report_user_errors
 
 from .publish import check, publish
 from .run import measure
@@ -34,5 +34,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    with in_one_line():
+    with report_user_errors():
         main(tyro.cli(Options))

@@ -9,12 +9,12 @@ import torch
 
 from mim4d.clip import Clip
 from mim4d.geometry import VoxelGrid, make_pose
+from mim4d.method.lift import LiftConfig
+from mim4d.method.model import MIM4D
+from mim4d.method.render import RenderConfig
+from mim4d.method.temporal import TemporalConfig
 from mim4d.pretrain.config import PretrainConfig
-from mim4d.pretrain.lift import LiftConfig
-from mim4d.pretrain.model import MIM4D
 from mim4d.pretrain.presets import PRESETS
-from mim4d.pretrain.render import RenderConfig
-from mim4d.pretrain.temporal import TemporalConfig
 
 Preset = Literal["gpu24", "paper", "demo"]
 PRESET_NAMES: tuple[Preset, ...] = ("gpu24", "paper", "demo")

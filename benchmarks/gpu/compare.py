@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from mim4d.clip import Clip
+from mim4d.method.model import MIM4D
 from mim4d.pretrain.config import PretrainConfig
-from mim4d.pretrain.model import MIM4D
 
 from .cases import TOY_POINTS, Case, make_generic_model, medium, synthetic_clip
 from .stages import STAGES, Inputs, autocast, map_tensors, record, run_stage

@@ -35,12 +35,11 @@ def time_loading(case: Case, device: str, root: Path) -> dict[str, Any]:
     config = case.config()
     try:
         from mim4d.data import NuScenesClips, make_loader
-        from mim4d.world import make_world
+        from mim4d.world import WorldConfig, make_world
 
-        size: dict[str, Any] = (
-            {"scale": 0.05, "keyframes": 3, "workers": 1} if case.toy else {"scale": 1, "keyframes": 6}
-        )
-        make_world(root, "v1.0-mini", scenes=1, seed=0, **size)
+        scale, keyframes, workers = (0.05, 3, 1) if case.toy else (1.0, 6, None)
+        world = WorldConfig(scenes=1, scale=scale, keyframes=keyframes)
+        make_world(root, "v1.0-mini", world, workers=workers)
         config = dataclasses.replace(
             config, dataroot=str(root), version="v1.0-mini", split="mini_train", sweeps=False, frame_gap=0.5, frames=3
         )

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mim4d.errors import UserError
-from mim4d.files import make_folder, write_file
+from mim4d.io.files import make_folder, write_file
 
 from .report import BATCH_HEAD, STEP_HEAD, Results, batch_rows, file_name, page, slug, step_rows, table
 

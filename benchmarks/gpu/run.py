@@ -13,7 +13,7 @@ from rich.console import Console
 
 import mim4d
 from mim4d.errors import UserError
-from mim4d.files import make_folder, write_file
+from mim4d.io.files import make_folder, write_file
 
 from .plan import Part, parts
 from .report import file_name, page

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mim4d.clip import Clip
-from mim4d.pretrain.model import MIM4D
-from mim4d.pretrain.optim import make_optimizer
+from mim4d.method.model import MIM4D
+from mim4d.optim import make_optimizer
 
 STAGES = ("encoder", "neck", "lift", "warp", "temporal", "render", "losses")
 """In the order of the forward pass. ``encoder`` includes drawing the mask, ``losses`` choosing the rays."""

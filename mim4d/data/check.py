@@ -15,8 +15,8 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from ..clip import Clip
 from ..errors import BadDataError, UserError
-from ..files import write_file
 from ..geometry import invert, project, transform
+from ..io.files import write_file
 from .frames import NONE, find_clips, find_frames
 from .index import Index, open_index
 from .nuscenes import CAMERAS, DataConfig, NuScenesClips

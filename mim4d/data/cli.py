@@ -5,7 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
-from ..errors import ArgumentParser, UserError, in_one_line, text
+from ..errors import UserError
+from ..flags import ArgumentParser, report_user_errors, text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -13,7 +14,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)
     given = _parser().parse_args(argv)
-    with in_one_line():
+    with report_user_errors():
         sys.exit(_check(given))
 
 

@@ -55,7 +55,7 @@ class Fit:
         if top < -1e-6:
             raise UserError(
                 f"images of {size[1]}x{size[0]} scaled to {image_size[1]} wide are {scale * size[0]:.0f} high, "
-                f"lower than --image-size {image_size[0]} {image_size[1]}: ask for fewer rows"
+                f"lower than `image_size` {image_size[0]} {image_size[1]}: ask for fewer rows"
             )
         return cls(scale=scale, top=max(top, 0.0))
 

@@ -1,15 +1,14 @@
 """The index of a root in nuScenes format: what the reader needs of the tables, compact, cached, memory-mapped.
 
 The tables of the full data set take minutes and many gigabytes to read, so they are read once. Kept is one row
-per camera image or LiDAR sweep, sorted by sensor, scene and time, in plain ``.npy`` files under :func:`cache_folder`.
-Data loading workers map the same files: an index costs next to nothing to hand to them.
+per camera image or LiDAR sweep, sorted by sensor, scene and time, in plain ``.npy`` files under
+:func:`mim4d.io.files.cache_folder`. Data loading workers map the same files, so an index costs them next to nothing.
 """
 
 import hashlib
 import json
 import logging
 import mmap
-import os
 import shutil
 import zlib
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..io.files import cache_folder
 from .tables import build_tables
 
 logger = logging.getLogger(__name__)
@@ -86,19 +86,6 @@ class Index:
         return self.channels[int(np.searchsorted(self.record_bounds[:, -1], row, side="right"))]
 
 
-def cache_folder() -> Path:
-    """Where things that can be made again are kept: ``MIM4D_CACHE``, or ``~/.cache/mim4d``.
-
-    Raises:
-        UserError: If the user has no home folder.
-    """
-    folder = Path(os.environ.get("MIM4D_CACHE") or "~/.cache/mim4d")
-    try:
-        return folder.expanduser()
-    except RuntimeError as error:
-        raise UserError(f"no home folder for {folder}: set MIM4D_CACHE to a folder that can be written to") from error
-
-
 def open_index(dataroot: str | Path, version: str) -> Index:
     """The index of a root, from the cache if its tables have not changed since, else read anew.
 
@@ -141,13 +128,13 @@ def check_version(root: Path, version: str) -> None:
         UserError: If it does not, naming those that it has.
     """
     if not root.is_dir():
-        raise UserError(f"--dataroot {root}: no such folder")
+        raise UserError(f"dataroot = {root}: no such folder")
     if version in (".", "..") or Path(version).name != version:  # it names files in the cache too
-        raise UserError(f"--version {version}: the name of a folder in {root}, not a path")
+        raise UserError(f"version = {version}: the name of a folder in {root}, not a path")
     if not version or not (root / version / "scene.json").is_file():
         versions = sorted(path.parent.name for path in root.glob("*/scene.json"))
         there = f"it has {', '.join(versions)}" if versions else "it has no version at all: is it a nuScenes root?"
-        raise UserError(f"--version {version or '(empty)'}: not in {root}; {there}")
+        raise UserError(f"version = {version or '(empty)'}: not in {root}; {there}")
 
 
 def _fingerprint(root: Path, version: str) -> str:

@@ -86,7 +86,7 @@ def _parse(data: bytes, floats: int) -> NDArray[np.floating]:
         raise ValueError(whole)
     values = np.frombuffer(data, dtype="<f4")
     other = _other_layout(values, floats)
-    hint = f"; they look like {other} each: try --lidar-floats {other}" if other else ""
+    hint = f"; they look like {other} each: try `lidar_floats` {other}" if other else ""
     if len(values) % floats:
         raise ValueError(whole + hint)
     if other:

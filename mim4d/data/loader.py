@@ -164,7 +164,7 @@ def check_limits(loaders: Sequence[ClipLoader]) -> None:
     if hard != resource.RLIM_INFINITY and hard < files:
         raise UserError(
             f"{workers} workers that read data need about {files} open files, but the limit is {hard}: raise it "
-            f"(ulimit -n {files}), or read without workers (--workers 0)"
+            f"(ulimit -n {files}), or read without workers (`workers` 0)"
         )
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
@@ -177,7 +177,7 @@ def check_limits(loaders: Sequence[ClipLoader]) -> None:
             raise UserError(
                 f"{SHARED_MEMORY} has {free / 2**20:.0f} MB free, but workers that read data need about "
                 f"{size / 2**20:.0f} MB of shared memory: enlarge it (docker run --shm-size=8g, or --ipc=host), or "
-                "lower --workers (0 needs none)"
+                "lower `workers` (0 needs none)"
             )
 
 
@@ -257,7 +257,7 @@ class _ErrorsAsItems(Dataset[Any]):
             at = traceback.extract_tb(error.__traceback__)[-1]
             return UserError(
                 f"cannot read clip {self.dataset.name(item[0])}: {type(error).__name__}: {error} "
-                f"(in {Path(at.filename).name}, line {at.lineno}; --workers 0 shows all of it)"
+                f"(in {Path(at.filename).name}, line {at.lineno}; `workers` 0 shows all of it)"
             )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from ..clip import Clip
+from ..clip import FRAMES, Clip
 from ..errors import BadDataError, UserError
 from ..geometry import invert, make_pose, rotation_from_quaternion, transform
 from .frames import NONE, find_clips, find_frames
@@ -54,8 +54,8 @@ class DataConfig:
     split: str = "train"
     """A split of the nuscenes-devkit (train, val, test, mini_train, mini_val, train_detect, train_track), one of the
     version's own splits.json, or scene names with commas between them."""
-    frames: int = 4
-    """Frames a clip (T), the current one included."""
+    frames: int = FRAMES
+    """Frames per clip (T), the current one included."""
     gap: float = 0.5
     """Seconds from one frame of a clip to the next."""
     tolerance: float = 0.2
@@ -80,20 +80,20 @@ class DataConfig:
     def __post_init__(self) -> None:
         height, width = self.image_size
         if height < 32 or width < 32 or height % 32 or width % 32:
-            raise UserError(f"--image-size {height} {width}: both must be multiples of 32")
+            raise UserError(f"image_size = {height} {width}: both must be multiples of 32")
         if self.frames < 1:
-            raise UserError(f"--frames {self.frames}: a clip has one frame or more")
+            raise UserError(f"frames = {self.frames}: a clip has one frame or more")
         if self.frames > 1 and not self.gap > 0:
-            raise UserError(f"--frame-gap {self.gap} s: a frame is some time after the one before it")
+            raise UserError(f"frame_gap = {self.gap} s: a frame is some time after the one before it")
         if self.frames > 1 and not 0 <= self.tolerance < self.gap / 2:
             raise UserError(
-                f"--tolerance {self.tolerance} s must be less than half of the {self.gap} s between frames, "
+                f"tolerance = {self.tolerance} s must be less than half of the {self.gap} s between frames, "
                 "so that no frame is taken twice"
             )
         if not 3 <= self.lidar_floats <= 64:
-            raise UserError(f"--lidar-floats {self.lidar_floats}: a point has 3 (x, y, z) to 64")
+            raise UserError(f"lidar_floats = {self.lidar_floats}: a point has 3 (x, y, z) to 64")
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
-            raise UserError(f"--cameras {' '.join(self.cameras)}: name one or more, each once")
+            raise UserError(f"cameras = {' '.join(self.cameras)}: name one or more, each once")
 
 
 class NuScenesClips(Dataset[Clip]):
@@ -350,7 +350,7 @@ class NuScenesClips(Dataset[Clip]):
         return (
             f"no clip of {config.frames} frames {config.gap} s apart (a tolerance of {config.tolerance} s) in split "
             f"{config.split} of {self.root / config.version}: its longest scene lasts {length:.1f} s. "
-            "Ask for fewer --frames, another --frame-gap or more --tolerance"
+            "Ask for fewer `frames`, another `frame_gap` or more `tolerance`"
         )
 
     def _check_image_sizes(self) -> None:
@@ -437,7 +437,7 @@ def _scenes_of_split(index: Index, config: DataConfig) -> list[int]:
 def _check_cameras(index: Index, config: DataConfig) -> None:
     lacking = [camera for camera in config.cameras if camera not in index.cameras]
     if lacking:
-        there = f"its cameras are --cameras {shlex.join(index.cameras)}" if index.cameras else "it has none"
+        there = f"its cameras are `cameras` {shlex.join(index.cameras)}" if index.cameras else "it has none"
         where = Path(config.dataroot).expanduser() / config.version
         raise UserError(f"no camera {', '.join(lacking)} in {where}: {there}")
 
@@ -448,7 +448,7 @@ def _find_lidar(index: Index, config: DataConfig) -> str | None:
         return None
     if config.lidar_name not in index.lidars:
         where = Path(config.dataroot).expanduser() / config.version
-        flags = " or ".join(f"--lidar {shlex.quote(name)}" for name in index.lidars)
+        flags = " or ".join(f"`lidar` {shlex.quote(name)}" for name in index.lidars)
         raise UserError(f"no LiDAR {config.lidar_name} in {where}: its LiDAR has another name, give {flags}")
     return config.lidar_name
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import ArgumentParser, UserError, in_one_line, printable, text
-from ..files import sha256_of, write_file
+from ..errors import UserError, printable
+from ..flags import ArgumentParser, report_user_errors, text
+from ..io.files import sha256_of, write_file
 from .card import make_card
 from .folder import CARD, CONFIG, EncoderConfig
 from .openmmlab import read_backbone, write_checkpoint
@@ -23,7 +24,7 @@ from .sources import Weights
 def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
     given = _parser().parse_args(argv)
-    with in_one_line():
+    with report_user_errors():
         given.run(given)
 
 

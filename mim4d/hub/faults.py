@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import WeightsError
-from ..tensors import first_line
+from ..io.tensors import first_line
 
 LOGIN = "`hf auth login` or HF_TOKEN"
 
@@ -29,7 +29,7 @@ class NotFoundError(WeightsError):
     """A repository that is not on the Hub, or not in the cache while the Hub cannot be asked."""
 
 
-def told(
+def hub_error(
     error: Exception, repo: str, *, revision: str | None = None, filename: str = "", writing: bool = False
 ) -> WeightsError:
     """An error of the Hub's client as ours.

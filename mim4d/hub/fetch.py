@@ -18,9 +18,9 @@ from huggingface_hub import (
 )
 
 from ..errors import WeightsError
-from ..files import git_blob_of, sha256_of
+from ..io.files import git_blob_of, sha256_of
 from ..version import __version__
-from .faults import told
+from .faults import hub_error
 
 TIMEOUT = 5.0
 """Seconds that the Hub has for its first answer."""
@@ -69,7 +69,7 @@ def fetch(
         )
         expected = _name_on_the_hub(path, repo, filename, token)
     except Exception as error:  # the client's own kinds, its HTTP library's, and OSError for a full disk
-        raise told(error, repo, revision=revision, filename=filename) from error
+        raise hub_error(error, repo, revision=revision, filename=filename) from error
     found = {64: sha256_of, 40: git_blob_of}[len(expected)](path) if expected else ""
     if found != expected:
         _forget(path)

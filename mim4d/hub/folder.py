@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError, WeightsError
-from ..files import sha256_of, write_folder
-from ..tensors import first_line, misfit, not_finite
+from ..io.files import sha256_of, write_folder
+from ..io.tensors import first_line, misfit, not_finite
 from ..version import __version__
 from .schema import check_config
 

@@ -8,7 +8,7 @@ from timm.models import adapt_input_conv, build_model_with_cfg, resolve_pretrain
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..tensors import FLOATS, misfit, not_finite
+from ..io.tensors import FLOATS, misfit, not_finite
 from .names import CLASSIFIERS, to_timm_names
 from .published import nothing_published
 from .sources import Weights, from_config

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, WeightsError
-from ..tensors import differences, read_tensors
+from ..io.tensors import differences, read_tensors
 from ..version import __version__
 from .names import BACKBONES, CLASSIFIERS, split_backbone, to_openmmlab_names, to_timm_names
 

@@ -5,9 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import WeightsError
 from .folder import CONFIG, WEIGHTS
+
+BASE_CFG: dict[str, Any] = dict(
+    num_classes=0,
+    input_size=(3, 256, 704),
+    pool_size=(8, 22),
+    crop_pct=1.0,
+    interpolation="bicubic",
+    mean=IMAGENET_DEFAULT_MEAN,
+    std=IMAGENET_DEFAULT_STD,
+    license="apache-2.0",
+    paper_ids="arXiv:2403.08760",
+    paper_name="MIM4D: Masked Modeling with Multi-View Video for Autonomous Driving Representation Learning",
+)
+"""The ``pretrained_cfg`` entries that all of our models share."""
 
 PACKAGED = Path(__file__).parents[1] / "weights"
 """Weights that come with the package: an encoder folder for each, named ``MODEL.TAG``."""

@@ -9,15 +9,15 @@ import timm
 import torch
 from huggingface_hub import HfApi
 
-from ..encoder import CONFIG as FAMILY
 from ..errors import WeightsError
-from ..files import write_folder
-from ..tensors import first_line
+from ..io.files import write_folder
+from ..io.tensors import first_line
 from ..version import __version__
-from .faults import told
+from .faults import hub_error
 from .fetch import TIMEOUT
 from .folder import CARD, CONFIG, WEIGHTS, find_folder, save_encoder
 from .load import fit_weights
+from .published import BASE_CFG
 from .sources import Weights, from_folder, from_hub, from_hub_or_nowhere, has_form_of_path, nothing_at
 
 
@@ -127,7 +127,7 @@ def rewrite(weights: Weights, folder: Path, *, license: str | None, half: bool) 
         _made(weights),
         folder,
         # Not what the model's config would say: that is of the weights that come with the package.
-        image_size=None if "input_size" in weights.config.about else FAMILY["input_size"][1:],
+        image_size=None if "input_size" in weights.config.about else BASE_CFG["input_size"][1:],
         license=license or weights.config.about.get("license"),
         provenance={name: value for name, value in about.items() if name not in made_anew},
         half=half,
@@ -186,7 +186,7 @@ def contents(repo: str, *, revision: str | None = None, token: str | bool | None
             repo, revision=revision, timeout=TIMEOUT, files_metadata=True
         )
     except Exception as error:  # the client's own kinds and its HTTP library's
-        raise told(error, repo, revision=revision) from error
+        raise hub_error(error, repo, revision=revision) from error
     there = {file.rfilename: file for file in info.siblings or []}
     if missing := [name for name in (CONFIG, WEIGHTS) if name not in there]:
         raise WeightsError(f"{repo} has no {missing[0]}: it is no encoder's repository")

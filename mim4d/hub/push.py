@@ -12,10 +12,10 @@ from torch import nn
 from yaml import YAMLError
 
 from ..errors import WeightsError
-from ..files import git_blob_of, sha256_of
+from ..io.files import git_blob_of, sha256_of
 from ..version import __version__
 from .card import make_card
-from .faults import told, unreachable
+from .faults import hub_error, unreachable
 from .fetch import TIMEOUT
 from .folder import CARD, CONFIG, WEIGHTS, EncoderConfig, save_encoder
 from .licensing import hub_metadata
@@ -155,9 +155,9 @@ class Publisher:
                     makes_tag=tag is not None,
                     parent=None,
                     message=_message(config),
-                    not_compared=str(told(error, repo, revision=revision, writing=True)),
+                    not_compared=str(hub_error(error, repo, revision=revision, writing=True)),
                 )
-            raise told(error, repo, revision=revision, writing=True) from error
+            raise hub_error(error, repo, revision=revision, writing=True) from error
         if remote and private and not remote.private:
             raise WeightsError(f"{repo} exists and is public: make it private on the Hub first, or choose another name")
         compared_with = branch or remote
@@ -174,7 +174,7 @@ class Publisher:
             message=_message(config),
         )
         if tagged and (plan.uploads or tagged != plan.parent):
-            raise WeightsError(f"{repo} has a tag {tag} already, for commit {tagged[:12]}: choose another --tag")
+            raise WeightsError(f"{repo} has a tag {tag} already, for commit {tagged[:12]}: choose another `tag`")
         return plan
 
     def _look(self, repo: str, revision: str | None) -> tuple[Any, Any]:
@@ -204,7 +204,7 @@ class Publisher:
         try:
             return self._push(plan)
         except Exception as error:
-            raise told(error, plan.repo, revision=plan.revision, writing=True) from error
+            raise hub_error(error, plan.repo, revision=plan.revision, writing=True) from error
 
     def _push(self, plan: PushPlan) -> Pushed:
         api = self._api

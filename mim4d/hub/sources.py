@@ -15,7 +15,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..tensors import first_line, read_tensors
+from ..io.tensors import first_line, read_tensors
 from .faults import NotFoundError
 from .fetch import commit_of, fetch
 from .folder import CONFIG, WEIGHTS, EncoderConfig, check_folder, check_weights, find_folder, read_config

@@ -1,13 +1,21 @@
-"""Pretraining, in the order of the data's way through it: a :class:`~mim4d.clip.Clip` goes through
+"""Pretraining: :func:`train` runs :class:`mim4d.method.model.MIM4D` on clips and leaves an encoder.
 
-1. ``mask.py``: which patches stay visible, which frame is dropped;
-2. :meth:`mim4d.MIM4DEncoder.forward_masked`: features of the visible patches;
-3. ``neck.py``: mask tokens into the gaps, stages joined;
-4. ``lift.py``: one voxel volume a frame;
-5. ``warp.py``: other frames' volumes into the target's ego frame;
-6. ``temporal.py``: the dropped volume rebuilt from them;
-7. ``rays.py``, ``sampling.py``, ``field.py``, ``render.py``: colour and depth along rays;
-8. ``losses.py``: rendered against seen.
-
-``model.py`` holds the whole forward pass; ``trainer.py`` runs it. Needs ``pip install mim4d[pretrain]``.
+``config`` and ``presets`` hold the settings, ``datasets`` opens the clips, ``trainer`` runs the steps, ``checkpoint``
+saves and resumes, ``evaluate``, ``pictures``, ``logs`` and ``report`` show what has become of it. Needs
+``pip install mim4d[pretrain]``.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .trainer import train
+
+__all__ = ["train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":  # the trainer takes seconds to import, and --help does without it
+        from .trainer import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

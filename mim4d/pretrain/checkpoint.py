@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import sha256_of, write_folder
-from ..tensors import misfit, read_tensors
+from ..io.files import sha256_of, write_folder
+from ..io.tensors import misfit, read_tensors
 from ..version import __version__
 
 logger = logging.getLogger(__name__)

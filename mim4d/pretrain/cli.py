@@ -10,9 +10,10 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import ArgumentParser, BadDataError, UserError, in_one_line
-from ..flags import flags_named, parse_flags
-from .config import PretrainConfig, overlay, read_yaml
+from ..errors import BadDataError, UserError
+from ..flags import ArgumentParser, parse_flags, report_user_errors
+from ..settings import overlay, read_yaml
+from .config import PretrainConfig
 from .folder import RunFolder
 from .presets import PRESETS
 
@@ -50,8 +51,7 @@ def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
     start = CommandLine(
         config=Path(head.config) if head.config else None, resume=head.resume, run=_starting_point(head)
     )
-    with flags_named(PretrainConfig):
-        given = parse_flags(CommandLine, argv, prog="mim4d-pretrain", default=start)
+    given = parse_flags(CommandLine, argv, prog="mim4d-pretrain", default=start)
     return given.run, given.resume
 
 
@@ -77,10 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command's entry point; what a user can put right ends in one line and exit code 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)  # such as what keeps the first start on a root busy
-    with (
-        in_one_line("lower --batch-size, --image-size, --method.render.rays-per-view or --workers"),
-        flags_named(PretrainConfig),
-    ):
+    remedy = "lower `batch_size`, `image_size`, `rays_per_view` or `workers`"
+    with report_user_errors(remedy, PretrainConfig):
         config, resume = parse(sys.argv[1:] if argv is None else argv)
         from .trainer import train  # after --help
 

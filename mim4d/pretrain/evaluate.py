@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..data import ClipLoader
 from ..errors import UserError
+from ..method.model import MaskedModel
 from .meter import averages, totals
-from .model import MaskedModel
 
 
 @torch.no_grad()

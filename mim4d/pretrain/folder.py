@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..settings import overlay, read_yaml
 from .checkpoint import list_checkpoints
-from .config import PretrainConfig, check_resumable, overlay, read_yaml, save_config
+from .config import PretrainConfig, check_resumable, save_config
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..clip import Clip
-from .model import MaskedModel
+from ..method.model import MaskedModel
 
 
 def encoder_gradients(model: MaskedModel, clips: Sequence[Clip], accelerator: Accelerator) -> dict[str, float]:

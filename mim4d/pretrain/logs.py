@@ -14,7 +14,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from ..errors import UserError
-from ..progress import Bar
+from ..io.progress import Bar
 
 Row = Mapping[str, float]
 """One logged step: ``step`` and what was measured."""

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..backbones.encoder import PATCH
 from ..clip import Clip
-from ..encoder import PATCH
-from ..files import write_file
 from ..geometry import VoxelGrid, invert, pixel_rays, project, transform
-from .model import MIM4D, pick
+from ..io.files import write_file
+from ..method.model import MIM4D, pick
 
 MAX_DEPTH = 50.0
 """Depth at the far end of the colour scale, metres."""
@@ -62,7 +62,8 @@ def render_views(model: MIM4D, clip: Clip, stride: int = 4, cameras: slice = sli
     volumes = model.encode(clip)
     shown, flow = {"direct": pick(volumes, target)}, None
     if model.temporal is not None:
-        shown["temporal"], flow = model.temporal(*model.warp_others(volumes, clip, target))
+        decoded = model.temporal(*model.warp_others(volumes, clip, target))
+        shown["temporal"], flow = decoded.volume, model.temporal.flow(decoded)
 
     height, width = (side // stride for side in clip.image_size)
     v, u = torch.meshgrid(

@@ -1,11 +1,13 @@
 """Named settings that runs start from."""
 
 from ..geometry import VoxelGrid
-from .config import MethodConfig, PretrainConfig, SyntheticConfig
-from .lift import LiftConfig
-from .neck import NeckConfig
-from .optim import OptimConfig
-from .render import RenderConfig
+from ..method.lift import LiftConfig
+from ..method.model import MethodConfig
+from ..method.neck import NeckConfig
+from ..method.render import RenderConfig
+from ..optim import OptimConfig
+from ..world.config import DEMO_VERSION, DEMO_WORLD
+from .config import PretrainConfig
 
 GPU24 = PretrainConfig()
 """The defaults."""
@@ -20,7 +22,7 @@ PAPER = PretrainConfig(
     steps=12 * 28130 // 8,
     batch_size=1,
     precision="fp32",
-    method=MethodConfig(frozen=2, neck=NeckConfig()),
+    method=MethodConfig(frozen=2, neck=NeckConfig(stages=(3,))),
 )
 """arXiv 2403.08760's official recipe on 8 GPUs, a clip each: as many steps as 12 epochs of nuScenes train's key
 frames."""
@@ -48,9 +50,8 @@ DEMO = PretrainConfig(
         lift=LiftConfig(depth_range=(1.0, 45.0), depth_step=1.0, depth_channels=64, channels=16),
         render=RenderConfig(rays_per_view=64, uniform_samples=32, importance_samples=16),
     ),
-    # Many short scenes: from eight long ones the temporal decoder learns the scenes by heart.
-    version="v1.0-trainval",
-    world=SyntheticConfig(scenes=32, keyframes=6),
+    version=DEMO_VERSION,
+    world=DEMO_WORLD,
 )
 """For a CPU."""
 

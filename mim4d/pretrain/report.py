@@ -15,7 +15,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
-from ..files import write_file
+from ..io.files import write_file
 from .config import PretrainConfig, to_dict
 from .folder import RunFolder
 from .logs import Row, read_metrics, speed

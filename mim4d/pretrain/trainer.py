@@ -21,33 +21,27 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from ..clip import Clip
-from ..commands import installed
 from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
 from ..data.loader import check_limits
 from ..errors import BadDataError, UserError
+from ..flags import installed
 from ..hub.folder import CARD, save_encoder
-from ..lock import locked_folder
-from ..progress import duration
-from ..tensors import read_tensors
+from ..io.lock import locked_folder
+from ..io.progress import duration
+from ..io.tensors import read_tensors
+from ..method.lift import reach, reach_line
+from ..method.model import MIM4D, MaskedModel, ModelConfig
+from ..optim import lr_scale, make_optimizer, set_lr
+from ..settings import flatten, plain, preset_lines
 from ..version import __version__
-from .checkpoint import (
-    check_checkpoint,
-    first_not_finite,
-    load_checkpoint,
-    load_strict,
-    newest_whole,
-    save_checkpoint,
-)
-from .config import SCRATCH, PretrainConfig, complete, flatten, plain, preset_lines
+from .checkpoint import check_checkpoint, first_not_finite, load_checkpoint, load_strict, newest_whole, save_checkpoint
+from .config import SCRATCH, PretrainConfig, complete
 from .datasets import open_data
 from .evaluate import evaluate
 from .folder import RunFolder
 from .gradients import encoder_gradients
-from .lift import reach, reach_line
 from .logs import RunLog, read_metrics
 from .meter import Meter, join
-from .model import MIM4D, MaskedModel, ModelConfig
-from .optim import lr_scale, make_optimizer, set_lr
 from .pictures import save_animation, save_picture
 from .processes import StopAgreement, StopSignal, average_statistics, on_main, own_settings
 from .provenance import license_of_run, provenance

@@ -5,6 +5,7 @@ Read in this order: ``street`` and ``place`` (where), ``scene`` and ``traffic`` 
 frame on disk), ``tables`` and ``make`` (the root).
 """
 
+from .config import WorldConfig
 from .make import make_world, world_in
 
-__all__ = ["make_world", "world_in"]
+__all__ = ["WorldConfig", "make_world", "world_in"]

@@ -14,6 +14,7 @@ from pyquaternion import Quaternion
 
 from . import annotate
 from .arrays import Array, rotated
+from .config import PERIOD
 from .lidar import sweep
 from .models import car
 from .render import FINE, Contact, Painter, ShadowMap
@@ -23,9 +24,6 @@ from .shapes import Shapes, join, placed
 from .texture import Noise
 from .traffic import EGO_MIDDLE
 from .views import Pinhole, Sunlight
-
-PERIOD = 0.5
-"""Seconds between key frames, as in nuScenes."""
 
 
 @dataclass(frozen=True)

@@ -4,153 +4,68 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..lock import LOCK, locked_folder
-from ..pool import Task, share_out
+from ..io.lock import LOCK, locked_folder
+from ..io.pool import Task, run_in_processes
 from .atlas import MASKS, hand_of, location_of, make_atlas
-from .capture import PERIOD, SceneJob, capture, write_atomically
+from .capture import SceneJob, capture, write_atomically
+from .config import PERIOD, WorldConfig, check_version, scene_names
 from .scene import travel_within
 from .tables import TableBuilder
 
-PLACES = (64, 16)
-"""How many different places the scenes of the training and the validation split happen in, at most."""
-VERSIONS = {"v1.0-mini": ("mini_train", "mini_val"), "v1.0-trainval": ("train", "val"), "v1.0-test": ("test", "")}
-"""The official splits of each version: for training and for validation."""
 RECORD = "world.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldConfig:
-    """All that a world follows from."""
-
-    version: str
-    scenes: int
-    seed: int
-    scale: float
-    keyframes: int
-    camera_rate: float
-    lidar_rate: float
-
-    def check(self) -> None:
-        """Raise :class:`UserError` naming the first value that makes no world."""
-        if self.version not in VERSIONS:
-            raise UserError(f"version = {self.version} is unknown: choose one of {', '.join(VERSIONS)}")
-        for name, least, most in (("scenes", 1, 850), ("keyframes", 1, 1000)):
-            if not least <= getattr(self, name) <= most:
-                raise UserError(f"{name} = {getattr(self, name)} must lie in {least} .. {most}")
-        if self.seed < 0:
-            raise UserError(f"seed = {self.seed} must be at least 0")
-        if not 0.05 <= self.scale <= 1.0:
-            raise UserError(f"scale = {self.scale} must lie in 0.05 .. 1 (1 is 1600x900 pixels)")
-        for name in ("camera_rate", "lidar_rate"):
-            rate = getattr(self, name) * PERIOD
-            if not 1 <= rate <= 20 or rate != round(rate):
-                raise UserError(f"{name} = {getattr(self, name)} must be a multiple of {1 / PERIOD:g} Hz up to 40")
-        scene_names(self.version, self.scenes)
-
-    def check_split(self, split: str) -> None:
-        """Raise :class:`UserError` if a split, or one of several scene names with commas, has no scene here."""
-        from nuscenes.utils.splits import create_splits_scenes  # slow to import, so only here
-
-        splits = create_splits_scenes()
-        made = {name for name, _ in scene_names(self.version, self.scenes)}
-        wanted = [name.strip() for name in split.split(",") if name.strip()]
-        if len(wanted) == 1 and wanted[0] in splits:
-            if made.isdisjoint(splits[wanted[0]]):
-                raise UserError(
-                    f"split {split}: none of its scenes is in a world of {self.version} with --world.scenes "
-                    f"{self.scenes}"
-                )
-            return
-        lacking = [name for name in wanted if name not in made]
-        if lacking or not wanted:
-            raise UserError(
-                f"split {', '.join(lacking) or '(empty)'}: neither a split ({', '.join(sorted(splits))}) nor a scene "
-                f"of a world of {self.version} with --world.scenes {self.scenes}"
-            )
-
-
-def scene_names(version: str, count: int) -> list[tuple[str, int]]:
-    """Names from nuScenes' official splits, and the place each scene happens in.
-
-    Of v1.0-mini and v1.0-trainval about a fifth (at least one, from two scenes on) belong to the validation split.
-
-    Raises:
-        UserError: If the splits have fewer scenes.
-    """
-    from nuscenes.utils.splits import create_splits_scenes  # slow to import, so only here
-
-    splits = create_splits_scenes()
-    train, val = (splits.get(name, []) for name in VERSIONS[version])
-    if count > len(train) + len(val):
-        raise UserError(f"scenes = {count} must be at most {len(train) + len(val)}, which {version} has names for")
-    held_out = max(int(count >= 2), round(count / 5)) if val else 0
-    held_out = max(min(held_out, len(val)), count - len(train))
-    chosen = [(name, i % PLACES[0]) for i, name in enumerate(train[: count - held_out])]
-    return chosen + [(name, PLACES[0] + i % PLACES[1]) for i, name in enumerate(val[:held_out])]
 
 
 def make_world(
     out: Path | str,
-    version: str,
-    scenes: int,
-    seed: int,
+    version: str = "v1.0-mini",
+    config: WorldConfig | None = None,
     *,
-    scale: float = 0.25,
-    keyframes: int = 8,
-    camera_rate: float = 2.0,
-    lidar_rate: float = 2.0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a nuScenes root full of procedural streets; what is already there of the same world is kept.
+    """Write a nuScenes root full of procedural streets; files of the same world that are already there stay.
 
     Args:
         out: Folder of the root.
         version: "v1.0-mini", "v1.0-trainval" or "v1.0-test".
-        scenes: How many; their names are nuScenes' own, see :func:`scene_names`.
-        seed: Everything follows from it.
-        scale: Size of the images over nuScenes' 1600x900 pixels.
-        keyframes: Key frames a scene, 0.5 s apart.
-        camera_rate: Pictures a second of each camera, Hz; 2 is key frames only, 12 is nuScenes'.
-        lidar_rate: LiDAR sweeps a second, Hz; 2 is key frames only, 20 is nuScenes'.
+        config: The world; None for the defaults. Scenes get nuScenes' own names, see :func:`scene_names`.
         workers: Processes; all cores by default, 1 stays in this process.
-        progress: Called with (key frames done, key frames in all) as they are made.
+        progress: Called with (key frames done, all key frames).
 
     Returns:
         ``out``, a dataroot for ``NuScenes(version, dataroot)``.
 
     Raises:
-        UserError: If a value makes no sense, or ``out`` holds something else.
+        UserError: If the version does not exist or has fewer scenes, or ``out`` holds something else.
     """
-    root = Path(out)
-    config = WorldConfig(
-        version=version,
-        scenes=scenes,
-        seed=seed,
-        scale=float(scale),
-        keyframes=keyframes,
-        camera_rate=float(camera_rate),
-        lidar_rate=float(lidar_rate),
-    )
-    config.check()
-    if world_in(root) == asdict(config):  # perhaps where nothing can be written
+    root, config = Path(out), config or WorldConfig()
+    check_version(version)
+    scene_names(version, config.scenes)
+    if world_in(root) == _record(version, config):  # perhaps where nothing can be written
         return root
     with locked_folder(root):
-        if _begin(root, config):
+        if _begin(root, version, config):
             return root
         try:
-            jobs = _jobs(root, config)
+            jobs = _jobs(root, version, config)
             _capture_all(root, jobs, workers or os.cpu_count() or 1, progress or (lambda done, whole: None))
-            _finish(root, config, jobs)
+            _finish(root, version, config, jobs)
         except OSError as error:
-            raise UserError(f"cannot write the world: {error}; put that right and run again to complete it") from error
+            raise UserError(
+                f"could not write the world: {error}. Fix the problem and run the command again; it resumes"
+            ) from error
     return root
+
+
+def _record(version: str, config: WorldConfig) -> dict[str, Any]:
+    """All that a world follows from, as :func:`world_in` reads it."""
+    return {"version": version, **asdict(config)}
 
 
 def world_in(root: Path) -> dict[str, Any] | None:
@@ -162,25 +77,25 @@ def world_in(root: Path) -> dict[str, Any] | None:
         return None
 
 
-def _begin(root: Path, config: WorldConfig) -> bool:
+def _begin(root: Path, version: str, config: WorldConfig) -> bool:
     """Claim the folder; True if the whole world is already there."""
     record = root / RECORD
     try:
         if record.exists():
             there = json.loads(record.read_text())
-            if there.get("config") != asdict(config):
-                raise UserError(f"{root} holds a different world ({record.name}): choose another --out or delete it")
+            if there.get("config") != _record(version, config):
+                raise UserError(f"{root} holds a different world ({record.name}): choose another `out` or delete it")
             return bool(there["complete"])
         if any(path.name != LOCK for path in root.iterdir()):
-            raise UserError(f"{root} is not empty and holds no world: choose another --out")
-        _write_record(root, config, complete=False)
+            raise UserError(f"{root} is not empty and holds no world: choose another `out`")
+        _write_record(root, version, config, complete=False)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot make a world in {root}: {error}") from error
     return False
 
 
-def _write_record(root: Path, config: WorldConfig, complete: bool) -> None:
-    text = json.dumps({"complete": complete, "config": asdict(config)}, indent=2)
+def _write_record(root: Path, version: str, config: WorldConfig, complete: bool) -> None:
+    text = json.dumps({"complete": complete, "config": _record(version, config)}, indent=2)
     write_atomically(root / RECORD, text.encode())
 
 
@@ -188,9 +103,9 @@ def _travel(config: WorldConfig) -> float:
     return travel_within(PERIOD * (config.keyframes - 1))
 
 
-def _jobs(root: Path, config: WorldConfig) -> list[SceneJob]:
+def _jobs(root: Path, version: str, config: WorldConfig) -> list[SceneJob]:
     """Lay out the maps, write them, and list the scenes."""
-    named = scene_names(config.version, config.scenes)
+    named = scene_names(version, config.scenes)
     offsets: dict[int, tuple[float, float]] = {}
     for location in sorted({location_of(place) for _, place in named}):
         places = sorted({place for _, place in named if location_of(place) == location})
@@ -243,7 +158,7 @@ def _capture_all(root: Path, jobs: Sequence[SceneJob], workers: int, progress: C
             count()
 
         count()
-        share_out(_capture_run, [(root, job, span) for job, span in runs], workers, ended, tick=count)
+        run_in_processes(_capture_run, [(root, job, span) for job, span in runs], workers, ended, tick=count)
     progress(len(frames), len(frames))
 
 
@@ -256,19 +171,19 @@ def _capture_run(root: Path, job: SceneJob, frames: Sequence[int]) -> None:
         capture(root, job, frame)
 
 
-def _finish(root: Path, config: WorldConfig, jobs: Sequence[SceneJob]) -> None:
+def _finish(root: Path, version: str, config: WorldConfig, jobs: Sequence[SceneJob]) -> None:
     """Tables last, all at once, and then the mark that the world is whole."""
-    builder = TableBuilder(config.seed, config.version)
+    builder = TableBuilder(config.seed, version)
     for job in jobs:
         files = [_record_file(root, job, frame) for frame in range(job.keyframes)]
         builder.add_scene(job, location_of(job.place), [json.loads(file.read_text()) for file in files])
     for location in sorted({location_of(job.place) for job in jobs}):
         logs = [job.logfile for job in jobs if location_of(job.place) == location]
         builder.add_map(location, logs, _mask_name(location))
-    unfinished = root / f".{config.version}"
+    unfinished = root / f".{version}"
     shutil.rmtree(unfinished, ignore_errors=True)
     builder.write(unfinished)
-    shutil.rmtree(root / config.version, ignore_errors=True)
-    os.replace(unfinished, root / config.version)
-    _write_record(root, config, complete=True)
+    shutil.rmtree(root / version, ignore_errors=True)
+    os.replace(unfinished, root / version)
+    _write_record(root, version, config, complete=True)
     shutil.rmtree(root / ".parts")

@@ -106,14 +106,14 @@ def test_own_splits_of_the_root_are_known(root):
 
 
 def test_no_such_root(tmp_path):
-    with pytest.raises(UserError, match=r"--dataroot .*/nowhere: no such folder"):
+    with pytest.raises(UserError, match=r"dataroot = .*/nowhere: no such folder"):
         open_index(tmp_path / "nowhere", VERSION)
 
 
 def test_wrong_version_says_which_there_are(root, tmp_path):
-    with pytest.raises(UserError, match=r"--version v1.0-trainval: not in .*; it has v1.0-mini"):
+    with pytest.raises(UserError, match=r"version = v1.0-trainval: not in .*; it has v1.0-mini"):
         open_index(root, "v1.0-trainval")
-    with pytest.raises(UserError, match=r"--version ../elsewhere/v1.0-mini: the name of a folder in .*, not a path"):
+    with pytest.raises(UserError, match=r"version = ../elsewhere/v1.0-mini: the name of a folder in .*, not a path"):
         open_index(root, "../elsewhere/v1.0-mini")
     with pytest.raises(UserError, match="no version at all"):
         open_index(tmp_path / "root/maps", VERSION)

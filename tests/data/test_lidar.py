@@ -94,7 +94,7 @@ def test_rows_of_another_length_are_named_and_those_of_the_right_one_read(tmp_pa
     np.testing.assert_array_equal(read_points(path, floats), sweep[:, :3])
     for other in {3, 4, 5, 6, 7, 8} - {floats}:
         if other % floats:  # whole points at a time are points all the same
-            assert refusal(path, other).endswith(f"they look like {floats} each: try --lidar-floats {floats}")
+            assert refusal(path, other).endswith(f"they look like {floats} each: try `lidar_floats` {floats}")
 
 
 @given(st.integers(0, 2**32), st.integers(1, 300))
@@ -292,11 +292,11 @@ def test_lzf_survives_any_bytes(packed, wanted):
 def test_a_root_of_four_floats(root):
     for number in range(6):
         street(200, 4, seed=number).tofile(file_of(root, LIDAR, number))
-    with pytest.raises(BadDataError, match="look like 4 each: try --lidar-floats 4"):
+    with pytest.raises(BadDataError, match="look like 4 each: try `lidar_floats` 4"):
         NuScenesClips(config_of(root))[0]
     assert (NuScenesClips(config_of(root, lidar_floats=4))[0].num_points > 100).all()
     for floats in (2, 65):
-        with pytest.raises(UserError, match=f"--lidar-floats {floats}: a point has 3"):
+        with pytest.raises(UserError, match=f"lidar_floats = {floats}: a point has 3"):
             DataConfig(lidar_floats=floats)
 
 

@@ -241,7 +241,7 @@ def test_too_little_shared_memory_is_told_before_the_first_step(root, monkeypatc
     assert images.nbytes <= loader.batch_bytes <= images.nbytes + 3_000_000
     check_limits([loader])
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=1 << 20))
-    with pytest.raises(UserError, match=r"/dev/shm has 1 MB free, .* about \d+ MB .*--shm-size.*--workers"):
+    with pytest.raises(UserError, match=r"/dev/shm has 1 MB free, .* about \d+ MB .*--shm-size.*`workers`"):
         check_limits([loader])
     check_limits([make_loader(dataset, batch_size=2, steps=9, seed=0)])
 

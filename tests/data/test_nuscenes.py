@@ -171,7 +171,7 @@ def test_pickles_small_and_reads_the_same(root):
         ({"split": "scene-0061,scene-0001"}, r"split scene-0001: neither"),
         (
             {"cameras": ("CAM_FRONT", "CAM_LEFT")},
-            r"no camera CAM_LEFT in .*: its cameras are --cameras CAM_BACK CAM_FRONT",
+            r"no camera CAM_LEFT in .*: its cameras are `cameras` CAM_BACK CAM_FRONT",
         ),
         ({"frames": 7}, r"no clip of 7 frames 0.5 s apart .* longest scene lasts 2.5 s"),
         ({"gap": 0.7, "tolerance": 0.1}, r"no clip of 3 frames 0.7 s apart"),
@@ -187,11 +187,11 @@ def test_what_cannot_be_read_is_said_at_the_start(root, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": (450, 800)}, "--image-size 450 800: both must be multiples of 32"),
-        ({"frames": 0}, "--frames 0"),
-        ({"gap": 0.0}, r"--frame-gap 0.0 s"),
-        ({"gap": -0.5}, r"--frame-gap -0.5 s"),
-        ({"tolerance": 0.25}, r"--tolerance 0.25 s must be less than half of the 0.5 s between frames"),
+        ({"image_size": (450, 800)}, "image_size = 450 800: both must be multiples of 32"),
+        ({"frames": 0}, "frames = 0"),
+        ({"gap": 0.0}, r"frame_gap = 0.0 s"),
+        ({"gap": -0.5}, r"frame_gap = -0.5 s"),
+        ({"tolerance": 0.25}, r"tolerance = 0.25 s must be less than half of the 0.5 s between frames"),
         ({"cameras": ("CAM_FRONT", "CAM_FRONT")}, "each once"),
         ({"cameras": ()}, "name one or more"),
     ],

@@ -212,7 +212,7 @@ def test_links_inside_the_root_are_followed(root, tmp_path):
 @pytest.mark.parametrize("name", ["LIDAR_CONCAT", "lidar_top"])
 def test_a_lidar_of_another_name_is_used_if_named(root, name):
     edit_table(root, "sensor", lambda rows: [r | {"channel": name} if r["modality"] == "lidar" else r for r in rows])
-    with pytest.raises(UserError, match=f"no LiDAR LIDAR_TOP in .*/v1.0-mini: .* give --lidar {name}$"):
+    with pytest.raises(UserError, match=f"no LiDAR LIDAR_TOP in .*/v1.0-mini: .* give `lidar` {name}$"):
         NuScenesClips(config_of(root))
     dataset = NuScenesClips(config_of(root, lidar_name=name))
     assert dataset.reference == name
@@ -223,5 +223,5 @@ def test_a_lidar_of_another_name_is_used_if_named(root, name):
 
 
 def test_cameras_of_other_names_are_listed_as_a_flag(root):
-    with pytest.raises(UserError, match=r"no camera front, left in .*: its cameras are --cameras CAM_BACK CAM_FRONT$"):
+    with pytest.raises(UserError, match=r"no camera front, left in .*: its cameras are `cameras` CAM_BACK CAM_FRONT$"):
         NuScenesClips(config_of(root, cameras=("front", "CAM_BACK", "left")))

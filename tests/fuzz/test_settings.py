@@ -9,9 +9,9 @@ import yaml
 
 from mim4d.data import NuScenesClips
 from mim4d.data.cli import main as check
-from mim4d.downstream import cli as evaluation
-from mim4d.downstream import config as evaluation_config
-from mim4d.downstream.config import EvalConfig
+from mim4d.eval import cli as evaluation
+from mim4d.eval import config as evaluation_config
+from mim4d.eval.config import EvalConfig
 from mim4d.pretrain import cli as pretraining
 from mim4d.pretrain import config as pretraining_config
 from mim4d.pretrain.config import PretrainConfig, flatten, to_dict
@@ -44,7 +44,7 @@ def nothing_is_trained(monkeypatch):
         evaluation_config.complete(config)
         return {"settings": {"task": config.task, "init": "random"}}
 
-    monkeypatch.setattr("mim4d.downstream.run.evaluate", evaluate)
+    monkeypatch.setattr("mim4d.eval.run.evaluate", evaluate)
 
 
 def yaml_file(rng, path):

@@ -7,9 +7,9 @@ import timm
 import torch
 
 from mim4d import MIM4DEncoder
-from mim4d.convnext import MIM4DConvNeXt
-from mim4d.downstream.model import make_encoder
+from mim4d.backbones.convnext import MIM4DConvNeXt
 from mim4d.errors import UserError, WeightsError
+from mim4d.eval.model import make_encoder
 from mim4d.hub.folder import save_encoder
 from tests.hub import calls
 

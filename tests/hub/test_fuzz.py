@@ -10,8 +10,8 @@ import pytest
 import timm
 
 from mim4d import MIM4DEncoder
-from mim4d.downstream.model import make_encoder
 from mim4d.errors import UserError
+from mim4d.eval.model import make_encoder
 from mim4d.hub.folder import save_encoder
 from mim4d.hub.openmmlab import read_backbone
 from mim4d.pretrain.weights import initialise, license_of

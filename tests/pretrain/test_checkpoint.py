@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mim4d.errors import UserError
+from mim4d.optim import OptimConfig, make_optimizer, set_lr
 from mim4d.pretrain.checkpoint import (
     check_checkpoint,
     first_not_finite,
@@ -23,7 +24,6 @@ from mim4d.pretrain.checkpoint import (
     save_checkpoint,
 )
 from mim4d.pretrain.cli import main
-from mim4d.pretrain.optim import OptimConfig, make_optimizer, set_lr
 from tests.pretrain.runs import arguments, losses, older
 
 IDENTITY = {"encoder": "small", "grid.x": [-1.0, 1.0]}

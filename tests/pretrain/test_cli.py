@@ -18,14 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.program import TensorBoard
 
 from mim4d.commands import missing
-from mim4d.downstream.cli import parse as parse_evaluation
-from mim4d.downstream.model import make_encoder
+from mim4d.eval.cli import parse as parse_evaluation
+from mim4d.eval.model import make_encoder
 from mim4d.hub.card import make_card
 from mim4d.hub.folder import check_folder
 from mim4d.pretrain.cli import main
-from mim4d.pretrain.config import SyntheticConfig
-from mim4d.pretrain.datasets import synthetic_root
-from mim4d.world import make_world
+from mim4d.roots import synthetic_root
+from mim4d.world import WorldConfig, make_world
 from tests.data.roots import edit_table, file_of, write_root
 from tests.pretrain.runs import TINY, arguments, environment, losses, metrics, run
 
@@ -134,7 +133,7 @@ def test_the_encoders_gradients_are_split_where_the_run_halts_anyway(root, tmp_p
 
 
 def test_a_synthetic_world_is_made_once(run_cache, tmp_path, capsys, monkeypatch, fresh_accelerate):
-    monkeypatch.setattr("mim4d.pretrain.datasets.make_world", partial(make_world, workers=1))  # so small, it is faster
+    monkeypatch.setattr("mim4d.roots.make_world", partial(make_world, workers=1))  # so small, it is faster
     world = ["--world.scenes", "2", "--world.keyframes", "2", "--world.scale", "0.1", "--data", "synthetic"]
     flags = ["--preset", "gpu24", "--dataroot", "", "--steps", "1", *world]  # gpu24: its grid fits the tiny voxels
     main([*arguments(Path(), tmp_path / "first"), *flags])
@@ -151,30 +150,28 @@ def test_real_data_does_not_pass_for_drawn(tmp_path, capsys):
     real = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS)
     flags = ["--preset", "gpu24", "--data", "synthetic"]
     error = refused([*arguments(real, tmp_path / "run", *flags)], capsys)
-    assert "holds a v1.0-mini that mim4d has not drawn: say --data nuscenes" in error
+    assert "holds a v1.0-mini that mim4d has not drawn: use --data nuscenes" in error
 
 
 def test_a_world_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path, capsys):
     drawn = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS)
-    (drawn / "world.json").write_text(
-        json.dumps({"complete": True, "config": {**asdict(SyntheticConfig()), "seed": 5}})
-    )
+    (drawn / "world.json").write_text(json.dumps({"complete": True, "config": {**asdict(WorldConfig()), "seed": 5}}))
     error = refused(arguments(drawn, tmp_path / "run", "--preset", "gpu24", "--data", "synthetic"), capsys)
-    assert "holds a world of --world.seed 5, not 0: say so, or name another" in error
+    assert "holds a world of --world.seed 5, not 0: set that, or another root" in error
 
 
 def test_processes_that_need_a_world_at_once_draw_it_once(tmp_path, monkeypatch):
     drawn = []
 
-    def slowly(root, version, progress, **settings):
+    def slowly(root, version, config, progress):
         drawn.append(root)
         time.sleep(0.3)
         (root / version).mkdir(parents=True)
-        (root / "world.json").write_text(json.dumps({"complete": True, "config": settings}))
+        (root / "world.json").write_text(json.dumps({"complete": True, "config": asdict(config)}))
 
-    monkeypatch.setattr("mim4d.pretrain.datasets.make_world", slowly)
+    monkeypatch.setattr("mim4d.roots.make_world", slowly)
     with ThreadPoolExecutor(4) as pool:
-        roots = list(pool.map(synthetic_root, [str(tmp_path / "w")] * 4, ["v1.0-mini"] * 4, [SyntheticConfig()] * 4))
+        roots = list(pool.map(synthetic_root, [str(tmp_path / "w")] * 4, ["v1.0-mini"] * 4, [WorldConfig()] * 4))
     assert roots == [tmp_path / "w"] * 4
     assert drawn == [tmp_path / "w"]
 
@@ -300,7 +297,7 @@ def test_lidar_that_no_camera_sees_is_told_once(root, tmp_path, capsys, fresh_ac
     assert [row["rays"] for row in metrics(tmp_path / "run")] == [0] * 4
 
 
-def test_what_a_command_needs_is_told_in_one_line(tmp_path):
+def test_what_a_command_needs_is_told_report_user_errors(tmp_path):
     without = "import sys; sys.modules['tyro'] = None; from mim4d.commands import {0}; {0}()"
     for name in ("pretrain", "world"):
         ended = subprocess.run(

@@ -11,25 +11,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mim4d.downstream.config import PRESETS as EVAL_PRESETS
 from mim4d.errors import UserError
+from mim4d.eval.config import PRESETS as EVAL_PRESETS
 from mim4d.flags import finite_number, flag_of, whole_number
+from mim4d.method.model import MethodConfig
+from mim4d.optim import OptimConfig, lr_scale
 from mim4d.pretrain import config as config_module
 from mim4d.pretrain.cli import main, parse
-from mim4d.pretrain.config import (
-    MethodConfig,
-    PretrainConfig,
-    SyntheticConfig,
-    check_resumable,
-    complete,
-    held_out_split,
-    overlay,
-    preset_lines,
-    read_yaml,
-    save_config,
-)
-from mim4d.pretrain.optim import OptimConfig, lr_scale
+from mim4d.pretrain.config import PretrainConfig, check_resumable, complete, held_out_split, save_config
 from mim4d.pretrain.presets import PRESETS
+from mim4d.settings import overlay, preset_lines, read_yaml
+from mim4d.world import WorldConfig
 
 FIXED_FLAGS = ("data", "dataroot", "version", "split", "model", "init", "frames", "steps", "batch-size", "seed", "out")
 
@@ -80,7 +72,7 @@ def test_the_preset_follows_the_data_when_none_is_named():
     assert parse(["--preset", "paper", "--data=synthetic"])[0].preset == "paper"
 
 
-def test_a_preset_that_follows_from_the_data_or_is_made_for_a_gpu_is_named_in_one_line():
+def test_a_preset_that_follows_from_the_data_or_is_made_for_a_gpu_is_named_report_user_errors():
     assert list(preset_lines("demo", "synthetic", "cuda")) == [
         "preset: demo, the default for --data synthetic; --preset gpu24 has the settings for one GPU"
     ]
@@ -99,7 +91,7 @@ def test_help_lists_the_fixed_flags(capsys):
         assert f"--{flag} " in shown or f"--{flag}," in shown, flag
 
 
-@pytest.mark.parametrize("kind", [PretrainConfig, OptimConfig, SyntheticConfig, MethodConfig])
+@pytest.mark.parametrize("kind", [PretrainConfig, OptimConfig, WorldConfig, MethodConfig])
 def test_every_field_says_what_it_is(kind):
     body = ast.parse(inspect.getsource(kind)).body[0].body
     for statement, after in zip(body, [*body[1:], None], strict=True):
@@ -116,7 +108,7 @@ def test_every_field_says_what_it_is(kind):
         ("batchsize: 4", "unknown key batchsize; did you mean batch_size?"),
         ("optim: {learning_rate: 1}", "unknown key optim.learning_rate; see mim4d-pretrain --help"),
         ("method: {grid: {voxels: [1, 1, 1]}}", "unknown key method.grid.voxels; did you mean method.grid.voxel?"),
-        ("method: {encoder: mim4d_convnext_tiny}", "unknown key method.encoder; set model at the top level instead"),
+        ("method: {encoder: mim4d_convnext_tiny}", "unknown key method.encoder; see mim4d-pretrain --help"),
         ("steps: many", "steps = 'many' is not of type int"),
         ("optim: 3", "optim must hold settings of its own, not 3"),
         ("optim: {lr: fast}", "could not convert string to float: 'fast'"),
@@ -179,7 +171,7 @@ def test_a_config_file_that_is_not_text_is_named(tmp_path):
         ("--method.neck.channels 1e6", "--method.neck.channels 1000000 must be at most 4096"),
         ("--method.temporal.layers 1e6", "--method.temporal.layers 1000000 must be at most 64"),
         ("--optim.accumulate 1e9", "--optim.accumulate 1000000000 must lie in 1 .. 65536"),
-        ("--data synthetic --world.scenes 1e7", "--world.scenes 10000000 must lie in 1 .. 850"),
+        ("--data synthetic --world.scenes 1e7", "--world.scenes 10000000 must be at most 850"),
         ("--workers 1e9", "--workers 1000000000 must be at most 1024"),
         ("--steps 1.5", "--steps: expected a whole number, got '1.5'"),
         ("--steps 1e30", "--steps: expected a whole number below 2^63, got 1e30"),
@@ -190,14 +182,14 @@ def test_a_config_file_that_is_not_text_is_named(tmp_path):
         ("--preset=", "--preset : there are demo, paper, gpu24"),
         ("--stepps 3", "--stepps, 3; did you mean --steps?"),
         ("--steps", "--steps"),
-        ("--data synthetic --world.scenes 0", "--world.scenes 0 must lie in 1 .. 850"),
+        ("--data synthetic --world.scenes 0", "--world.scenes 0 must be at least 1"),
         ("--data synthetic --world.seed -1", "--world.seed -1 must be at least 0"),
         ("--data synthetic --world.scenes 300 --version v1.0-mini", "--world.scenes 300 must be at most 10"),
         ("--data synthetic --split scene-9999", "split scene-9999: neither a split"),
         ("--data synthetic --val-split mini_val", "split mini_val: none of its scenes is in a world of v1.0-trainval"),
         ("--data synthetic --cameras CAM_ROOF", "--cameras CAM_ROOF: a synthetic world has CAM_FRONT_LEFT, "),
         ("--data synthetic --frames 40", "--frames 40 0.5 s apart do not fit into a scene of 2.5 s"),
-        ("--data synthetic --world.camera-rate 3", "--world.camera-rate 3.0 must be a multiple of 2 Hz"),
+        ("--data synthetic --world.camera-rate 3", "--world.camera-rate 3 must be a multiple of 2 Hz"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_the_flag(flags, message, capsys, tmp_path):
@@ -242,7 +234,7 @@ def test_a_number_may_be_written_with_an_exponent():
 
 
 def test_a_version_that_the_root_does_not_have_is_answered_with_those_it_has(tiny_world):
-    with pytest.raises(UserError, match=rf"--version v1.0-trainvall: not in {tiny_world}; it has v1.0-mini"):
+    with pytest.raises(UserError, match=rf"version = v1.0-trainvall: not in {tiny_world}; it has v1.0-mini"):
         complete(PretrainConfig(dataroot=str(tiny_world), version="v1.0-trainvall"))
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mim4d.io.tensors import read_tensors
 from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.trainer import train
-from mim4d.tensors import read_tensors
 from tests.pretrain.runs import arguments, command, environment, losses, run, tiny
 
 # Stochastic depth draws for the batch it sees, so it alone depends on how clips are dealt out.

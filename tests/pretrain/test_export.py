@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 import mim4d  # noqa: F401  # registers the encoders
 from mim4d.errors import UserError
 from mim4d.hub.folder import save_encoder
+from mim4d.io.tensors import read_tensors
 from mim4d.pretrain.checkpoint import list_checkpoints
-from mim4d.pretrain.config import PretrainConfig, overlay
+from mim4d.pretrain.config import PretrainConfig
 from mim4d.pretrain.trainer import first_model, train
-from mim4d.tensors import read_tensors
+from mim4d.settings import overlay
 from tests.pretrain.runs import environment, tiny
 
 PLAIN_TIMM = """

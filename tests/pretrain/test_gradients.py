@@ -6,8 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from mim4d.method.model import MIM4D
 from mim4d.pretrain.gradients import encoder_gradients
-from mim4d.pretrain.model import MIM4D
 from tests.toy import toy_clip, toy_config, toy_model
 
 TERMS = ("direct_rgb", "direct_depth", "temporal_rgb", "temporal_depth")

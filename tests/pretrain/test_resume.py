@@ -12,10 +12,10 @@ import yaml
 from safetensors.torch import save_file
 
 from mim4d.errors import UserError
+from mim4d.io.tensors import read_tensors
 from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.cli import main, parse
 from mim4d.pretrain.trainer import train
-from mim4d.tensors import read_tensors
 from tests.data.roots import edit_table
 from tests.pretrain.runs import arguments, command, environment, losses, metrics, older, run, tiny
 

@@ -10,9 +10,14 @@ import pytest
 from nuscenes.utils.splits import create_splits_scenes
 
 from mim4d.errors import UserError
-from mim4d.world import cli, make, make_world
+from mim4d.world import WorldConfig, cli, make, make_world
+from mim4d.world.config import scene_names
 
-SMALL = {"version": "v1.0-mini", "scenes": 1, "scale": 0.06, "keyframes": 2, "workers": 1}
+
+def made(out: Path, seed: int = 7, *, version: str = "v1.0-mini", workers: int = 1, progress=None, **changes) -> Path:
+    """A small world."""
+    config = WorldConfig(**{"scenes": 1, "scale": 0.06, "keyframes": 2, "seed": seed, **changes})
+    return make_world(out, version, config, workers=workers, progress=progress)
 
 
 def digest(root: Path) -> dict[str, str]:
@@ -23,23 +28,23 @@ def digest(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_world(tmp_path_factory.mktemp("small") / "root", seed=7, **SMALL)
+    return made(tmp_path_factory.mktemp("small") / "root")
 
 
 def test_same_seed_same_bytes_in_any_number_of_processes(small, tmp_path):
-    again = make_world(tmp_path / "again", seed=7, **{**SMALL, "workers": 2})
+    again = made(tmp_path / "again", workers=2)
     assert digest(again) == digest(small)
 
 
 def test_another_seed_is_another_world(small, tmp_path):
-    other = digest(make_world(tmp_path / "other", seed=8, **SMALL))
+    other = digest(made(tmp_path / "other", seed=8))
     same_names = [name for name, value in digest(small).items() if other.get(name) == value]
     # Only the names of categories, attributes and levels may coincide.
     assert same_names == ["v1.0-mini/visibility.json"]
 
 
 def test_scenes_do_not_depend_on_how_many_there_are(small, tmp_path):
-    more = digest(make_world(tmp_path / "more", seed=7, **{**SMALL, "scenes": 2}))
+    more = digest(made(tmp_path / "more", scenes=2))
     pictures = {name: value for name, value in digest(small).items() if name.endswith((".jpg", ".bin"))}
     assert pictures.items() <= more.items()
 
@@ -56,30 +61,29 @@ def test_a_begun_world_is_completed(small, tmp_path, monkeypatch):
     capture = make.capture
     monkeypatch.setattr(make, "capture", fails_at_the_second_frame)
     with pytest.raises(KeyboardInterrupt):
-        make_world(root, seed=7, **SMALL)
+        made(root)
     assert done == [0]
     assert not (root / "v1.0-mini").exists()
     assert json.loads((root / "world.json").read_text())["complete"] is False
     first = {path: path.stat().st_mtime_ns for path in root.rglob("*.jpg")}
     assert len(first) == 6
     monkeypatch.setattr(make, "capture", capture)
-    make_world(root, seed=7, **SMALL)
+    made(root)
     assert digest(root) == digest(small)
     assert {path: path.stat().st_mtime_ns for path in first} == first
 
 
 def test_a_whole_world_is_left_alone(small, monkeypatch):
     monkeypatch.setattr(make, "capture", None)
-    assert make_world(small, seed=7, **SMALL) == small
+    assert made(small) == small
 
 
 @pytest.mark.parametrize("end", [9, 13])
 def test_progress_counts_key_frames(tmp_path, end, monkeypatch):
     monkeypatch.setattr(make, "capture", lambda root, job, frame: None)
-    monkeypatch.setattr(make, "_finish", lambda root, config, jobs: None)
+    monkeypatch.setattr(make, "_finish", lambda root, version, config, jobs: None)
     seen = []
-    options = {**SMALL, "keyframes": end}
-    make_world(tmp_path / "w", seed=0, **options, progress=lambda done, whole: seen.append((done, whole)))
+    made(tmp_path / "w", keyframes=end, progress=lambda done, whole: seen.append((done, whole)))
     assert seen[0] == (0, end)
     assert seen[-1] == (end, end)
 
@@ -97,7 +101,7 @@ def test_progress_counts_key_frames(tmp_path, end, monkeypatch):
     ],
 )
 def test_names_come_from_the_official_splits(version, scenes, train, val):
-    named = make.scene_names(version, scenes)
+    named = scene_names(version, scenes)
     names, splits = {name for name, _ in named}, create_splits_scenes()
     prefix = "mini_" if version == "v1.0-mini" else ""
     assert len(names) == scenes
@@ -114,32 +118,32 @@ def test_names_come_from_the_official_splits(version, scenes, train, val):
     ("change", "message"),
     [
         ({"version": "v1.0-maxi"}, "version = v1.0-maxi is unknown"),
-        ({"scenes": 11}, "scenes = 11 must be at most 10"),
-        ({"scenes": 0}, "scenes = 0 must lie in 1"),
-        ({"keyframes": 0}, "keyframes = 0 must lie in 1"),
-        ({"seed": -1}, "seed = -1 must be at least 0"),
-        ({"scale": 2.0}, "scale = 2.0 must lie in"),
-        ({"camera_rate": 3.0}, "camera_rate = 3.0 must be a multiple of 2 Hz"),
-        ({"lidar_rate": 0.0}, "lidar_rate = 0.0 must be a multiple of 2 Hz"),
+        ({"scenes": 11}, "world.scenes = 11 must be at most 10"),
+        ({"scenes": 0}, "world.scenes = 0 must be at least 1"),
+        ({"keyframes": 0}, "world.keyframes = 0 must be at least 1"),
+        ({"seed": -1}, "world.seed = -1 must be at least 0"),
+        ({"scale": 2.0}, "world.scale = 2.0 must lie in"),
+        ({"camera_rate": 3.0}, "world.camera_rate = 3 must be a multiple of 2 Hz"),
+        ({"lidar_rate": 0.0}, "world.lidar_rate = 0 must be a multiple of 2 Hz"),
     ],
 )
 def test_bad_values_are_named_and_nothing_is_written(tmp_path, change, message):
-    with pytest.raises(UserError, match=message):
-        make_world(tmp_path / "w", **{**SMALL, "seed": 0, **change})
+    with pytest.raises((UserError, ValueError), match=message):
+        made(tmp_path / "w", **change)
     assert not (tmp_path / "w").exists()
 
 
 def test_what_is_not_this_world_is_not_touched(small, tmp_path):
     before = digest(small)
     with pytest.raises(UserError, match="holds a different world"):
-        make_world(small, seed=8, **SMALL)
+        made(small, seed=8)
     assert digest(small) == before
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty and holds no world"):
-        make_world(tmp_path, seed=7, **SMALL)
+        made(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="cannot write to the folder"):
-        make_world(tmp_path / "thesis.txt", seed=7, **SMALL)
+        made(tmp_path / "thesis.txt")
 
 
 def test_a_full_disk_is_named_and_the_world_can_be_completed(tmp_path, monkeypatch):
@@ -148,10 +152,10 @@ def test_a_full_disk_is_named_and_the_world_can_be_completed(tmp_path, monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr(make, "capture", full)
-        with pytest.raises(UserError, match=r"No space left on device.*run again"):
-            make_world(tmp_path / "w", seed=7, **SMALL)
+        with pytest.raises(UserError, match=r"No space left on device.*run the command again"):
+            made(tmp_path / "w")
     assert not (tmp_path / "w" / "v1.0-mini").exists()
-    assert (make_world(tmp_path / "w", seed=7, **SMALL) / "v1.0-mini").exists()
+    assert (made(tmp_path / "w") / "v1.0-mini").exists()
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -170,7 +174,7 @@ def test_the_command_makes_the_same_world(small, tmp_path, monkeypatch, capsys):
     assert str(out) in capsys.readouterr().out
 
 
-def test_the_command_names_what_is_wrong_in_one_line(small, monkeypatch, capsys):
+def test_the_command_names_what_is_wrong_report_user_errors(small, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "--out", str(small), "--seed", "8")
     assert stopped.value.code == 2

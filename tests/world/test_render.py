@@ -11,6 +11,7 @@ from pyquaternion import Quaternion
 
 from mim4d.world import make
 from mim4d.world.capture import Moment, stage_of
+from mim4d.world.config import WorldConfig, scene_names
 from mim4d.world.raycast import GROUND, cast
 from mim4d.world.render import BIAS, OFFSET, Contact, ShadowMap
 from mim4d.world.shapes import Kind, shape
@@ -21,8 +22,9 @@ from mim4d.world.views import Sunlight
 @pytest.fixture(scope="module")
 def job(tiny_world):
     """The job of the tiny world's first scene, its place laid at the map's origin."""
-    config = make.WorldConfig(**json.loads((tiny_world / "world.json").read_text())["config"])
-    name, place = make.scene_names(config.version, config.scenes)[0]
+    settings = json.loads((tiny_world / "world.json").read_text())["config"]
+    name, place = scene_names(settings.pop("version"), settings["scenes"])[0]
+    config = WorldConfig(**settings)
     return make.scene_job(config, name, place, (0.0, 0.0))
 
 

@@ -165,11 +165,10 @@ def test_nothing_but_the_world_is_left(tiny_world):
 def test_sweeps_stand_between_key_frames(tmp_path):
     from nuscenes import NuScenes
 
-    from mim4d.world import make_world
+    from mim4d.world import WorldConfig, make_world
 
-    root = make_world(
-        tmp_path / "w", "v1.0-mini", 1, 3, scale=0.06, keyframes=2, camera_rate=4.0, lidar_rate=6.0, workers=1
-    )
+    config = WorldConfig(scenes=1, seed=3, scale=0.06, keyframes=2, camera_rate=4.0, lidar_rate=6.0)
+    root = make_world(tmp_path / "w", "v1.0-mini", config, workers=1)
     nusc = NuScenes("v1.0-mini", str(root), verbose=False)
     for channel, between in (("CAM_BACK", 1), ("LIDAR_TOP", 2)):
         shots = [shot for shot in nusc.sample_data if shot["channel"] == channel]

@@ -1,0 +1,58 @@
+"""``mim4d-eval``: parse, build, call."""
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..errors import UserError
+from ..flags import ArgumentParser, parse_flags, report_user_errors
+from .config import PRESETS, EvalConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """What a backbone is worth: train a small BEV model on its features and score it on held-out samples.
+
+    Settings come from the preset, then from the flags; later ones win. The folder gets metrics.json, losses.json and
+    picture.png; of det3d also the submission and the devkit's summary of it.
+    """
+
+    run: Annotated[EvalConfig, tyro.conf.arg(name="")]
+
+
+def parse(argv: list[str]) -> EvalConfig:
+    """The settings that a command line asks for: those of the preset, then the flags.
+
+    Raises:
+        UserError: If a value makes no sense.
+        SystemExit: For --help, and with code 2 if a flag is wrong.
+    """
+    first = ArgumentParser(prog="mim4d-eval", add_help=False, allow_abbrev=False)
+    for name in ("preset", "data"):
+        first.add_argument(f"--{name}")
+    head = first.parse_known_args(argv)[0]
+    name = ("demo" if head.data == "synthetic" else "gpu24") if head.preset is None else head.preset
+    if name not in PRESETS:
+        raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
+    start = CommandLine(run=dataclasses.replace(PRESETS[name], task=tyro.MISSING))  # there is no default task
+    return parse_flags(CommandLine, argv, prog="mim4d-eval", default=start).run
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command's entry point; what a user can put right ends in one line and exit code 2."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mim4d").setLevel(logging.INFO)
+    arguments = sys.argv[1:] if argv is None else argv
+    with report_user_errors("lower `batch_size`, `image_size` or `workers`", EvalConfig):
+        config = parse(arguments)
+        from .headline import headline  # after --help
+        from .run import evaluate
+
+        figures = evaluate(config)
+        for line in headline(figures, Path(config.out).expanduser(), arguments):
+            print(line, file=sys.stderr)

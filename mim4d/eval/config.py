@@ -1,0 +1,151 @@
+"""The settings of ``mim4d-eval``."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..bounds import check_bounds
+from ..data.nuscenes import CAMERAS
+from ..data.tables import LIDAR
+from ..errors import UserError
+from ..method.neck import NeckConfig
+from ..optim import OptimConfig
+from ..roots import check_root
+from ..settings import NO_SPLIT, SPLITS, check_image_size
+from ..world.config import DEMO_VERSION, DEMO_WORLD, WorldConfig
+from .model import BEVConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Train a small BEV model on a backbone's features and score it on held-out samples."""
+
+    task: Literal["bev-seg", "det3d", "hd-map"]
+    """bev-seg: IoU of vehicles and map layers; det3d: nuScenes' NDS and mAP; hd-map: Chamfer AP of vectorised lines."""
+    preset: Literal["demo", "gpu24"] = "gpu24"
+    """What the other settings start from: demo, made for a CPU, the default for --data synthetic; gpu24, for one GPU of
+    24 GB."""
+    backbone: str = "resnet50"
+    """A timm name (resnet50, convnext_tiny, mim4d_convnext_small), or the folder of a run or of its encoder/."""
+    init: Literal["random", "pretrained"] = "pretrained"
+    """The backbone's first weights: random ones, or those that timm, the Hub or the folder has for it."""
+    freeze: bool = False
+    """Leave the backbone as it is: a probe of its features. Without, all is trained, the backbone at a lower rate."""
+    data: Literal["nuscenes", "synthetic"] = "nuscenes"
+    """nuscenes: a folder in nuScenes format; synthetic: a drawn world, made in a cache folder when it is missing."""
+    dataroot: str = ""
+    """The folder that holds the version's tables, samples/ and maps/. Synthetic: empty for the cache folder."""
+    version: str = ""
+    """The folder of tables, such as v1.0-trainval. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
+    split: str = ""
+    """Scenes to learn from: an official split or scene names with commas. Empty: the version's training split."""
+    val_split: str = ""
+    """Scenes to score on; det3d needs a split that the devkit knows. Empty: the version's validation split."""
+    labels: float = 1.0
+    """Share of the training samples whose labels are used, above 0 to 1. Which ones follows from the seed, one of each
+    scene before a second of any; those of a smaller share are among those of a larger one."""
+    min_visibility: int = 2
+    """bev-seg: vehicles less visible than this are neither learnt nor scored; 2 leaves out those seen to less than 40 %
+    (Cross-View Transformers' rule), 1 none (Lift-Splat-Shoot's)."""
+    cameras: tuple[str, ...] = CAMERAS
+    """Cameras to use, by their channel's name."""
+    lidar: str = LIDAR
+    """LiDAR at whose sweep labels are given, by its channel's name."""
+    image_size: tuple[int, int] = (256, 704)
+    """Height and width in pixels, multiples of 32: images are scaled to the width, then rows are cut from the top."""
+    steps: int = 20000
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Samples a step."""
+    turn: float = 22.5
+    """Augmentation: the bird's-eye view is turned by up to this many degrees, and mirrored; 0 for none of both."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: mixed precision, where it is safe."""
+    seed: int = 0
+    """Of everything random: first weights, which labels, order of samples, augmentation."""
+    workers: int = 8
+    """Threads that read images ahead; 0 reads in turn."""
+    out: str = "runs/eval"
+    """The folder of the result."""
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            lr=1e-3, backbone_scale=0.2, weight_decay=0.05, warmup_steps=200, ema_decay=0.998
+        )
+    )
+    model: BEVConfig = field(default_factory=BEVConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"steps": (1, math.inf), "seed": (0, math.inf), "batch_size": (1, 1024)})
+        check_bounds(self, {"workers": (0, 1024), "turn": (0, 180), "min_visibility": (1, 4)})
+        check_image_size(self.image_size)
+        if not 0 < self.labels <= 1:
+            raise ValueError(f"labels = {self.labels} must be above 0 and at most 1: it is a fraction")
+        if self.optim.accumulate != 1:
+            raise ValueError(f"optim.accumulate = {self.optim.accumulate} must be 1 here: set batch_size")
+
+
+DEMO = EvalConfig(
+    task="bev-seg",
+    preset="demo",
+    data="synthetic",
+    version=DEMO_VERSION,
+    world=DEMO_WORLD,
+    image_size=(128, 352),
+    steps=400,
+    batch_size=4,
+    precision="fp32",
+    workers=1,
+    optim=OptimConfig(lr=2e-3, backbone_scale=0.2, weight_decay=0.05, warmup_steps=20, clip_norm=10.0, ema_decay=0.99),
+    model=BEVConfig(
+        neck=NeckConfig(stages=(1, 2, 3), channels=64),
+        levels=4,
+        voxel_channels=32,
+        coarse=2,
+        channels=48,
+    ),
+)
+"""For a CPU, on the world of mim4d-pretrain's demo."""
+
+PRESETS = {"demo": DEMO, "gpu24": EvalConfig(task="bev-seg")}
+
+
+OFFICIAL = {
+    **dict.fromkeys(("val", "train", "train_detect", "train_track"), "trainval"),
+    **dict.fromkeys(("mini_val", "mini_train"), "mini"),
+}
+"""Splits with annotations that the nuscenes-devkit scores, and how their version ends."""
+
+
+def complete(config: EvalConfig) -> EvalConfig:
+    """Fill in what follows from other settings: version and splits.
+
+    Raises:
+        UserError: If settings do not go together.
+    """
+    version = config.version or ("v1.0-mini" if config.data == "synthetic" else "v1.0-trainval")
+    split, val_split = SPLITS.get(version, ("", ""))
+    split, val_split = config.split or split, config.val_split or val_split
+    if not config.out.strip():
+        raise UserError("--out is empty: give the folder of the result, such as --out runs/eval")
+    if config.data == "nuscenes" and not config.dataroot:
+        raise UserError("--data nuscenes needs --dataroot, the folder in nuScenes format (or try --data synthetic)")
+    check_root(
+        config.data,
+        config.dataroot,
+        version,
+        config.world,
+        splits=[name for name in (split, val_split) if name and name != NO_SPLIT],
+        cameras=config.cameras,
+        lidar=config.lidar,
+    )
+    if config.data == "synthetic" and config.task == "det3d":
+        official = [name for name in OFFICIAL if version.endswith(OFFICIAL[name])]
+        if val_split not in official:
+            raise UserError(
+                f"--val-split {val_split}: the nuscenes-devkit scores det3d on {', '.join(official)} of {version} alone"
+            )
+    if not split or not val_split or val_split == NO_SPLIT:
+        raise UserError(f"--version {version} has no split to learn from and to score on: name --split and --val-split")
+    return dataclasses.replace(config, version=version, split=split, val_split=val_split)

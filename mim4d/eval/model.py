@@ -1,0 +1,180 @@
+"""Any timm backbone under a small BEV model of one frame, as Simple-BEV (arXiv 2206.07959), and a head.
+
+Only the backbone's weights are ever carried over; neck, trunk and head start anew.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from timm.layers import Format
+from torch import Tensor, nn
+
+from ..bounds import check_bounds
+from ..clip import Clip
+from ..errors import UserError
+from ..geometry import VoxelGrid
+from ..hub.folder import find_folder
+from ..hub.sources import arguments_of, fetch_folder, has_form_of_path
+from ..io.tensors import first_line
+from ..method.lift import ResidualBlock
+from ..method.neck import Neck, NeckConfig, group_norm
+from .view import ViewTransform
+
+STRIDES = [4, 8, 16, 32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BEVConfig:
+    """All between the backbone and the head."""
+
+    neck: NeckConfig = field(default_factory=lambda: NeckConfig(stages=(1, 2, 3), channels=128))
+    heights: tuple[float, float] = (-1.0, 3.0)
+    """Bottom and top of the volume that the image features are taken to, metres over the ground."""
+    levels: int = 8
+    """Voxels between them."""
+    voxel_channels: int = 64
+    """Channels of a voxel."""
+    coarse: int = 1
+    """How many of the labels' cells (0.5 m of bev-seg, 0.8 m of det3d, 0.375 m of hd-map) a BEV feature is wide."""
+    channels: int = 128
+    """Width of the BEV trunk; twice as much at half its resolution, four times at a quarter and an eighth."""
+
+    def __post_init__(self) -> None:
+        most = {"levels": 256, "voxel_channels": 4096, "coarse": 64, "channels": 4096}
+        check_bounds(self, {name: (1, value) for name, value in most.items()}, "model.")
+        if not self.heights[0] < self.heights[1]:
+            raise ValueError("model.heights = {:g} {:g} must rise".format(*self.heights))
+
+    def voxels(self, labels: VoxelGrid) -> VoxelGrid:
+        """The volume that image features are taken to.
+
+        Args:
+            labels: The grid of the task's labels.
+
+        Raises:
+            ValueError: If its cells cannot be joined by ``coarse``.
+        """
+        _, height, width = labels.shape
+        if height % self.coarse or width % self.coarse:
+            raise ValueError(f"model.coarse = {self.coarse} must divide the labels' {width} x {height} cells")
+        low, high = self.heights
+        voxel = (labels.voxel[0] * self.coarse, labels.voxel[1] * self.coarse, (high - low) / self.levels)
+        return dataclasses.replace(labels, z=self.heights, voxel=voxel)
+
+
+def make_encoder(name: str, *, pretrained: bool) -> nn.Module:
+    """A timm backbone as a pyramid of maps.
+
+    Args:
+        name: timm's or ours; or an encoder folder or a run of ``mim4d-pretrain``, whose architecture it is then.
+        pretrained: Whether to load its weights, or start from random ones.
+
+    Raises:
+        UserError: If there is no such backbone, its weights cannot be had, or it has no maps of strides 4 to 32.
+    """
+    path = Path(name).expanduser()
+    if has_form_of_path(name) or path.is_dir() or name.startswith("hf-hub:"):
+        made, arguments = arguments_of(fetch_folder(name) if name.startswith("hf-hub:") else find_folder(path))
+    else:
+        made, arguments = name, {}
+    try:
+        encoder = timm.create_model(made, pretrained=pretrained, features_only=True, **arguments)
+    except UserError:
+        raise
+    except Exception as error:  # timm, the Hub's client and the models raise all kinds
+        raise UserError(f"--backbone {name}: {first_line(error)}") from error
+    info: Any = encoder.feature_info
+    if info.reduction()[-4:] != STRIDES:
+        raise UserError(
+            f"--backbone {name}: its maps have strides {', '.join(map(str, info.reduction()))}; needed is a pyramid "
+            "that ends with 4, 8, 16, 32, as ResNets and ConvNeXts have"
+        )
+    if getattr(encoder, "output_fmt", Format.NCHW) != Format.NCHW:
+        raise UserError(f"--backbone {name}: its maps have channels last, as Swins' have; needed are channels first")
+    return encoder
+
+
+class BEVModel(nn.Module):
+    """Images of one frame -> what the task's head says."""
+
+    def __init__(self, config: BEVConfig, encoder: nn.Module, grid: VoxelGrid, head: nn.Module) -> None:
+        """Put the parts together.
+
+        Args:
+            config: Of what stands between the encoder and the head.
+            encoder: See :func:`make_encoder`.
+            grid: Of the labels.
+            head: See :meth:`mim4d.eval.task.Task.head`.
+        """
+        super().__init__()
+        self.encoder = encoder
+        normalise = resolve_model_data_config(encoder)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", 255 * torch.tensor(normalise["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
+        info: Any = encoder.feature_info
+        self.neck = Neck(config.neck, info.channels()[-4:])
+        voxels = config.voxels(grid)
+        self.view = ViewTransform(config.neck.channels, config.voxel_channels, self.neck.stride, voxels)
+        self.trunk = Trunk(config.voxel_channels, config.channels)
+        self.head = head
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """The maps [N, C_i, H/s_i, W/s_i] that the neck reads, of images [N, 3, H, W] uint8; coarser ones last."""
+        maps = self.encoder((images.float() - self.mean) / self.std)[-4:]
+        return [maps[stage] for stage in self.neck.stages]
+
+    def forward(self, clip: Clip, maps: Sequence[Tensor] | None = None) -> Any:
+        """What the head says.
+
+        Args:
+            clip: B clips of one frame.
+            maps: What :meth:`encode` says of their images [B*V, ...]; None to ask it.
+        """
+        images = clip.images.flatten(0, 2)
+        maps = self.encode(images) if maps is None else maps
+        every = dict(zip(self.neck.stages, maps, strict=True))
+        visible = torch.ones(len(images), maps[-1].shape[-2], maps[-1].shape[-1], dtype=torch.bool, device=clip.device)
+        features = self.neck([every.get(stage, maps[-1]) for stage in range(4)], visible)
+        return self.head(self.trunk(self.view(features.unflatten(0, (clip.batch_size, clip.num_cameras)), clip)))
+
+
+class Trunk(nn.Module):
+    """A small U-Net over the BEV plane: full resolution to an eighth."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        widths = (channels, 2 * channels, 4 * channels, 4 * channels)
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), group_norm(channels), nn.ReLU()
+        )
+        self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths)
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), group_norm(b), nn.ReLU())
+            for a, b in pairwise(widths)
+        )
+        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
+        self.output = nn.Sequential(ResidualBlock(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, Y, X] -> [B, channels, Y, X]."""
+        x = self.stem(x)
+        levels = []
+        for block, down in zip(self.blocks, (*self.down, nn.Identity()), strict=True):
+            levels.append(x := block(x))
+            x = down(x)
+        top: Tensor | None = None
+        for level, lateral in reversed(list(zip(levels, self.laterals, strict=True))):
+            y = lateral(level)
+            top = y if top is None else y + F.interpolate(top, size=y.shape[-2:], mode="bilinear")
+        assert top is not None
+        return self.output(top)

@@ -1,0 +1,274 @@
+"""A run of ``mim4d-eval``: train a head (and, unless it is frozen, the backbone), score it, leave the figures."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from ..clip import Clip
+from ..data.loader import ClipSampler
+from ..errors import UserError
+from ..io.lock import locked_folder
+from ..io.progress import Bar
+from ..optim import lr_scale, make_optimizer, set_lr
+from ..settings import plain, preset_lines
+from ..version import __version__
+from .augmentation import BEVAugmentation
+from .config import EvalConfig, complete
+from .data import EvalData, Samples
+from .detection import Detection
+from .hdmap import HDMap
+from .labels import write_json
+from .model import BEVModel, make_encoder
+from .pictures import Sample, pictured, save_picture
+from .segmentation import Segmentation
+from .task import Figures, Task
+
+METRICS = "metrics.json"
+EXAMPLES = 256
+"""Samples that a head may look at for what it says at first."""
+
+
+def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = False) -> Figures:
+    """Train and score one model; its folder gets ``metrics.json``, ``picture.png`` and what belongs to the scores.
+
+    Args:
+        config: The settings.
+        data: Of an earlier run with the same root, splits and image size, to share what it has read; None to open it.
+        quiet: Say nothing on the way.
+
+    Returns:
+        What ``metrics.json`` holds: the task's figures by name, ``settings``, ``seconds`` and counts of samples.
+
+    Raises:
+        UserError: If something in the settings, the data or the folder is in the way.
+        ValueError: If ``data`` was opened for other settings.
+    """
+    config = complete(config)
+    with _claimed(Path(config.out).expanduser()) as out:
+        return _evaluate(config, out, data, quiet)
+
+
+def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool) -> Figures:
+    began = time.monotonic()
+    console = Console(stderr=True, highlight=False, quiet=quiet)
+    if data is None:
+        # What is quick to check comes first: opening the data may read tables or draw a world for minutes.
+        make_encoder(config.backbone, pretrained=config.init == "pretrained")
+        try:
+            config.model.voxels(make_task(config).grid)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        data = EvalData(config)
+    data.check(config)
+    run = Run(config, data)
+    learnt, held_out = len(run.chosen), len(data.val)
+    console.print(
+        f"mim4d {__version__}: {config.task} with {config.backbone} ({config.init}, "
+        f"{'frozen' if config.freeze else 'trained'}), {learnt} of {len(data.train)} samples to learn from, "
+        f"{held_out} to score on",
+        markup=False,
+        soft_wrap=True,
+    )
+    for line in preset_lines(config.preset, config.data, run.device.type):
+        console.print(line, markup=False, soft_wrap=True)
+    losses = run.train(console)
+    figures = run.score(out, console)
+    whole: Figures = {
+        **figures,
+        "loss": losses[-1],
+        "samples": learnt,
+        "val_samples": held_out,
+        "seconds": round(time.monotonic() - began, 1),
+        "mim4d": __version__,
+        "settings": plain(dataclasses.asdict(config)),
+    }
+    write_json(out / "losses.json", losses)
+    save_picture(run.task, run.samples(pictured(held_out)), out / "picture.png")
+    write_json(out / METRICS, whole, indent=1)  # last: where it is, all is
+    return whole
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """Make and lock the folder of a run; one that was cut short is done again from its beginning.
+
+    Raises:
+        UserError: If it holds a result, another process writes there, or it cannot be made.
+    """
+    with locked_folder(out):
+        if (out / METRICS).exists():
+            raise UserError(f"{out} holds a result already: give another --out")
+        yield out
+
+
+def make_task(config: EvalConfig) -> Task:
+    """The task that a config names."""
+    if config.task == "bev-seg":
+        return Segmentation(config.min_visibility)
+    return Detection() if config.task == "det3d" else HDMap()
+
+
+class Run:
+    """Data, model and optimiser of one run."""
+
+    def __init__(self, config: EvalConfig, data: EvalData) -> None:
+        """Put the parts together.
+
+        Raises:
+            UserError: If the backbone cannot be had, the settings make no model, a file or map is missing, or the
+                held-out split is not one to score.
+        """
+        self.config, self.data = config, data
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.task = make_task(config)
+        self._scores = self.task.scores(data.annotations, config.val_split)
+        self.chosen = data.train.share(config.labels, config.seed)
+        torch.manual_seed(config.seed)
+        encoder = make_encoder(config.backbone, pretrained=config.init == "pretrained")
+        torch.manual_seed(config.seed + 1)  # all else starts the same, whatever the backbone drew
+        examples = (self.truth(data.train, number) for number in self.chosen[:EXAMPLES])
+        try:
+            head = self.task.head(config.model.channels, config.model.coarse, examples)
+            model = BEVModel(config.model, encoder, self.task.grid, head)
+        except ValueError as error:
+            raise UserError(f"these settings make no model: {error}") from error
+        self.model = model.to(self.device)
+        self.model.encoder.requires_grad_(not config.freeze)
+        if not config.freeze:
+            # Convolutions are faster so; a frozen backbone is asked once a sample, where that does not count.
+            self.model.encoder.to(memory_format=torch.channels_last)
+        self._train_mode()
+        self.optimizer = make_optimizer(self.model, config.optim)
+        decay = config.optim.ema_decay
+        self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
+        # What is known of a frozen backbone's maps can be used by every run with the same backbone.
+        seed = config.seed if config.init == "random" else None
+        key = (config.backbone, config.init, seed, config.model.neck.stages, config.image_size, config.precision)
+        self.maps = data.maps(key, self._encode) if config.freeze else None
+        # What is lacking is told now: hours of training later the same would be read for the scores.
+        data.train.check(self.chosen)
+        data.val.check(range(len(data.val)))
+        for number in range(len(data.val)):
+            self.truth(data.val, number)
+
+    @property
+    def best(self) -> BEVModel:
+        """The weights that count: the average if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def train(self, console: Console) -> list[float]:
+        """All steps; the loss of each.
+
+        Raises:
+            UserError: If it is not finite.
+        """
+        with Bar(console, "step", total=self.config.steps) as bar:
+            return self._train(bar)
+
+    def _train(self, bar: Bar) -> list[float]:
+        config = self.config
+        losses: list[Tensor] = []
+        shown = time.monotonic()
+        for step, (numbers, clip, targets) in enumerate(self._batches(), 1):
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
+            set_lr(self.optimizer, lr_scale(step, config.steps, config.optim))
+            loss = self.task.loss(self._predict(self.model, "train", numbers, clip), targets)
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
+            self.optimizer.step()
+            if self.ema:
+                self.ema.update(self.model, step=step)
+            losses.append(loss.detach())
+            if time.monotonic() - shown > 5 or step in (1, config.steps):
+                shown = time.monotonic()
+                if not torch.isfinite(losses[-1]):
+                    raise UserError(f"the loss is {float(losses[-1])} at step {step}: lower --optim.lr")
+                bar.update(step, config.steps, f"loss {float(losses[-1]):.3f}")
+        return torch.stack(losses).tolist()
+
+    def score(self, out: Path, console: Console) -> Figures:
+        """The figures on the held-out samples."""
+        model = self.best.eval()
+        size, count = self.config.batch_size, len(self.data.val)
+        with Bar(console, "held-out sample", total=count) as bar:
+            for first in range(0, count, size):
+                numbers = list(range(first, min(first + size, count)))
+                output = self.predict(model, "val", numbers)
+                kept = [self.truth(self.data.val, number) for number in numbers]
+                self._scores.add(output, kept, [self.data.val.tokens[number] for number in numbers])
+                bar.update(numbers[-1] + 1, count)
+        return self._scores.result(out)
+
+    @torch.no_grad()
+    def predict(self, model: BEVModel, split: str, numbers: list[int]) -> Any:
+        """What a model says of samples of a split, as they are."""
+        samples = self.data.train if split == "train" else self.data.val
+        return self._predict(model, split, numbers, Clip.collate([samples.clip(number) for number in numbers]))
+
+    def truth(self, samples: Samples, number: int) -> Any:
+        """What the task keeps of a sample."""
+        return samples.truth(self.task, self.config.min_visibility, number)
+
+    def samples(self, numbers: list[int]) -> list[Sample]:
+        """Held-out samples with their truth and the best weights' output."""
+        model, val = self.best.eval(), self.data.val
+        return [Sample(val.clip(n), self.truth(val, n), self.predict(model, "val", [n])) for n in numbers]
+
+    def _predict(self, model: BEVModel, split: str, numbers: list[int], clip: Clip) -> Any:
+        clip = clip.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            maps = self.maps(split, numbers, clip) if self.maps else None
+            return model(clip, maps)
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        return self.model.encode(images)
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.config.freeze:
+            self.model.encoder.eval()  # its norms keep their statistics, too
+
+    def _batches(self) -> Iterator[tuple[list[int], Clip, list[Any]]]:
+        """Numbers of the samples of each step, their turned clips and their targets, read ahead by threads."""
+        config = self.config
+        sampler = ClipSampler(len(self.chosen), batch_size=config.batch_size, steps=config.steps, seed=config.seed)
+        if not config.workers:
+            yield from map(self._batch, sampler)
+            return
+        with ThreadPoolExecutor(config.workers) as pool:
+            waiting: list[Future[Any]] = []
+            for draws in sampler:
+                waiting.append(pool.submit(self._batch, draws))
+                if len(waiting) > config.workers:
+                    yield waiting.pop(0).result()
+            for future in waiting:
+                yield future.result()
+
+    def _batch(self, draws: list[tuple[int, int]]) -> tuple[list[int], Clip, list[Any]]:
+        numbers, clips, targets = [], [], []
+        for place, seed in draws:
+            number = self.chosen[place]
+            augmentation = BEVAugmentation.draw(seed, self.config.turn) if self.config.turn else BEVAugmentation.none()
+            numbers.append(number)
+            clips.append(augmentation.clip(self.data.train.clip(number)))
+            targets.append(self.task.target(self.truth(self.data.train, number), augmentation))
+        return numbers, Clip.collate(clips), targets
+
+
+def read_figures(out: Path) -> Figures | None:
+    """The figures of a finished run, None where there are none yet."""
+    file = out / METRICS
+    return json.loads(file.read_text()) if file.is_file() else None

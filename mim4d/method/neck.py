@@ -1,0 +1,67 @@
+"""3. The neck: mask tokens into the gaps, several stages joined at one stride."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..bounds import check_bounds
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 16 channels a group: statistics of one clip alone, so results do not depend on the batch."""
+    return nn.GroupNorm(max(1, channels // 16), channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeckConfig:
+    """What leaves the image branch."""
+
+    stages: tuple[int, ...] = (2, 3)
+    """Encoder stages used (0 to 3); the first one's stride (4, 8, 16 or 32 px) is the output's; must end with 3.
+    At a stride of 32 px the lift misses most voxels that are far away."""
+    channels: int = 256
+    """Width C of the output."""
+
+    def __post_init__(self) -> None:
+        if tuple(sorted(set(self.stages))) != self.stages or self.stages[-1:] != (3,) or self.stages[0] < 0:
+            stages = " ".join(map(str, self.stages))
+            raise ValueError(f"neck.stages = {stages} must rise within 0 .. 3 and end with 3: all stages are trained")
+        check_bounds(self, {"channels": (1, 4096)}, "neck.")
+
+
+class Neck(nn.Module):
+    """A feature pyramid (arXiv 1612.03144) of one output level over a masked encoder's maps."""
+
+    def __init__(self, config: NeckConfig, encoder_channels: list[int]) -> None:
+        super().__init__()
+        self.stages = config.stages
+        self.stride = 4 << config.stages[0]
+        self.laterals = nn.ModuleList(nn.Conv2d(encoder_channels[s], config.channels, 1) for s in self.stages)
+        # SparK's "densifying" (section 3.2): one learned vector a stage stands where nothing was seen.
+        self.mask_tokens = nn.ParameterList(nn.Parameter(torch.zeros(config.channels)) for _ in self.stages)
+        for token in self.mask_tokens:
+            nn.init.trunc_normal_(token, std=0.02)
+        self.output = nn.Sequential(
+            nn.Conv2d(config.channels, config.channels, 3, padding=1, bias=False), group_norm(config.channels)
+        )
+
+    def forward(self, maps: list[Tensor], visible: Tensor) -> Tensor:
+        """Join the stages.
+
+        Args:
+            maps: The encoder's four maps [N, C_i, H/s_i, W/s_i].
+            visible: [N, H/32, W/32] bool.
+
+        Returns:
+            [N, C, H/stride, W/stride].
+        """
+        top: Tensor | None = None
+        for stage, lateral, token in reversed(list(zip(self.stages, self.laterals, self.mask_tokens, strict=True))):
+            x = lateral(maps[stage])
+            seen = F.interpolate(visible[:, None].float(), size=x.shape[-2:], mode="nearest").bool()
+            x = torch.where(seen, x, token.to(x.dtype)[:, None, None])
+            top = x if top is None else x + F.interpolate(top, size=x.shape[-2:], mode="nearest")
+        assert top is not None
+        return self.output(top)

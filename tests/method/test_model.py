@@ -1,0 +1,492 @@
+"""The whole forward pass: what it promises to a trainer."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from mim4d.clip import Clip
+from mim4d.geometry import transform
+from mim4d.method.mask import draw_targets
+from mim4d.method.model import MIM4D, pick, through_visible
+from mim4d.method.rays import choose_rays
+from mim4d.method.temporal import TemporalDecoder
+from tests.encoders import shake
+from tests.toy import toy_clip, toy_config, toy_model
+
+LOSSES = {"direct": ("direct_rgb", "direct_depth"), "temporal": ("temporal_rgb", "temporal_depth")}
+ALL_LOSSES = LOSSES["direct"] + LOSSES["temporal"]
+
+
+def step(model, clip):
+    """One forward and backward pass: the values as floats, averaged over clips, and the gradients."""
+    model.zero_grad()
+    out = model(clip)
+    out["loss"].backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {name: float(value.detach().float().nanmean()) for name, value in out.items()}, gradients
+
+
+def ragged(seed) -> Clip:
+    """Clips whose frames have different numbers of LiDAR points, and one frame none; noise stands beyond them."""
+    clip = toy_clip(1, 3, 2, points=150 + 60 * seed, seed=seed)
+    return replace(clip, num_points=torch.tensor([[20 + 40 * seed, 0, 150]]))
+
+
+FAMILIES = pytest.mark.parametrize("encoder", ["mim4d_convnext_atto", "mim4d_convnextv2_atto", "mim4d_resnet18"])
+WAITS = {
+    *("aten::nonzero", "aten::nonzero_numpy", "aten::argwhere", "aten::masked_select", "aten::_unique2"),
+    *("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::allclose"),
+    *("aten::lift_fresh", "aten::lift_fresh_copy"),
+}
+"""Operators that make the host wait for a GPU: numbers copied there from Python, or read from it."""
+
+
+def waits(run):
+    """The waits for the device in ``run()``, by torch's profiler."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:  # a dispatch mode would see other gradients than these
+        run()
+    return [event.name for event in profiled.events() if event.name in WAITS]
+
+
+def test_a_training_step_computes_no_flow(monkeypatch):
+    monkeypatch.setattr(TemporalDecoder, "flow", lambda *_: pytest.fail("no loss uses the flow"))
+    MIM4D(toy_config())(toy_clip())["loss"].backward()
+
+
+@FAMILIES
+def test_a_training_step_never_waits_for_the_device(encoder):
+    """Forward and backward pass and clipping. AdamW is left out: its fused CPU kernel reads its own step count."""
+    model, clip = MIM4D(toy_config(encoder=encoder, drop_path=0.2)), toy_clip(1, 2, 1)
+
+    def train_step():
+        model(clip)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
+
+    train_step()  # constants are made once
+    assert waits(train_step) == []
+
+
+@FAMILIES
+def test_a_mask_without_its_count_waits_once(encoder):
+    """Which also shows that a wait would be found."""
+    model, clip = MIM4D(toy_config(encoder=encoder)), toy_clip(1, 2)
+    images, visible = model.normalised(clip), model.visible(clip).flatten(0, 2)
+    assert waits(lambda: model.encoder.forward_masked(images, visible)) == ["aten::nonzero"]
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_is_the_mean_of_its_clips(training):
+    """Values and gradients, with ragged LiDAR: so neither the batch nor the number of processes shows in a run."""
+    model = toy_model().train(training)
+    clips = [toy_clip(1, seed=1), ragged(2), ragged(3)]
+    together, gradients = step(model, Clip.collate(clips))
+    alone = [step(model, clip) for clip in clips]
+    for name in together:
+        assert together[name] == pytest.approx(sum(out[name] for out, _ in alone) / 3, rel=1e-4), name
+    for name, gradient in gradients.items():
+        mean = sum(g[name] for _, g in alone) / 3
+        # Where importance sampling puts its points magnifies the last digits; a leak between clips is of order 1.
+        assert (gradient - mean).norm() <= 1e-2 * mean.norm() + 1e-6, name
+
+
+def test_the_order_of_the_clips_does_not_matter():
+    model, clips = toy_model(), [toy_clip(1, seed=s) for s in range(3)]
+    forth, back = model(Clip.collate(clips)), model(Clip.collate(clips[::-1]))
+    torch.testing.assert_close(forth["loss"], back["loss"])
+
+
+def test_forward_is_deterministic():
+    model, clip = toy_model(), toy_clip()
+    first, gradients = step(model, clip)
+    torch.rand(7)  # torch's own generator has no say
+    second, again = step(model, clip)
+    assert first == second
+    assert all(torch.equal(gradients[name], again[name]) for name in gradients)
+
+
+def test_seeds_are_what_varies():
+    model, clip = toy_model(), toy_clip()
+    assert model(clip)["loss"] != model(replace(clip, seeds=clip.seeds + 1))["loss"]
+
+
+# --- frames and cameras ----------------------------------------------------------------------------------------------
+
+
+def test_one_frame_goes_without_the_temporal_path():
+    model = toy_model(frames=1)
+    assert model.temporal is None
+    assert not [name for name, _ in model.named_parameters() if "temporal" in name]
+    out, _ = step(model, toy_clip(frames=1))
+    assert set(out) >= {"loss", *LOSSES["direct"], "direct_psnr", "direct_abs_rel", "frames", "rays"}
+    assert not [name for name in out if name.startswith("temporal")]
+    assert out["frames"] == 1
+
+
+def test_two_frames_have_no_long_branch():
+    model = toy_model(frames=2)
+    assert model.temporal.long is None
+    out, gradients = step(model, toy_clip(frames=2))
+    assert out["frames"] == 2
+    assert len(gradients) == sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("frames", [2, 3, 6])
+def test_a_model_takes_more_or_fewer_frames_than_it_was_made_for(frames):
+    out, _ = step(toy_model(frames=3), toy_clip(1, frames))
+    assert out["frames"] == frames
+    assert all(torch.tensor(out[name]).isfinite() for name in ALL_LOSSES)
+
+
+def test_every_frame_that_is_counted_is_used():
+    """The official release falls back to a single frame in silence: here each frame's pixels reach the loss."""
+    model, clip = toy_model(), toy_clip(1, 5)
+    before = model.eval()(clip)
+    assert before["frames"] == 5
+    targets = set(draw_targets(clip.seeds, 5).flatten().tolist())
+    for t in set(range(5)) - targets:  # a target's own pixels are seen by the direct rendering anyhow
+        images = clip.images.clone()
+        images[:, t] = 255 - images[:, t]
+        after = model(replace(clip, images=images))
+        assert (after["temporal_rgb"] - before["temporal_rgb"]).abs() > 1e-6, t
+        assert after["direct_rgb"] == before["direct_rgb"], t
+
+
+def test_more_frames_than_a_model_without_a_long_branch_was_made_for():
+    """The short branch takes them all: what is given is used, and counted."""
+    model, clip = toy_model(frames=2), toy_clip(1, 4)
+    before = model.eval()(clip)
+    assert before["frames"] == 4
+    furthest = 0 if 0 not in draw_targets(clip.seeds, 4) else 1
+    images = clip.images.clone()
+    images[:, furthest] = 255 - images[:, furthest]
+    assert model(replace(clip, images=images))["temporal_rgb"] != before["temporal_rgb"]
+
+
+def test_a_single_frame_is_refused_where_the_model_is_temporal():
+    with pytest.raises(ValueError, match=r"needs clips of 2 frames or more, got 1"):
+        toy_model(frames=3)(toy_clip(frames=1))
+
+
+@pytest.mark.parametrize("cameras", [1, 2, 6])
+def test_any_number_of_cameras(cameras):
+    out, gradients = step(toy_model(frames=2), toy_clip(1, 2, cameras, (64, 64)))
+    assert torch.tensor([out[name] for name in ALL_LOSSES]).isfinite().all()
+    assert all(g.isfinite().all() for g in gradients.values())
+
+
+def test_cameras_may_be_given_in_any_order():
+    model, clip = toy_model().eval(), toy_clip(1, 3, 3)
+    model.config = toy_config(mask_ratio=0.0)  # masks are drawn by a camera's place
+    turned = replace(
+        clip,
+        images=clip.images.flip(2),
+        intrinsics=clip.intrinsics.flip(2),
+        ego_from_camera=clip.ego_from_camera.flip(2),
+        cameras=clip.cameras[::-1],
+    )
+    torch.testing.assert_close(model.encode(clip), model.encode(turned), rtol=1e-4, atol=1e-5)
+
+
+# --- supervision -----------------------------------------------------------------------------------------------------
+
+
+def test_colour_alone_needs_no_lidar():
+    model = toy_model(supervision="rgb")
+    clip = toy_clip(points=0)
+    assert clip.num_points.eq(0).all()
+    out, gradients = step(model, clip)
+    assert out["rays"] == 1
+    measured = {name for name, value in out.items() if value == value}
+    assert not [name for name in measured if "depth" in name or "abs_rel" in name or "delta" in name]
+    assert set(model.terms(clip)) == {"direct_rgb", "temporal_rgb"}
+    assert out["direct_rgb"] > 0
+    assert out["loss"] == pytest.approx(10 * (out["direct_rgb"] + out["temporal_rgb"]), rel=1e-5)
+    assert all(g.isfinite().all() for g in gradients.values())
+
+
+def test_lidar_is_not_looked_at_for_colour_alone():
+    model = toy_model(supervision="rgb")
+    assert model(toy_clip(points=0))["loss"] == model(toy_clip(points=200))["loss"]
+
+
+def test_without_lidar_depth_supervision_has_nothing_to_say():
+    """The loss of a clip without a single point is zero, and nothing is measured: ``rays`` says so."""
+    out, gradients = step(toy_model(), toy_clip(points=0))
+    assert out["rays"] == 0
+    assert out["loss"] == 0
+    assert {name for name, value in out.items() if value == value} == {"loss", "frames", "rays"}
+    assert all(g.isfinite().all() for g in gradients.values())
+
+
+def test_what_stands_beyond_the_points_is_void():
+    model, clip = toy_model(), ragged(2)
+    void = ~clip.points_valid[..., None]
+    clean, gradients = step(model, replace(clip, points=clip.points.masked_fill(void, 0.0)))
+    dirty, same = step(model, replace(clip, points=clip.points.masked_fill(void, torch.nan)))
+    assert clean == dirty
+    assert all(torch.equal(gradients[name], same[name]) for name in gradients)
+
+
+def test_the_loss_is_the_weighted_sum():
+    model = toy_model()
+    out, _ = step(model, toy_clip())
+    scale = 24.0  # the toy grid's largest reach, metres
+    rgb = out["direct_rgb"] + out["temporal_rgb"]
+    depth = out["direct_depth"] + out["temporal_depth"]
+    assert out["loss"] == pytest.approx(10 * rgb + 10 * depth / scale, rel=1e-5)
+
+
+def test_the_terms_sum_to_the_loss_and_their_gradients_to_its_gradient():
+    model, clip = toy_model(), toy_clip()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    whole = model(clip)["loss"]
+    terms = model.terms(clip)
+    assert set(terms) == set(ALL_LOSSES)
+    torch.testing.assert_close(sum(terms.values()), whole)
+    summed = [torch.zeros_like(p) for p in weights]
+    for term in terms.values():
+        parts = torch.autograd.grad(term, weights, retain_graph=True, materialize_grads=True)
+        summed = [one + part for one, part in zip(summed, parts, strict=True)]
+    for one, part in zip(summed, torch.autograd.grad(whole, weights), strict=True):
+        torch.testing.assert_close(one, part, rtol=1e-3, atol=1e-5)
+
+
+def test_rays_through_hidden_and_visible_patches_are_measured_apart():
+    """One ray after the other: the patch of its pixel in the mask of its own frame and camera."""
+    model, clip = toy_model().eval(), toy_clip()
+    targets = draw_targets(clip.seeds, 3)
+    rays = choose_rays(clip, targets, 16, model.config.grid, "rgbd")
+    got = through_visible(rays.pixels, pick(model.visible(clip), targets))
+    assert 0 < got.float().mean() < 1
+    for g in range(4):
+        for r in range(32):
+            u, v = rays.pixels[g, r].tolist()
+            seen = model.visible(clip)[g // 2, targets[g // 2, g % 2], r // 16, int(v) // 32, int(u) // 32]
+            assert got[g, r] == seen
+    out = model(clip)
+    assert {f"direct_{what}_{side}" for what in ("rgb", "depth") for side in ("hidden", "visible")} <= set(out)
+    assert not [name for name in out if name.startswith("temporal") and name.endswith(("hidden", "visible"))]
+    low, high = (f(out["direct_rgb_hidden"], out["direct_rgb_visible"]) for f in (torch.minimum, torch.maximum))
+    assert ((low < out["direct_rgb"]) & (out["direct_rgb"] < high)).all()
+
+
+def test_without_a_mask_no_ray_goes_through_a_hidden_patch():
+    out = toy_model(mask_ratio=0.0)(toy_clip())
+    assert out["direct_rgb_hidden"].isnan().all()
+    torch.testing.assert_close(out["direct_rgb_visible"], out["direct_rgb"])
+
+
+# --- the masks -------------------------------------------------------------------------------------------------------
+
+
+def test_hidden_pixels_do_not_reach_the_volumes():
+    model, clip = toy_model(), toy_clip()
+    visible = model.visible(clip)
+    assert 0 < visible.float().mean() < 1
+    hidden = ~visible.repeat_interleave(32, -1).repeat_interleave(32, -2)[:, :, :, None]
+    noise = torch.randint(0, 256, clip.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
+    dirty = replace(clip, images=torch.where(hidden, noise, clip.images))
+    assert not torch.equal(dirty.images, clip.images)
+    with torch.no_grad():
+        assert torch.equal(model.encode(clip), model.encode(dirty))
+
+
+def test_visible_pixels_do_reach_them():
+    model, clip = toy_model(), toy_clip()
+    with torch.no_grad():
+        assert not torch.equal(model.encode(clip), model.encode(replace(clip, images=255 - clip.images)))
+
+
+def test_a_target_frame_is_dropped_before_it_is_rebuilt():
+    model, clip = toy_model(frames=4), toy_clip(3, 4)
+    targets = draw_targets(clip.seeds, 4)
+    volumes = torch.randn(3, 4, 2, *model.config.grid.shape)
+    for k in range(2):
+        missing = volumes.clone()
+        missing[torch.arange(3), targets[:, k]] = torch.nan
+        warped, _ = model.warp_others(missing, clip, targets)
+        assert warped.view(3, 2, 3, -1)[:, k].isfinite().all()
+
+
+@FAMILIES
+@pytest.mark.parametrize("training", [True, False])
+def test_a_dropped_frame_does_not_reach_its_own_rebuilt_volume(encoder, training):
+    """Neither as features nor through the statistics of a norm; what it does to the other targets' shows it is seen."""
+    model, clip = MIM4D(toy_config(encoder=encoder, drop_path=0.2)), toy_clip(1, 3)
+    shake(model.encoder)
+    model.train(training)
+    targets = draw_targets(clip.seeds, 3)  # [1, 2]
+
+    @torch.no_grad()
+    def rebuilt(images):
+        torch.manual_seed(0)  # stochastic depth
+        changed = replace(clip, images=images)
+        return model.temporal(*model.warp_others(model.encode(changed), changed, targets)).volume  # [2, C, Z, Y, X]
+
+    before = rebuilt(clip.images)
+    for k in range(2):
+        images = clip.images.clone()
+        images[:, targets[0, k]] = 255 - images[:, targets[0, k]]
+        after = rebuilt(images)
+        assert torch.equal(after[k], before[k])
+        assert not torch.equal(after[1 - k], before[1 - k])
+
+
+def test_others_come_with_their_own_poses_and_gaps():
+    """Every other frame, oldest first, moved by its own pose and labelled with its own signed gap."""
+    clip = toy_clip(2, 4, turn=0.2)
+    model = toy_model(frames=4)
+    grid = model.config.grid
+    volumes = torch.randn(2, 4, 1, *grid.shape, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[3, 0], [3, 2]])
+    warped, gaps = model.warp_others(volumes, clip, targets)
+    assert gaps.view(2, 2, 3).tolist() == [
+        [[-1.5, -1.0, -0.5], [0.5, 1.0, 1.5]],
+        [[-1.5, -1.0, -0.5], [-1.0, -0.5, 0.5]],
+    ]
+    others = [[[0, 1, 2], [1, 2, 3]], [[0, 1, 2], [0, 1, 3]]]
+    centers = grid.centers(volumes)
+    for b in range(2):
+        for k in range(2):
+            for s, source in enumerate(others[b][k]):
+                current_from_target = clip.current_from_ego[b, targets[b, k]].double()
+                source_from_target = clip.current_from_ego[b, source].double().inverse() @ current_from_target
+                place = grid.index_of(transform(source_from_target, centers[1, 6, 8].double()[None]))[0]
+                x, y, z = (round(float(i)) for i in place)
+                nearby = volumes[b, source, 0, z, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+                value = warped.view(2, 2, 3, *grid.shape)[b, k, s, 1, 6, 8]
+                assert nearby.min() <= value <= nearby.max()
+
+
+def test_pick():
+    per_frame = torch.arange(12).view(2, 3, 2)
+    assert pick(per_frame, torch.tensor([[2, 0], [1, 1]])).tolist() == [[4, 5], [0, 1], [8, 9], [8, 9]]
+    assert pick(per_frame[..., 0], torch.tensor([[[2, 0]], [[1, 2]]])).tolist() == [[4, 0], [8, 10]]
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("supervision", ["rgbd", "rgb"])
+def test_every_trainable_parameter_learns(supervision):
+    """Within a few steps: some start behind a zero."""
+    model = toy_model(supervision=supervision)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    silent = {name for name, p in model.named_parameters() if p.requires_grad}
+    for number in range(3):
+        clip = toy_clip(1, seed=number)
+        optimiser.zero_grad()
+        model(clip)["loss"].backward()
+        optimiser.step()
+        silent -= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.ne(0).any()}
+    assert not silent
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2, 3])
+def test_frozen_parts_stay_and_only_they(frozen):
+    model = toy_model(frozen=frozen)
+    parts = [model.encoder.stem, *model.encoder.stages]
+    for i, part in enumerate(parts):
+        assert all(p.requires_grad == (i >= frozen) for p in part.parameters())
+    _, gradients = step(model, toy_clip(1))
+    assert not [name for name in gradients if name.startswith("encoder.head")]
+
+
+def test_it_overfits_one_clip():
+    model, clip = toy_model(frames=2), toy_clip(1, 2, 1, (64, 64))
+    clip = replace(clip, images=(clip.images // 8 + 200))  # bright, nearly of one colour: easily learned
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(25):
+        out, _ = step(model, clip)
+        optimiser.step()
+        history.append(out)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    for name in ALL_LOSSES:
+        assert history[-1][name] < 0.85 * history[0][name], name
+
+
+def test_drop_path_and_bf16_stay_finite():
+    model, clip = toy_model(frames=2, drop_path=0.5), toy_clip(1, 2, 1, (64, 64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, gradients = step(model, clip)
+    assert torch.tensor(list(out.values())).isfinite().all()
+    assert all(g.isfinite().all() for g in gradients.values())
+
+
+def test_bf16_looks_along_the_same_rays_and_gets_about_the_same():
+    model, clip = toy_model(frames=2).eval(), toy_clip(1, 2, 2, (64, 64))
+    with torch.no_grad():
+        exact = model(clip)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = model(clip)
+    assert rough["rays"] == exact["rays"]
+    for name in ALL_LOSSES:
+        assert float(rough[name]) == pytest.approx(float(exact[name]), rel=0.05), name
+
+
+def test_what_is_logged_carries_no_graph():
+    out = toy_model()(toy_clip(2))
+    for name, value in out.items():
+        assert value.shape == (() if name in ("loss", "frames", "rays") else (2,))
+        assert value.requires_grad == (name == "loss"), name
+
+
+def test_baselines_stand_beside_the_losses():
+    model, clip = toy_model().eval(), toy_clip()
+    compared, plain = model.baselines(clip), model(clip)
+    assert set(compared) - set(plain) == {
+        f"{kind}_{t}" for kind in ("zero", "mean") for t in ("rgb", "depth", "psnr", "abs_rel", "delta")
+    }
+    for name in plain:
+        torch.testing.assert_close(compared[name], plain[name].detach(), equal_nan=True)
+    assert not any(value.requires_grad for value in compared.values())
+    nothing = model.renderer(torch.zeros(1, 16, 3, 12, 16), torch.zeros(1, 1, 3), torch.tensor([[[1.0, 0, 0]]]))
+    assert nothing.rgb.isfinite().all()
+
+
+# --- construction ----------------------------------------------------------------------------------------------------
+
+
+def test_only_our_encoders_will_do():
+    with pytest.raises(ValueError, match="convnext_atto has no masked forward"):
+        MIM4D(toy_config(encoder="convnext_atto"))
+
+
+@pytest.mark.parametrize(("changes", "message"), [(dict(frames=0), "frames"), (dict(mask_ratio=1.0), "mask_ratio")])
+def test_settings_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        toy_config(**changes)
+
+
+def test_images_are_normalised_as_the_encoder_declares():
+    model, seen = toy_model(), []
+    model.encoder.forward_masked = lambda images, visible, **_: (
+        seen.append(images)
+        or [torch.zeros(len(images), c, 64 // s, 96 // s) for c, s in ((40, 4), (80, 8), (160, 16), (320, 32))]
+    )
+    clip = toy_clip()
+    model.encode(clip)
+    config = model.encoder.pretrained_cfg
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    torch.testing.assert_close(seen[0], ((clip.images / 255 - mean) / std).flatten(0, 2))
+
+
+def test_checkpoints_hold_parameters_alone():
+    """No grids, means or tables: they follow from the config."""
+    model = toy_model()
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("encoder", ["mim4d_convnext_atto", "mim4d_convnext_tiny"])
+@pytest.mark.parametrize("stages", [(3,), (1, 2, 3)])
+def test_other_encoders_and_strides(encoder, stages):
+    neck = replace(toy_config().neck, stages=stages)
+    model = toy_model(encoder=encoder, neck=neck, frames=1)
+    with torch.no_grad():
+        assert model.encode(toy_clip(1, 1, 1, (64, 64))).shape == (1, 1, 16, 3, 12, 16)
