@@ -34,10 +34,15 @@ class MethodConfig:
     grid: VoxelGrid = field(default_factory=VoxelGrid)
     """The volume that frames are lifted into."""
     neck: NeckConfig = field(default_factory=NeckConfig)
+    """Step 3."""
     lift: LiftConfig = field(default_factory=LiftConfig)
+    """Step 4."""
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    """Step 6."""
     render: RenderConfig = field(default_factory=RenderConfig)
+    """Step 7."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """Step 8."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_ratio < 1:
