@@ -4,7 +4,7 @@ Importing this package registers the models with timm: ``timm.create_model("mim4
 in :mod:`mim4d.pretrain` and is not imported here.
 """
 
-from .backbones import MIM4DEncoder
+from .backbones import MIM4DEncoder, forward_masked
 from .version import __version__
 
-__all__ = ["MIM4DEncoder", "__version__"]
+__all__ = ["MIM4DEncoder", "__version__", "forward_masked"]

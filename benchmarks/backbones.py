@@ -1,0 +1,220 @@
+"""Which timm models have a masked forward: ``python -m benchmarks.backbones`` tries them and writes docs/backbones.md.
+
+Each model is made with random weights at a small image size and checked, in training and in evaluation: what is hidden
+changes no visible feature and gets no gradient, hidden sites are zero, and with everything visible the maps are timm's
+to the last bit. A CNN is compared with itself on the visible rectangle cut out, a ViT with itself on all tokens, the
+hidden ones without attention. It resumes.
+"""
+
+import argparse
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mim4d.backbones import NoMaskedForwardError, forward_masked
+from mim4d.backbones.masked import dense_maps
+from mim4d.flags import report_user_errors
+from mim4d.io.files import write_file
+
+ROOT = Path(__file__).parents[1]
+WORKS, REFUSED, FAILED, WRONG = "works", "refused", "fails", "wrong"
+
+
+def check(name: str) -> dict[str, Any]:
+    """Try one model.
+
+    Returns:
+        ``status`` (works, refused, fails, wrong), ``why``, and ``reference``: the difference to the reference.
+    """
+    torch.manual_seed(0)
+    try:
+        model: Any = timm.create_model(name, num_classes=0).eval()
+        randomise(model)
+        vit = isinstance(model, (VisionTransformer, Eva))
+        images, visible = inputs(model, vit)
+        faults = dict(_faults(model, images, visible))
+        difference = (_attention_difference if vit else _crop_difference)(model, images)
+    except NoMaskedForwardError as error:
+        return {"status": REFUSED, "why": str(error)}
+    except Exception as error:  # not ours: such as a model that takes images of one size alone
+        return {"status": FAILED, "why": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"}
+    if faults:
+        return {"status": WRONG, "why": ", ".join(f"{what}: {value:.2g}" for what, value in faults.items())}
+    return {"status": WORKS, "why": "", "reference": difference}
+
+
+def randomise(model: nn.Module) -> None:
+    """Give norms statistics, and biases values, that are not those of a new model."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+        for parameter in model.parameters():
+            if parameter.ndim <= 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def inputs(model: Any, vit: bool) -> tuple[Tensor, Tensor]:
+    """Two images, and a mask that shows about 60 % of their patches, as many in each: at least 4 x 4 patches."""
+    generator = torch.Generator().manual_seed(1)
+    if vit:
+        height, width = model.patch_embed.img_size
+        side = model.patch_embed.patch_size[0]
+        rows, columns = height // side, width // side
+    else:
+        side = max(stage["reduction"] for stage in model.feature_info)
+        fixed = model.default_cfg.get("fixed_input_size") and model.default_cfg["input_size"][1:]
+        height, width = fixed or (4 * side, 5 * side)
+        rows, columns = height // side, width // side
+    images = torch.randn(2, 3, rows * side, columns * side, generator=generator)
+    order = torch.rand(2, rows * columns, generator=generator).argsort(1)
+    return images, (order < int(0.6 * rows * columns)).view(2, rows, columns)
+
+
+def _faults(model: nn.Module, images: Tensor, visible: Tensor) -> Iterator[tuple[str, float]]:
+    """What is not as it has to be, by name, with its size."""
+    count = int(visible[0].sum())
+    pixels = _to_pixels(visible, images)
+    with torch.no_grad():
+        every = torch.ones_like(visible)
+        for ours, timms in zip(forward_masked(model, images, every), dense_maps(model, images), strict=True):
+            if not torch.equal(ours, timms):
+                yield "not timm's with all visible", float((ours - timms).abs().max())
+    changed = torch.where(pixels, images, 7 * torch.randn_like(images))
+    for training in (False, True):
+        model.train(training)
+        kind = "training" if training else "evaluation"
+        leaf = images.clone().requires_grad_()
+        torch.manual_seed(3)
+        maps = forward_masked(model, leaf, visible, num_visible=count)
+        torch.manual_seed(3)
+        others = forward_masked(model, changed, visible, num_visible=count)
+        for one, other in zip(maps, others, strict=True):
+            if not torch.equal(one, other):
+                yield f"hidden pixels change features in {kind}", float((one - other).abs().max())
+            if hidden := float(one.masked_fill(_to_pixels(visible, one), 0).abs().max()):
+                yield f"hidden sites not zero in {kind}", hidden
+        if not maps[-1].abs().max() > 0:
+            yield f"no features in {kind}", 0.0
+        (gradient,) = torch.autograd.grad(sum(x.float().square().sum() for x in maps), leaf)  # type: ignore[arg-type]
+        if hidden := float(gradient.masked_fill(pixels, 0).abs().max()):
+            yield f"hidden pixels get gradient in {kind}", hidden
+    model.eval()
+
+
+def _to_pixels(visible: Tensor, x: Tensor) -> Tensor:
+    sides = x.shape[2] // visible.shape[1], x.shape[3] // visible.shape[2]
+    return visible.repeat_interleave(sides[0], 1).repeat_interleave(sides[1], 2)[:, None]
+
+
+@torch.no_grad()
+def _crop_difference(model: nn.Module, images: Tensor) -> float:
+    """Against the dense model on the only visible rectangle, 2 x 3 patches of 4 x 5."""
+    side = max(stage["reduction"] for stage in model.feature_info)  # type: ignore[union-attr]
+    visible = torch.zeros(2, images.shape[2] // side, images.shape[3] // side, dtype=torch.bool)
+    visible[:, 1:3, 1:4] = True
+    masked = forward_masked(model, images, visible)
+    cropped = dense_maps(model, images[:, :, side : 3 * side, side : 4 * side])
+    worst = 0.0
+    for one, other in zip(masked, cropped, strict=True):
+        s = one.shape[2] // visible.shape[1]
+        worst = max(worst, float((one[:, :, s : 3 * s, s : 4 * s] - other).abs().max() / other.abs().max()))
+    return worst
+
+
+@torch.no_grad()
+def _attention_difference(model: Any, images: Tensor) -> float:
+    """Against the dense model whose attention gives hidden tokens no weight."""
+    height, width = model.patch_embed.dynamic_feat_size(images.shape[-2:])
+    visible = torch.rand(2, height, width, generator=torch.Generator().manual_seed(2)) < 0.5
+    prefix = torch.ones(2, model.num_prefix_tokens, dtype=torch.bool)
+    keys = torch.cat([prefix, visible.flatten(1)], dim=1)[:, None, None]
+    weights = torch.zeros(2, 1, keys.shape[-1], keys.shape[-1]).masked_fill(~keys, float("-inf"))
+    dense = model.forward_intermediates(images, intermediates_only=True, attn_mask=weights)
+    pairs = zip(forward_masked(model, images, visible), dense, strict=True)
+    return max(float((x - y.masked_fill(~visible[:, None], 0)).abs().max() / y.abs().max()) for x, y in pairs)
+
+
+def smallest_of_each_class() -> list[str]:
+    """The name with the fewest parameters of each model class of timm's."""
+    classes: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+    for name in timm.list_models(exclude_filters="mim4d_*"):
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        classes[type(model).__module__, type(model).__name__].append((size, name))
+    return sorted(min(models)[1] for models in classes.values())
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown of all results."""
+    count = {status: sum(r["status"] == status for r in results.values()) for status in (WORKS, REFUSED, FAILED, WRONG)}
+    lines = [
+        "# Which timm models can be pretrained",
+        "",
+        f"Of {len(results)} timm models tried, **{count[WORKS]} have a masked forward, {count[REFUSED]} are refused by "
+        f"name, {count[FAILED]} fail for another reason and {count[WRONG]} are wrong** (`python -m benchmarks.backbones "
+        f"--all`, timm {timm.__version__}, torch {torch.__version__.split('+')[0]}; models of up to 60 million "
+        "parameters, with random weights).",
+        "",
+        "CNNs of convolutions, poolings, norms and pooled gates work, and ViTs of timm's `VisionTransformer` and `Eva` "
+        "classes (plain, DINOv2, DINOv3, EVA-02). Windowed and hierarchical transformers, and attention inside a CNN, "
+        "are refused before the first step.",
+        "",
+        "A model *works* if, in training and in evaluation, hidden pixels change no visible feature and get no "
+        "gradient, both exactly, hidden sites are zero, and with everything visible the maps are timm's to the last "
+        "bit. The reference is, for a CNN, the dense model on the visible rectangle cut out and, for a ViT, the dense "
+        "model without attention to hidden tokens. CNNs that pad by reflection, or count padding in a pooling, differ "
+        "from it at the rectangle's border: there the cut-out image ends, and the masked one does not.",
+        "",
+        "| model | result | relative difference to the reference | why |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, result in sorted(results.items(), key=lambda item: (item[1]["status"] != WRONG, item[0])):
+        reference = result.get("reference")
+        shown = "" if reference is None else f"{reference:.0e}"
+        lines.append(f"| `{name}` | {result['status']} | {shown} | {result['why'].replace('|', ' ')} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Try models and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="models to try; the smallest of each class if left out")
+    parser.add_argument("--all", action="store_true", help="try every model of up to 60 million parameters")
+    parser.add_argument("--results", type=Path, default=ROOT / "build/backbones.json", help="where results are kept")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/backbones.md", help="the page to write")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    with report_user_errors():
+        results = json.loads(given.results.read_text()) if given.results.exists() else {}
+        every = timm.list_models(exclude_filters="mim4d_*") if given.all else []
+        for name in given.names or every or smallest_of_each_class():
+            if name in results or (given.all and _too_large(name)):
+                continue
+            results[name] = check(name)
+            print(name, results[name], flush=True)
+            given.results.parent.mkdir(parents=True, exist_ok=True)
+            write_file(given.results, lambda partial: partial.write_text(json.dumps(results, indent=1)))
+        write_file(given.page, lambda partial: partial.write_text(page(results)))
+
+
+def _too_large(name: str) -> bool:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in timm.create_model(name).parameters()) > 60e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,463 @@
+"""Runs a convolutional network's operations so that hidden sites take no part in any other site.
+
+Submanifold semantics (SparK, arXiv 2301.03580, section 3.1): after every operation hidden sites are zero; norms,
+pooling and pooled gates (squeeze-and-excitation and its like) count visible sites alone. The model is not touched: a
+torch function mode sees each function that the model calls.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
+
+
+class NoMaskedForwardError(ValueError):
+    """A model has an operation that is not known to keep hidden sites out of visible ones."""
+
+
+_POINTWISE = re.compile(
+    r"(__[ir]?(add|sub|mul|truediv|pow)__|__neg__|neg|abs|pow|square|sqrt|rsqrt|reciprocal|exp|log|true_divide"
+    r"|(add|sub|mul|div|clamp|relu|silu|sigmoid|tanh|hardtanh|hardswish|hardsigmoid|leaky_relu|elu|mish|dropout)_?"
+    r"|clamp_min|clamp_max|minimum|maximum|addcmul|addcdiv|lerp|relu6|gelu|celu|selu|softplus|logsigmoid|threshold|prelu"
+    r"|dropout2d|feature_dropout|alpha_dropout|contiguous|clone|to|float|half|bfloat16|double|type|type_as|detach)"
+)
+"""Functions whose result at a site depends on that site alone."""
+_ZERO_STAYS = re.compile(
+    r"(__[ir]?mul__|(mul|relu|silu|hardswish|leaky_relu|elu|mish|dropout)_?|relu6|gelu|tanh|neg|abs|square|contiguous"
+    r"|clone|to|float|half|bfloat16|double|type|type_as|detach)"
+)
+"""Those that give 0 where one map is 0: their results need no mask."""
+_SUMS = re.compile(r"(__[ir]?add__|__sub__|add_?|sub)")
+"""Those that give 0 where all their operands are 0."""
+_NO_VALUES = re.compile(
+    r"size|dim|ndimension|numel|nelement|stride|element_size|get_device|is_\w+|new_(empty|zeros|ones)"
+    r"|(rand|empty|zeros|ones)_like|requires_grad_|__len__|__hash__|__format__|__repr__"
+)
+"""Functions that read no values, or make a tensor of the same size."""
+_ATTRIBUTES = re.compile(r"shape|device|dtype|ndim|requires_grad|layout|is_\w+")
+"""Attributes that hold no values."""
+
+
+class HiddenSites(TorchFunctionMode):
+    """Runs a model's operations so that hidden sites of every map are zero and take no part in any other site.
+
+    A map is a tensor that carries ``_sites``: its mask, broadcastable to it, and the two dimensions that are its rows
+    and columns. All other tensors (weights, pooled values) go through untouched. What takes a map and is not known
+    here raises :class:`NoMaskedForwardError`.
+    """
+
+    def __init__(self, visible: Tensor, norm_group: int) -> None:
+        super().__init__()
+        self.visible, self.norm_group = visible, norm_group
+        self._sites: dict[tuple[int, int], Tensor] = {}
+
+    def spatial(self, x: Any) -> tuple[int, int] | None:
+        """The dimensions that are rows and columns; None for what is no map."""
+        sites = getattr(x, "_sites", None)
+        return sites[1] if sites is not None else None
+
+    def mask(self, x: Any) -> Tensor:
+        """The mask of a map, bool, of as many dimensions, 1 in all but the first and the spatial ones."""
+        return x._sites[0]
+
+    def mark(self, x: Tensor, spatial: tuple[int, int]) -> Tensor:
+        """Make a map of a tensor: fill hidden sites with zeros.
+
+        Raises:
+            NoMaskedForwardError: If its sites are not whole patches' sites.
+        """
+        size = x.shape[spatial[0]], x.shape[spatial[1]]
+        if size not in self._sites:
+            n, rows, columns = self.visible.shape
+            sides = size[0] / rows, size[1] / columns
+            if sides[0] != sides[1] or not sides[0].is_integer() or len(x) != n:
+                raise NoMaskedForwardError(f"a map of {size[0]} x {size[1]} sites for {rows} x {columns} patches")
+            side = int(sides[0])
+            self._sites[size] = self.visible.repeat_interleave(side, 1).repeat_interleave(side, 2)  # [N, H, W]
+        mask = self._as(x, self._sites[size], spatial)
+        return self.tag(self._fill(x, mask), mask, spatial)
+
+    def tag(self, x: Any, mask: Tensor, spatial: tuple[int, int]) -> Tensor:
+        """Make a map of a tensor whose hidden sites are zero already."""
+        x._sites = (mask, spatial)
+        return x
+
+    @staticmethod
+    def _as(x: Tensor, mask: Tensor, spatial: tuple[int, int]) -> Tensor:
+        """A mask of N x H x W values, laid out to be broadcast to a map."""
+        shape = [1] * x.ndim
+        shape[0], shape[spatial[0]], shape[spatial[1]] = len(x), x.shape[spatial[0]], x.shape[spatial[1]]
+        return mask.reshape(shape)
+
+    @staticmethod
+    def _fill(x: Tensor, mask: Tensor, value: float = 0.0) -> Tensor:
+        return x.masked_fill(~mask, value)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one function of torch's."""
+        kwargs = kwargs or {}
+        maps = [x for x in tree_flatten((args, kwargs))[0] if self.spatial(x)]
+        if not maps:
+            if func is torch.conv2d and len(args[0]) == len(self.visible) and args[0].shape[-2:].numel() > 1:
+                raise NoMaskedForwardError(UNSEEN)
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", str(func))
+        if handler := _KNOWN.get(func) or _BY_NAME.get(name):
+            try:
+                return handler(self, func, *args, **kwargs)
+            except (TypeError, AttributeError) as error:  # called in a way that is not known here
+                raise NoMaskedForwardError(f"{name}: {error}") from error
+        if name == "__get__":
+            attribute = func.__self__.__name__  # type: ignore[attr-defined]
+            if _ATTRIBUTES.fullmatch(attribute):
+                return func(*args, **kwargs)
+            name = attribute
+        if _NO_VALUES.fullmatch(name):
+            return func(*args, **kwargs)
+        if _POINTWISE.fullmatch(name):
+            return self._pointwise(func, name, maps, args, kwargs)
+        raise NoMaskedForwardError(name)
+
+    def _pointwise(self, func: Callable[..., Any], name: str, maps: list[Tensor], args: Any, kwargs: Any) -> Tensor:
+        y = func(*args, **kwargs)
+        x = max(maps, key=lambda map: map.ndim)
+        mask, spatial = self.mask(x), self.spatial(x)
+        assert spatial is not None
+        operands = [other for other in tree_flatten((args, kwargs))[0] if isinstance(other, (Tensor, int, float))]
+        for other in operands:
+            if not isinstance(other, Tensor):
+                continue
+            size = self._size(other, x, spatial)
+            if self.spatial(other):
+                if size != self._size(x, x, spatial) or self.mask(other).numel() != mask.numel():
+                    raise NoMaskedForwardError(f"{name} of maps of {list(x.shape)} and {list(other.shape)}")
+            elif size and max(size) > 1 and other.requires_grad and not hasattr(other, "_pooled"):
+                raise NoMaskedForwardError(UNSEEN)
+        if y.ndim != x.ndim or any(y.shape[d] != x.shape[d] for d in (0, *spatial)):
+            raise NoMaskedForwardError(f"{name} that makes {list(y.shape)} of a map of {list(x.shape)}")
+        if _ZERO_STAYS.fullmatch(name) or (_SUMS.fullmatch(name) and len(maps) == len(operands)):
+            return self.tag(y, mask, spatial)
+        if any(y is other for other in maps):
+            return self.tag(y.masked_fill_(~mask, 0.0), mask, spatial)
+        return self.tag(self._fill(y, mask), mask, spatial)
+
+    @staticmethod
+    def _size(other: Tensor, x: Tensor, spatial: tuple[int, int]) -> tuple[int, ...]:
+        """Rows and columns of what is combined with a map; empty where it has neither."""
+        return tuple(other.shape[d - x.ndim] for d in spatial if x.ndim - d <= other.ndim)
+
+
+UNSEEN = "an operation that torch's function modes do not see, such as an autograd function of the model's own"
+
+
+def _convolve(sites: HiddenSites, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if x.ndim != 4 or sites.spatial(x) != (2, 3):
+        raise NoMaskedForwardError("a convolution of maps with channels last")
+    return sites.mark(func(x, *args, **kwargs), (2, 3))
+
+
+def _linear(sites: HiddenSites, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    spatial = sites.spatial(x)
+    if spatial is None or x.ndim - 1 in spatial:
+        raise NoMaskedForwardError("linear over rows or columns")
+    mask = sites.mask(x)
+    return sites.tag(sites._fill(func(x, *args, **kwargs), mask), mask, spatial)
+
+
+def _layer_norm(sites: HiddenSites, func: Any, x: Tensor, normalized_shape: Any, *args: Any, **kwargs: Any) -> Tensor:
+    spatial = sites.spatial(x)
+    if spatial is None or any(d >= x.ndim - len(normalized_shape) for d in spatial):
+        raise NoMaskedForwardError("layer_norm over rows and columns")
+    mask = sites.mask(x)
+    return sites.tag(sites._fill(func(x, normalized_shape, *args, **kwargs), mask), mask, spatial)
+
+
+def _permute(sites: HiddenSites, func: Any, x: Tensor, *dims: Any, **kwargs: Any) -> Tensor:
+    order = kwargs.get("dims", dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
+    order = [d % x.ndim for d in order]
+    spatial = sites.spatial(x)
+    assert spatial is not None
+    if order[0] != 0:
+        raise NoMaskedForwardError("permute of the images")
+    return sites.tag(func(x, *dims, **kwargs), sites.mask(x).permute(order), tuple(order.index(d) for d in spatial))  # type: ignore[arg-type]
+
+
+def _transpose(sites: HiddenSites, func: Any, x: Tensor, dim0: int, dim1: int) -> Tensor:
+    order = list(range(x.ndim))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return _permute(sites, lambda y, _: func(y, dim0, dim1), x, order)
+
+
+def _reshape(sites: HiddenSites, func: Any, x: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
+    """Channels may be split and joined; images, rows and columns stay."""
+    y = func(x, *shape, **kwargs)
+    spatial = sites.spatial(x)
+    last = (y.ndim - 2, y.ndim - 1)
+    if spatial != (x.ndim - 2, x.ndim - 1) or y.ndim < 3 or y.shape[-2:] != x.shape[-2:] or len(y) != len(x):
+        raise NoMaskedForwardError(f"{func.__name__} of a map of {list(x.shape)} to {list(y.shape)}")
+    return sites.tag(y, sites._as(y, sites.mask(x), last), last)
+
+
+def _getitem(sites: HiddenSites, func: Any, x: Tensor, index: Any) -> Tensor:
+    y = func(x, index)
+    parts = index if isinstance(index, tuple) else (index,)
+    spatial = sites.spatial(x)
+    whole = all(isinstance(part, slice) or part is Ellipsis for part in parts) and y.ndim == x.ndim
+    if spatial is None or not whole or any(y.shape[d] != x.shape[d] for d in (0, *spatial)):
+        raise NoMaskedForwardError(f"indexing that makes {list(y.shape)} of a map of {list(x.shape)}")
+    return sites.tag(y, sites.mask(x), spatial)
+
+
+def _split(sites: HiddenSites, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    parts = func(x, *args, **kwargs)
+    spatial = sites.spatial(x)
+    assert spatial is not None
+    for part in parts:
+        if part.ndim != x.ndim or any(part.shape[d] != x.shape[d] for d in (0, *spatial)):
+            raise NoMaskedForwardError(f"{func.__name__} of rows or columns")
+        sites.tag(part, sites.mask(x), spatial)
+    return parts
+
+
+def _cat(sites: HiddenSites, func: Any, tensors: Any, dim: int = 0, **kwargs: Any) -> Tensor:
+    x = tensors[0]
+    dim = kwargs.pop("axis", dim) % x.ndim
+    if any(sites.spatial(t) != sites.spatial(x) for t in tensors) or sites.spatial(x) is None:
+        raise NoMaskedForwardError("cat of maps with other tensors")
+    if dim == 0 or dim in sites.spatial(x):  # type: ignore[operator]
+        raise NoMaskedForwardError("cat of images, rows or columns")
+    return sites.tag(func(tensors, dim, **kwargs), sites.mask(x), sites.spatial(x))  # type: ignore[arg-type]
+
+
+def _stack(sites: HiddenSites, func: Any, tensors: Any, dim: int = 0) -> Tensor:
+    return _cat(sites, lambda parts, d: func(tensors, dim), [_unsqueezed(sites, t, dim) for t in tensors], dim)
+
+
+def _unsqueezed(sites: HiddenSites, x: Tensor, dim: int) -> Tensor:
+    if sites.spatial(x) is None:
+        raise NoMaskedForwardError("stack of maps with other tensors")
+    dim %= x.ndim + 1
+    if dim == 0:
+        raise NoMaskedForwardError("stack of images")
+    mask, spatial = sites.mask(x).unsqueeze(dim), tuple(d + (d >= dim) for d in sites.spatial(x))  # type: ignore[union-attr]
+    return sites.tag(x.unsqueeze(dim), mask, spatial)  # type: ignore[arg-type]
+
+
+def _unsqueeze(sites: HiddenSites, func: Any, x: Tensor, dim: int) -> Tensor:
+    return _unsqueezed(sites, x, dim)
+
+
+def _dims(x: Tensor, dim: Any) -> list[int]:
+    if dim is None:
+        return list(range(x.ndim))
+    return [d % x.ndim for d in ([dim] if isinstance(dim, int) else dim)]
+
+
+def _reduce(sites: HiddenSites, func: Any, x: Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
+    """A mean, sum or maximum: over channels it is a map; over rows and columns, of the visible sites alone."""
+    dims, spatial, name = _dims(x, dim), sites.spatial(x), func.__name__
+    assert spatial is not None
+    over = [d for d in spatial if d in dims]
+    if 0 in dims or len(over) == 1:
+        raise NoMaskedForwardError(f"{name} over images, or over rows or columns alone")
+    mask = sites.mask(x)
+    if not over:
+        y = func(x, dims, keepdim, **kwargs)
+        shift = 0 if keepdim else 1
+        rows, columns = (d - shift * sum(r < d for r in dims) for d in spatial)
+        mask = sites._as(y, mask, (rows, columns))
+        return sites.tag(sites._fill(y, mask), mask, (rows, columns))
+    if name in ("amax", "max"):
+        return func(sites._fill(x, mask, -math.inf), dims, keepdim, **kwargs)
+    y = func(x, dims, keepdim, **kwargs)
+    if name == "mean":
+        visible = mask.sum(spatial, keepdim=True)  # of each image
+        y = y * (x.shape[spatial[0]] * x.shape[spatial[1]] / (visible if keepdim else _drop(visible, dims)))
+    return y
+
+
+def _drop(x: Tensor, dims: list[int]) -> Tensor:
+    return x.reshape([size for d, size in enumerate(x.shape) if d not in dims])
+
+
+def _norm(
+    sites: HiddenSites, func: Any, x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Tensor:
+    """A p-norm over rows and columns: hidden sites are zero."""
+    dims, spatial = _dims(x, dim), sites.spatial(x)
+    assert spatial is not None
+    if 0 in dims or not set(spatial) <= set(dims):
+        raise NoMaskedForwardError("norm over images, channels, or rows or columns alone")
+    return func(x, p, dims, keepdim, dtype=dtype)
+
+
+def _batch_norm(
+    sites: HiddenSites,
+    func: Any,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """In training the statistics of the visible sites, group by group of images; running ones move by their mean."""
+    if sites.spatial(x) != (2, 3) or x.ndim != 4:
+        raise NoMaskedForwardError("batch_norm of maps with channels last")
+    if not training:
+        return sites.mark(func(x, running_mean, running_var, weight, bias, False, momentum, eps), (2, 3))
+    mask = sites.mask(x)  # [N, 1, H, W]
+    groups = len(x) // sites.norm_group
+    grouped = x.float().unflatten(0, (groups, -1))  # [G, n, C, H, W]
+    seen = mask.unflatten(0, (groups, -1))  # [G, n, 1, H, W]
+    count = seen.sum((1, 3, 4), keepdim=True)  # [G, 1, 1, 1, 1]
+    mean = grouped.sum((1, 3, 4), keepdim=True) / count  # [G, 1, C, 1, 1]
+    deviation = (grouped - mean) * seen
+    variance = deviation.square().sum((1, 3, 4), keepdim=True) / count
+    y = (deviation * (variance + eps).rsqrt()).flatten(0, 1)  # [N, C, H, W]
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1)
+            running_mean.lerp_(mean.mean(0).flatten().to(running_mean.dtype), momentum)
+            running_var.lerp_(unbiased.mean(0).flatten().to(running_var.dtype), momentum)
+    if weight is not None:
+        y = y * weight[:, None, None]
+    if bias is not None:
+        y = y + bias[:, None, None]
+    return sites.mark(y.to(x.dtype), (2, 3))
+
+
+def _group_norm(
+    sites: HiddenSites,
+    func: Any,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    if sites.spatial(x) != (2, 3) or x.ndim != 4:
+        raise NoMaskedForwardError("group_norm of maps with channels last")
+    mask = sites.mask(x)[:, None]  # [N, 1, 1, H, W]
+    grouped = x.float().unflatten(1, (num_groups, -1))  # [N, G, C/G, H, W]
+    count = mask.sum((2, 3, 4), keepdim=True) * grouped.shape[2]
+    mean = grouped.sum((2, 3, 4), keepdim=True) / count
+    deviation = (grouped - mean) * mask
+    variance = deviation.square().sum((2, 3, 4), keepdim=True) / count
+    y = (deviation * (variance + eps).rsqrt()).flatten(1, 2)
+    if weight is not None:
+        y = y * weight[:, None, None]
+    if bias is not None:
+        y = y + bias[:, None, None]
+    return sites.mark(y.to(x.dtype), (2, 3))
+
+
+def _max_pool(sites: HiddenSites, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if sites.spatial(x) != (x.ndim - 2, x.ndim - 1):
+        raise NoMaskedForwardError("max_pool2d of maps with channels last")
+    return sites.mark(func(sites._fill(x, sites.mask(x), -math.inf), *args, **kwargs), (x.ndim - 2, x.ndim - 1))
+
+
+def _avg_pool(sites: HiddenSites, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The mean of the visible sites of each window."""
+    if sites.spatial(x) != (2, 3) or x.ndim != 4:
+        raise NoMaskedForwardError("avg_pool2d of maps with channels last")
+    mask = sites.mask(x).to(x.dtype)
+    # Where all is visible both are the same numbers, also where windows reach over the border.
+    whole, seen = func(torch.ones_like(mask), *args, **kwargs), func(mask, *args, **kwargs)
+    share = torch.where(seen > 0, whole / seen.clamp(min=1e-6), 0.0)
+    return sites.mark(func(x, *args, **kwargs) * share, (2, 3))
+
+
+def _adaptive_pool(sites: HiddenSites, func: Any, x: Tensor, output_size: Any, *args: Any, **kwargs: Any) -> Tensor:
+    if output_size not in (1, (1, 1), [1, 1]) or sites.spatial(x) != (2, 3):
+        raise NoMaskedForwardError(f"{func.__name__} to {output_size}")
+    if func in (F.adaptive_avg_pool2d, torch.nn.functional.adaptive_avg_pool2d):
+        return _reduce(sites, torch.mean, x, (2, 3), True)
+    return _reduce(sites, torch.amax, x, (2, 3), True)
+
+
+def _pad(sites: HiddenSites, func: Any, x: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Tensor:
+    """Padding is hidden: pooling does not count it where the model's own pooling would not."""
+    spatial = sites.spatial(x)
+    if spatial != (x.ndim - 2, x.ndim - 1) or len(pad) > 4:
+        raise NoMaskedForwardError("pad of channels, or of maps with channels last")
+    y = func(x, pad, mode, value)
+    mask = sites.mask(x)
+    if mode == "constant":
+        # What is padded is real to what follows, as in the dense model: its zeros count, its -inf loses.
+        padded = func(mask.to(x.dtype), pad, mode, 1.0) > 0.5
+    else:
+        padded = func(mask.to(x.dtype), pad, mode) > 0.5
+    return sites.tag(y, padded, spatial)
+
+
+def _interpolate(
+    sites: HiddenSites,
+    func: Any,
+    x: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    **kwargs: Any,
+) -> Tensor:
+    y = func(x, size, scale_factor, mode, **kwargs)
+    if mode != "nearest" or sites.spatial(x) != (2, 3) or y.shape[2] % x.shape[2] or y.shape[3] % x.shape[3]:
+        raise NoMaskedForwardError(f"interpolate with mode {mode}")
+    return sites.mark(y, (2, 3))
+
+
+def _expand_as(sites: HiddenSites, func: Any, x: Tensor, other: Tensor) -> Tensor:
+    """A pooled value for every site: no map of its own."""
+    if sites.spatial(x) is not None:
+        raise NoMaskedForwardError("expand_as of a map")
+    y = func(x, other)
+    y._pooled = True
+    return y
+
+
+_KNOWN: dict[Any, Callable[..., Any]] = {
+    torch.conv2d: _convolve,
+    F.linear: _linear,
+    F.layer_norm: _layer_norm,
+    F.batch_norm: _batch_norm,
+    F.group_norm: _group_norm,
+    F.max_pool2d: _max_pool,
+    torch.max_pool2d: _max_pool,
+    F.avg_pool2d: _avg_pool,
+    F.adaptive_avg_pool2d: _adaptive_pool,
+    F.adaptive_max_pool2d: _adaptive_pool,
+    F.pad: _pad,
+    F.interpolate: _interpolate,
+    Tensor.norm: _norm,
+    torch.norm: _norm,
+    Tensor.__getitem__: _getitem,
+}
+_BY_NAME: dict[str, Callable[..., Any]] = {
+    "permute": _permute,
+    "transpose": _transpose,
+    "view": _reshape,
+    "reshape": _reshape,
+    "unflatten": _reshape,
+    "flatten": _reshape,
+    "split": _split,
+    "chunk": _split,
+    "cat": _cat,
+    "concat": _cat,
+    "stack": _stack,
+    "unsqueeze": _unsqueeze,
+    "expand_as": _expand_as,
+    "mean": _reduce,
+    "sum": _reduce,
+    "amax": _reduce,
+}
