@@ -165,9 +165,9 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "# Which timm models can be pretrained",
         "",
         f"Of {len(results)} timm models tried, **{count[WORKS]} have a masked forward, {count[REFUSED]} are refused by "
-        f"name, {count[FAILED]} fail for another reason and {count[WRONG]} are wrong** (`python -m benchmarks.backbones "
-        f"--all`, timm {timm.__version__}, torch {torch.__version__.split('+')[0]}; models of up to 60 million "
-        "parameters, with random weights).",
+        f"name, {count[FAILED]} fail for another reason and {count[WRONG]} are wrong** (`python -m "
+        f"benchmarks.backbones --all`, timm {timm.__version__}, torch {torch.__version__.split('+')[0]}; models of up "
+        "to 60 million parameters, with random weights).",
         "",
         "CNNs of convolutions, poolings, norms and pooled gates work, and ViTs of timm's `VisionTransformer` and `Eva` "
         "classes (plain, DINOv2, DINOv3, EVA-02). Windowed and hierarchical transformers, and attention inside a CNN, "
