@@ -1,4 +1,4 @@
-"""Geometry in full precision, whatever autocast says around it."""
+"""Full precision for geometry inside automatic mixed precision (autocast)."""
 
 import functools
 from collections.abc import Callable
@@ -12,10 +12,9 @@ Result = TypeVar("Result")
 
 
 def exact(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Make a function of tensors blind to autocast.
+    """Decorate a function of tensors to run with autocast disabled.
 
-    A product of matrices would run in bfloat16 there, whose numbers near 50 m are 0.25 m apart and near column 800 are
-    4 pixels apart.
+    Autocast would run its matrix products in bfloat16, whose spacing is 0.25 m near 50 m and 4 pixels near column 800.
     """
 
     @functools.wraps(function)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 @st.composite
 def seeds(draw):
-    """A generator: many values from one drawn number keep the search fast."""
+    """A seeded generator: drawing one number instead of many keeps the search fast."""
     return torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
 

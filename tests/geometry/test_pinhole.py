@@ -24,7 +24,7 @@ def some_pixels(generator, count=16):
 
 @given(intrinsics(), seeds())
 def test_unproject_then_project_returns_the_pixel(camera, generator):
-    # float64, as poses are formed: the formulas themselves are exact.
+    # In float64, because the formulas themselves are exact.
     pixels = some_pixels(generator).double()
     depth = 1 + 60 * torch.rand(16, generator=generator).double()
     back, back_depth = project(camera.double(), unproject(camera.double(), pixels, depth))
@@ -74,7 +74,7 @@ def test_resize_and_crop_move_the_pixel_with_the_image(camera, scale_x, scale_y,
 
 
 def test_halving_an_image_keeps_pixel_edges():
-    """The centre of the top-left pixel of the small image is the corner the four large ones share."""
+    """The centre of the top-left pixel of the small image is the common corner of the four large ones."""
     camera = torch.tensor([[100.0, 0, 50], [0, 100, 40], [0, 0, 1]])
     large = unproject(camera, torch.tensor([[1.0, 1.0]]), torch.ones(1))
     small, _ = project(resize_intrinsics(camera, 0.5, 0.5), large)

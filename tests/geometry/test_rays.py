@@ -10,7 +10,7 @@ LOW, HIGH = torch.tensor([-10.0, -8.0, -3.0]), torch.tensor([10.0, 8.0, 5.0])
 
 @settings(max_examples=40, deadline=None)
 @given(seeds())
-def test_interval_agrees_with_walking(generator):
+def test_interval_agrees_with_small_steps_along_the_ray(generator):
     origins = torch.randn(4, 3, generator=generator) * 12
     directions = torch.nn.functional.normalize(torch.randn(4, 3, generator=generator), dim=-1)
     near, far = box_interval(origins, directions, LOW, HIGH)

@@ -42,7 +42,7 @@ def test_transform_invert_and_compose_agree_with_loops(first, second, generator)
 
 @settings(deadline=None)
 @given(quaternions(), seeds())
-def test_invert_undoes(quaternion, generator):
+def test_invert_gives_the_inverse(quaternion, generator):
     pose = make_pose(rotation_from_quaternion(quaternion), torch.randn(3, generator=generator, dtype=torch.float64))
     torch.testing.assert_close(invert(pose) @ pose, torch.eye(4, dtype=torch.float64), atol=1e-12, rtol=0)
 

@@ -23,14 +23,14 @@ def grids(draw):
 
 
 @given(grids())
-def test_centers_agree_with_counting(grid):
+def test_centers_agree_with_loops(grid):
     expected = voxelgrid.centers((grid.x, grid.y, grid.z), grid.voxel)
     np.testing.assert_allclose(grid.centers(LIKE), expected, atol=1e-12)
     assert grid.shape == expected.shape[:3]
 
 
 @given(grids())
-def test_index_of_a_center_is_its_place(grid):
+def test_index_of_a_center_is_its_own_index(grid):
     index = grid.index_of(grid.centers(LIKE))
     for k, j, i in np.ndindex(grid.shape):
         np.testing.assert_allclose(index[k, j, i], [i, j, k], atol=1e-9)
@@ -58,6 +58,6 @@ def test_contains():
 @pytest.mark.parametrize(
     "wrong", [{"x": (0.0, 1.0)}, {"x": (5.0, -5.0)}, {"x": (-54.0, 54.1)}, {"voxel": (0.6, 0.0, 1.6)}]
 )
-def test_a_range_that_is_no_whole_number_of_voxels_is_refused(wrong):
+def test_a_range_that_is_not_a_whole_number_of_voxels_is_refused(wrong):
     with pytest.raises(ValueError, match=r"whole number of voxels|zero"):
         VoxelGrid(**({"voxel": (0.6, 0.6, 1.6)} | wrong))
