@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "mim4d").rglob("*.py"))
 }
-NUMERIC = ("mim4d.geometry",)
+NUMERIC = (
+    "geometry",
+    *("method.mask", "method.rng", "method.lift", "method.warp", "method.deformable", "method.temporal"),
+)
 """Packages and modules whose public functions compute what can be checked by hand."""
 
 
@@ -37,7 +41,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize(("module", "name", "text", "line"), EXAMPLES, ids=[name for _, name, *_ in EXAMPLES])
 def test_an_example_produces_the_output_shown(module, name, text, line):
-    names = dict(vars(importlib.import_module(module)))
+    names = {"torch": torch, **vars(importlib.import_module(module))}
     example = doctest.DocTestParser().get_doctest(text, names, name, str(MODULES[module]), line)
     output: list[str] = []
     results = doctest.DocTestRunner().run(example, out=output.append)
@@ -46,4 +50,4 @@ def test_an_example_produces_the_output_shown(module, name, text, line):
 
 @pytest.mark.parametrize("module", NUMERIC)
 def test_numeric_modules_have_examples(module):
-    assert any(f"{name}.".startswith(f"{module}.") for _, name, *_ in EXAMPLES)
+    assert any(f"{name}.".startswith(f"mim4d.{module}.") for _, name, *_ in EXAMPLES)

@@ -24,7 +24,7 @@ Shapes
     V      cameras
     K      target frames per clip: those that are rendered
     S      source frames per target: those that are warped to it
-    G      volumes that are rendered, one per target frame: G = B*K
+    G      target frames of all clips, each with one volume to render: G = B*K
     N      images: N = B*T*V
     H W    rows and columns of an image, pixels
     h w    rows and columns of a feature map

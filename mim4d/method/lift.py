@@ -1,8 +1,11 @@
-"""4. The lift: image features of all cameras -> one voxel volume a frame, in that frame's ego frame.
+"""4. The lift: from the image features of all cameras to one voxel volume per frame, in the ego frame of that frame.
 
-Lift-Splat-Shoot (arXiv 2008.05711, section 3): every pixel of the feature map gives each depth bin a share of its
-context vector, and voxels sum what falls into them. Channels are reduced *before* the lift, so that neither the lifted
-points nor the 3D convolution is wide.
+Lift-Splat-Shoot (arXiv 2008.05711, section 3): each pixel of a feature map distributes its context vector c over the
+depth bins in proportion to the probabilities p of a depth network, and a voxel sums the points that fall into it::
+
+    volume(voxel) = sum over cameras, pixels and bins whose point lies in the voxel of p(pixel, bin) c(pixel)
+
+Channels are reduced *before* the lift, so that neither the lifted points nor the 3D convolution is wide.
 """
 
 import math
@@ -54,7 +57,7 @@ class LiftConfig:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (arXiv 1512.03385), with group norm."""
+    """Two 3x3 convolutions with group norm and a shortcut (arXiv 1512.03385)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,13 +67,13 @@ class ResidualBlock(nn.Module):
         self.norm2 = group_norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, h, w] -> the same."""
+        """Apply the block to maps [N, C, h, w]; the shape stays the same."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(x + self.norm2(self.conv2(y)))
 
 
 class ASPP(nn.Module):
-    """Parallel dilated convolutions and the image's mean (arXiv 1706.05587, section 3.3): context for depth."""
+    """Parallel dilated convolutions and the mean of the map (arXiv 1706.05587, section 3.3): wide context for depth."""
 
     def __init__(self, channels: int, dilations: tuple[int, ...] = (1, 6, 12, 18)) -> None:
         super().__init__()
@@ -82,13 +85,20 @@ class ASPP(nn.Module):
         self.join = nn.Sequential(nn.Conv2d(mid * (len(dilations) + 1), channels, 1, bias=False), group_norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, h, w] -> the same."""
-        mean = self.image(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
+        """Apply the branches to maps [N, C, h, w]; the shape stays the same."""
+        mean = self.image(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])  # [N, C/2, h, w]
         return F.relu(self.join(torch.cat([F.relu(branch(x)) for branch in self.branches] + [F.relu(mean)], dim=1)))
 
 
 class Lift(nn.Module):
-    """Features of V cameras -> the volume of each frame."""
+    """The lift of V cameras' feature maps to one volume per frame.
+
+    Args:
+        config: Depth bins and widths.
+        in_channels: Channels of the feature maps, C_in.
+        stride: Stride of the feature maps, pixels.
+        grid: Voxels of the volumes.
+    """
 
     def __init__(self, config: LiftConfig, in_channels: int, stride: int, grid: VoxelGrid) -> None:
         super().__init__()
@@ -110,104 +120,115 @@ class Lift(nn.Module):
         )
 
     def forward(self, features: Tensor, clip: Clip) -> Tensor:
-        """Lift, splat, and one 3D convolution.
+        """Lift, splat, and apply one 3D convolution.
 
         Args:
             features: [B, T, V, C_in, h, w].
-            clip: The clip they came from, for its geometry.
+            clip: The clips of the features, for their intrinsics and camera poses.
 
         Returns:
             Volumes [B, T, C, Z, Y, X].
         """
         b, t = features.shape[:2]
-        flat = features.flatten(0, 2)
-        depth = self.depth_net(flat).float().softmax(1)
-        context = self.context(flat).float()
-        volume = splat(depth, context, self.voxels(clip, features.shape[-2:]), b * t, self.grid)
-        # In float32 whatever autocast says: torch's bfloat16 Conv3d has wrong weight gradients on some CPUs.
+        maps = features.flatten(0, 2)  # [N, C_in, h, w]
+        depth = self.depth_net(maps).float().softmax(1)  # [N, D, h, w]
+        context = self.context(maps).float()  # [N, C, h, w]
+        volume = splat(depth, context, self.voxels(clip, features.shape[-2:]), b * t, self.grid)  # [B*T, C, Z, Y, X]
+        # In float32 even inside autocast: torch's bfloat16 Conv3d has wrong weight gradients on some CPUs.
         with torch.autocast(volume.device.type, enabled=False):
             volume = self.refine(volume)
         return rearrange(volume, "(b t) c z y x -> b t c z y x", b=b)
 
     def voxels(self, clip: Clip, size: tuple[int, ...] | torch.Size) -> Tensor:
-        """The voxel of every point of every camera's frustum.
+        """Find the voxel of every frustum point: of every pixel of the feature map at the middle of every depth bin.
+
+        Bin d has its middle at depth near + (d + 0.5) step; pixel (row, column) of the feature map has its centre at
+        ((column + 0.5) stride, (row + 0.5) stride) in the image.
 
         Args:
             clip: For intrinsics and camera poses.
             size: (h, w) of the feature map.
 
         Returns:
-            [B*T, V, D, h*w] int64 into Z*Y*X; -1 for points outside the grid.
+            [B*T, V, D, h*w] int64, indices into Z*Y*X; -1 for points outside the grid.
         """
         near, step, bins = self.config.depth_range[0], self.config.depth_step, self.config.num_bins
-        like = clip.intrinsics
-        ys = (torch.arange(size[0], device=like.device) + 0.5) * self.stride
-        xs = (torch.arange(size[1], device=like.device) + 0.5) * self.stride
-        depths = near + (torch.arange(bins, device=like.device) + 0.5) * step
-        d, y, x = torch.meshgrid(depths, ys, xs, indexing="ij")
-        pixels = torch.stack([x, y], dim=-1).flatten(0, 2)  # [D*h*w, 2]
-        points = transform(clip.ego_from_camera, unproject(like, pixels, d.flatten()))  # [B, T, V, D*h*w, 3]
-        # Voxel i reaches from its low face to the next one's; what is inside is decided by the very same numbers.
-        index = (self.grid.index_of(points) + 0.5).floor().long()
+        intrinsics = clip.intrinsics
+        rows = (torch.arange(size[0], device=intrinsics.device) + 0.5) * self.stride
+        columns = (torch.arange(size[1], device=intrinsics.device) + 0.5) * self.stride
+        depths = near + (torch.arange(bins, device=intrinsics.device) + 0.5) * step
+        depth, v, u = torch.meshgrid(depths, rows, columns, indexing="ij")  # [D, h, w]
+        pixels = torch.stack([u, v], dim=-1).flatten(0, 2)  # [D*h*w, 2]
+        points_camera = unproject(intrinsics, pixels, depth.flatten())  # [B, T, V, D*h*w, 3]
+        points = transform(clip.ego_from_camera, points_camera)  # [B, T, V, D*h*w, 3]
+        # A voxel contains its low faces but not its high ones. `inside` is decided by the index and not by the metres:
+        # these could be rounded differently, and a point would land in a wrong row of the volume.
+        index = (self.grid.index_of(points) + 0.5).floor().long()  # [B, T, V, D*h*w, 3], (x, y, z)
         inside = ((index >= 0) & (index < constant(self.grid.shape[::-1], index))).all(-1)
         _, y_count, x_count = self.grid.shape
-        flat = (index[..., 2] * y_count + index[..., 1]) * x_count + index[..., 0]
-        flat = torch.where(inside, flat, -1)
-        return flat.flatten(0, 1).unflatten(-1, (bins, -1))
+        voxels = (index[..., 2] * y_count + index[..., 1]) * x_count + index[..., 0]  # [B, T, V, D*h*w]
+        voxels = torch.where(inside, voxels, -1)
+        return voxels.flatten(0, 1).unflatten(-1, (bins, -1))
 
 
 class Reach(NamedTuple):
-    """Voxels in view of the cameras at some distance, and how many of them a lift reaches."""
+    """Number of voxels that cameras see within a band of distance, and how many of them a lift reaches."""
 
     low: float
-    """Metres."""
+    """Near end of the band, metres."""
     high: float
-    """Metres; infinity for the last band."""
+    """Far end of the band, metres; infinity for the last band."""
     in_view: int
+    """Voxels in view of a camera."""
     reached: int
+    """Voxels in view that the lift puts features into."""
 
 
 def reach(lift: Lift, clip: Clip, edges: tuple[float, ...] = (20.0, 35.0)) -> list[Reach]:
     """Count the voxels in view that a lift can put features into: a coarse feature map leaves gaps far away.
 
-    A voxel is in view if its centre falls on some camera's image at a depth within the lift's range. The lift reaches
-    it if it holds the centre of some feature cell of any camera at the middle of some depth bin.
+    A voxel is in view if its centre projects into the image of a camera at a depth within the range of the lift. It is
+    reached if it contains a frustum point of a camera (see :meth:`Lift.voxels`).
 
     Args:
-        lift: Its stride, depth bins and grid count, its weights do not.
+        lift: For its stride, depth bins and grid; its weights do not matter.
         clip: For the calibration of the first clip's current frame.
-        edges: Bounds of the bands of distance: horizontally, from the ego frame's origin to the voxel's centre, metres.
+        edges: Edges between the bands, as horizontal distances of voxel centres from the ego frame's origin, metres.
 
     Returns:
-        A count for each band from near to far, without those that have no voxel in view.
+        The bands from near to far, without those that have no voxel in view.
     """
     clip = replace(clip, intrinsics=clip.intrinsics[:1, -1:], ego_from_camera=clip.ego_from_camera[:1, -1:])
     height, width = clip.image_size
     centers = lift.grid.centers(clip.intrinsics).flatten(0, 2)  # [Z*Y*X, 3]
     near, far = lift.config.depth_range
     pixels, depth = project(clip.intrinsics, transform(invert(clip.ego_from_camera), centers))  # [1, 1, V, Z*Y*X, 2]
-    u, v = pixels.unbind(-1)
+    u, v = pixels.unbind(-1)  # [1, 1, V, Z*Y*X]
     on_image = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (depth >= near) & (depth < far)
-    in_view = on_image.flatten(0, 2).any(0)
+    in_view = on_image.flatten(0, 2).any(0)  # [Z*Y*X]
 
-    filled = lift.voxels(clip, (height // lift.stride, width // lift.stride)).flatten()
+    voxels = lift.voxels(clip, (height // lift.stride, width // lift.stride)).flatten()
     reached = torch.zeros_like(in_view)
-    reached[filled[filled >= 0]] = True
+    reached[voxels[voxels >= 0]] = True
 
-    distance = centers[:, :2].norm(dim=-1)
+    distance = centers[:, :2].norm(dim=-1)  # [Z*Y*X]
     bands = []
     for low, high in pairwise((0.0, *edges, math.inf)):
-        here = in_view & (distance >= low) & (distance < high)
-        bands.append(Reach(low, high, int(here.sum()), int((here & reached).sum())))
+        in_band = in_view & (distance >= low) & (distance < high)
+        bands.append(Reach(low, high, int(in_band.sum()), int((in_band & reached).sum())))
     return [band for band in bands if band.in_view]
 
 
 def reach_line(bands: list[Reach]) -> str:
-    """What :func:`reach` found, for the log of a run."""
+    """Format the result of :func:`reach` as one line for the log of a run.
+
+    >>> reach_line([Reach(0, 20, in_view=200, reached=150), Reach(20, math.inf, in_view=50, reached=10)])
+    'lift: voxels in view that are reached: 75 % within 20 m, 20 % beyond 20 m (more with a finer `method.neck.stages`)'
+    """
     if not bands:
         return "warning: no voxel is in view of any camera: check the calibration, `method.grid` and `method.lift`"
-    shares = [f"{band.reached / band.in_view:.0%} {_distance(band)}".replace("%", " %") for band in bands]
-    return f"lift: reaches {', '.join(shares)} of the voxels in view (more with finer `method.neck.stages`)"
+    parts = [f"{band.reached / band.in_view:.0%} {_distance(band)}".replace("%", " %") for band in bands]
+    return f"lift: voxels in view that are reached: {', '.join(parts)} (more with a finer `method.neck.stages`)"
 
 
 def _distance(band: Reach) -> str:
@@ -217,22 +238,29 @@ def _distance(band: Reach) -> str:
 
 
 def splat(depth: Tensor, context: Tensor, voxels: Tensor, volumes: int, grid: VoxelGrid) -> Tensor:
-    """Sum depth share x context into the voxels they fall into (LSS section 3.2).
+    """Sum probability times context over the points in each voxel (arXiv 2008.05711, section 3.2).
 
     Args:
-        depth: [F*V, D, h, w], each pixel's shares over depth bins.
-        context: [F*V, C, h, w].
-        voxels: [F, V, D, h*w] int64 into Z*Y*X, -1 outside.
-        volumes: F, how many volumes (frames).
-        grid: Their shape.
+        depth: [N, D, h, w], the probabilities of the depth bins of each pixel.
+        context: [N, C, h, w].
+        voxels: [B*T, V, D, h*w] int64, indices into Z*Y*X; -1 for points outside the grid.
+        volumes: Number of volumes, B*T.
+        grid: Voxels of the volumes.
 
     Returns:
-        [F, C, Z, Y, X], laid out with channels last in memory: every later stage reads whole voxels.
+        [B*T, C, Z, Y, X], with channels last in memory, because all later stages read whole voxels.
+
+    One pixel with two depth bins, whose points lie in voxels 1 and 0:
+
+    >>> depth, context = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1), torch.tensor([8.0]).view(1, 1, 1, 1)
+    >>> voxels = torch.tensor([1, 0]).view(1, 1, 2, 1)
+    >>> splat(depth, context, voxels, 1, VoxelGrid(x=(0, 4), y=(0, 2), z=(0, 2), voxel=(2, 2, 2))).flatten()
+    tensor([6., 2.])
     """
     count = grid.shape[0] * grid.shape[1] * grid.shape[2]
-    first = torch.arange(volumes, device=voxels.device)[:, None, None, None] * count
-    # What falls outside goes to one more row at the end, which is cut off: no boolean indexing, so no host sync.
-    rows = torch.where(voxels >= 0, voxels + first, volumes * count).flatten()
-    shares = rearrange(depth, "n d h w -> n d (h w) 1") * rearrange(context, "n c h w -> n 1 (h w) c")
-    table = shares.new_zeros(volumes * count + 1, context.shape[1]).index_add(0, rows, shares.flatten(0, 2))
+    first_row = torch.arange(volumes, device=voxels.device)[:, None, None, None] * count  # [B*T, 1, 1, 1]
+    # Points outside the grid go to an extra row, which is cut off: boolean indexing would make the host wait.
+    rows = torch.where(voxels >= 0, voxels + first_row, volumes * count).flatten()  # [N*D*h*w]
+    weighted = rearrange(depth, "n d h w -> n d (h w) 1") * rearrange(context, "n c h w -> n 1 (h w) c")
+    table = weighted.new_zeros(volumes * count + 1, context.shape[1]).index_add(0, rows, weighted.flatten(0, 2))
     return table[:-1].view(volumes, *grid.shape, -1).permute(0, 4, 1, 2, 3)

@@ -1,4 +1,4 @@
-"""1. Which image patches stay visible (the spatial mask)."""
+"""1. The masks: which image patches stay visible (space), and which frames are dropped and rebuilt (time)."""
 
 import torch
 from torch import Tensor
@@ -7,49 +7,57 @@ from ..backbones.encoder import PATCH
 from .rng import Stream, uniform
 
 
-def count_visible(image_size: tuple[int, int], hidden_share: float) -> int:
-    """Visible patches per image: the same number in every image, at least one.
+def count_visible(image_size: tuple[int, int], mask_ratio: float) -> int:
+    """Number of visible patches per image: round((1 - mask_ratio) H/32 W/32), the same in every image, at least 1.
 
     Args:
         image_size: (H, W) in pixels, multiples of 32.
-        hidden_share: The published "mask ratio", 0 to 1.
+        mask_ratio: Fraction of patches to hide, 0 to 1.
+
+    >>> count_visible((480, 800), mask_ratio=0.3)  # the published setting: 15 x 25 patches
+    262
     """
-    return max(1, round((1 - hidden_share) * (image_size[0] // PATCH) * (image_size[1] // PATCH)))
+    return max(1, round((1 - mask_ratio) * (image_size[0] // PATCH) * (image_size[1] // PATCH)))
 
 
-def visible_patches(
-    seeds: Tensor, frames: int, cameras: int, image_size: tuple[int, int], hidden_share: float
-) -> Tensor:
-    """Hide the same share of patches in every image, at random.
+def visible_patches(seeds: Tensor, frames: int, cameras: int, image_size: tuple[int, int], mask_ratio: float) -> Tensor:
+    """Draw the spatial mask: hide the same number of random patches in every image.
 
     Args:
-        seeds: [B] int64, the clips' seeds.
+        seeds: [B] int64, the seeds of the clips.
         frames: T.
         cameras: V.
         image_size: (H, W) in pixels, multiples of 32.
-        hidden_share: The published "mask ratio", 0 to 1.
+        mask_ratio: Fraction of patches to hide, 0 to 1.
 
     Returns:
-        [B, T, V, H/32, W/32] bool, True where the patch is visible: :func:`count_visible` of every image.
+        [B, T, V, H/32, W/32] bool, True where the patch is visible: :func:`count_visible` patches of every image.
+
+    >>> visible = visible_patches(torch.tensor([7]), frames=1, cameras=2, image_size=(64, 128), mask_ratio=0.25)
+    >>> visible.shape, visible.sum((-2, -1))
+    (torch.Size([1, 1, 2, 2, 4]), tensor([[[6, 6]]]))
     """
     rows, columns = image_size[0] // PATCH, image_size[1] // PATCH
-    scores = uniform(seeds, Stream.MASK, (frames, cameras, rows * columns))
+    scores = uniform(seeds, Stream.MASK, (frames, cameras, rows * columns))  # [B, T, V, H/32*W/32]
     rank = scores.argsort(dim=-1, stable=True).argsort(dim=-1)
-    return (rank < count_visible(image_size, hidden_share)).unflatten(-1, (rows, columns))
+    return (rank < count_visible(image_size, mask_ratio)).unflatten(-1, (rows, columns))
 
 
 def draw_targets(seeds: Tensor, frames: int) -> Tensor:
-    """Which frames are rebuilt (the temporal mask): the current, last one and, where there are more, a random other.
+    """Draw the temporal mask: the current (last) frame and, if there are more frames, a random other one.
 
     Args:
-        seeds: [B] int64, the clips' seeds.
+        seeds: [B] int64, the seeds of the clips.
         frames: T.
 
     Returns:
-        [B, min(T, 2)] int64 frame numbers.
+        [B, K] int64 frame indices, K = min(T, 2).
+
+    >>> draw_targets(torch.tensor([7]), frames=2)
+    tensor([[1, 0]])
     """
     current = torch.full_like(seeds, frames - 1)
     if frames == 1:
         return current[:, None]
-    other = (uniform(seeds, Stream.TARGET, ()) * (frames - 1)).long()
+    other = (uniform(seeds, Stream.TARGET, ()) * (frames - 1)).long()  # [B]
     return torch.stack([current, other], dim=1)

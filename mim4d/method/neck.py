@@ -1,4 +1,4 @@
-"""3. The neck: mask tokens into the gaps, several stages joined at one stride."""
+"""3. The neck: fill the hidden sites with mask tokens and join several stages at one stride."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,11 @@ from ..bounds import check_bounds
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 16 channels a group: statistics of one clip alone, so results do not depend on the batch."""
+    """Make a GroupNorm with 16 channels per group: its statistics do not depend on the other items of a batch.
+
+    >>> group_norm(64).num_groups
+    4
+    """
     return nn.GroupNorm(max(1, channels // 16), channels)
 
 
@@ -32,14 +36,19 @@ class NeckConfig:
 
 
 class Neck(nn.Module):
-    """A feature pyramid (arXiv 1612.03144) of one output level over a masked encoder's maps."""
+    """A feature pyramid (arXiv 1612.03144) with one output level, over the maps of a masked encoder.
+
+    Args:
+        config: Stages and width.
+        encoder_channels: C_i of the encoder's four stages.
+    """
 
     def __init__(self, config: NeckConfig, encoder_channels: list[int]) -> None:
         super().__init__()
         self.stages = config.stages
         self.stride = 4 << config.stages[0]
         self.laterals = nn.ModuleList(nn.Conv2d(encoder_channels[s], config.channels, 1) for s in self.stages)
-        # SparK's "densifying" (section 3.2): one learned vector a stage stands where nothing was seen.
+        # SparK's "densifying" (arXiv 2301.03580, section 3.2): each stage has one learned vector for its hidden sites.
         self.mask_tokens = nn.ParameterList(nn.Parameter(torch.zeros(config.channels)) for _ in self.stages)
         for token in self.mask_tokens:
             nn.init.trunc_normal_(token, std=0.02)
@@ -48,20 +57,20 @@ class Neck(nn.Module):
         )
 
     def forward(self, maps: list[Tensor], visible: Tensor) -> Tensor:
-        """Join the stages.
+        """Join the stages, from the coarsest to the finest.
 
         Args:
             maps: The encoder's four maps [N, C_i, H/s_i, W/s_i].
-            visible: [N, H/32, W/32] bool.
+            visible: [N, H/32, W/32] bool, True where a patch is visible.
 
         Returns:
-            [N, C, H/stride, W/stride].
+            [N, C, H/stride, W/stride], at the stride of the finest stage.
         """
-        top: Tensor | None = None
+        joined: Tensor | None = None
         for stage, lateral, token in reversed(list(zip(self.stages, self.laterals, self.mask_tokens, strict=True))):
-            x = lateral(maps[stage])
-            seen = F.interpolate(visible[:, None].float(), size=x.shape[-2:], mode="nearest").bool()
-            x = torch.where(seen, x, token.to(x.dtype)[:, None, None])
-            top = x if top is None else x + F.interpolate(top, size=x.shape[-2:], mode="nearest")
-        assert top is not None
-        return self.output(top)
+            x = lateral(maps[stage])  # [N, C, H/s_i, W/s_i]
+            is_visible = F.interpolate(visible[:, None].float(), size=x.shape[-2:], mode="nearest").bool()
+            x = torch.where(is_visible, x, token.to(x.dtype)[:, None, None])
+            joined = x if joined is None else x + F.interpolate(joined, size=x.shape[-2:], mode="nearest")
+        assert joined is not None
+        return self.output(joined)

@@ -1,8 +1,8 @@
-"""Random numbers that follow from a clip's seed alone.
+"""Random numbers that depend on the seed of a clip alone.
 
-A counter-based generator: number i of stream s of seed k is a hash of (k, s, i). So a clip's mask, target frame and
-rays are the same whatever batch it is in, however many processes share the work, on every device, and after a resume,
-with no generator state to carry. The hash is SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014, section 4.2).
+The generator is counter-based: number i of stream s for seed k is a hash of (k, s, i). So the mask, target frame and
+rays of a clip do not depend on its batch, on the number of processes, on the device or on where a run was resumed, and
+there is no generator state to save. The hash is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, section 4.2).
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What the numbers are for: streams of one seed are independent."""
+    """Purpose of the numbers: the streams of one seed are independent."""
 
     MASK = 1
     TARGET = 2
@@ -21,41 +21,66 @@ class Stream(IntEnum):
     JITTER = 4
 
 
-def _wrapped(value: int) -> int:
-    """An unsigned 64-bit constant as the int64 of the same bits."""
+def _as_int64(value: int) -> int:
+    """Convert an unsigned 64-bit constant of 2**63 or more to the int64 that has the same bits."""
     return value - (1 << 64)
 
 
-_GAMMA = _wrapped(0x9E3779B97F4A7C15)
-_MIX_1 = _wrapped(0xBF58476D1CE4E5B9)
-_MIX_2 = _wrapped(0x94D049BB133111EB)
+_GAMMA = _as_int64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = _as_int64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = _as_int64(0x94D049BB133111EB)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: int64's own keeps the sign."""
+    """Shift logically: torch's shift of int64 fills in the sign bit, which the mask removes."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def hash64(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser: int64 of any shape to int64 that look random."""
+    """Hash int64 numbers: the output that SplitMix64 gives next in state x.
+
+    With wrapping arithmetic of 64 bits and logical shifts::
+
+        z = x + 0x9E3779B97F4A7C15
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+        hash64(x) = z ^ (z >> 31)
+
+    Args:
+        x: int64 of any shape.
+
+    Returns:
+        int64 of the same shape, every bit of which depends on every bit of x.
+
+    >>> hash64(torch.tensor([1234567]))  # the first output of published SplitMix64 generators for this seed
+    tensor([6457827717110365317])
+    """
     x = x + _GAMMA
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    x = (x ^ _shift_right(x, 30)) * _MULTIPLIER_1
+    x = (x ^ _shift_right(x, 27)) * _MULTIPLIER_2
     return x ^ _shift_right(x, 31)
 
 
 def uniform(seeds: Tensor, stream: Stream, shape: tuple[int, ...]) -> Tensor:
-    """Uniform numbers in [0, 1) with 24 random bits.
+    """Draw uniform numbers in [0, 1) with 24 random bits, as many as the fraction of a float32 holds.
+
+    Number i of a clip is hash64(hash64(hash64(seed) + stream) ^ hash64(i)) / 2**64, truncated to 24 bits.
 
     Args:
-        seeds: [B] int64, one a clip.
-        stream: What the numbers are for.
-        shape: The shape wanted for each clip.
+        seeds: [B] int64, one per clip.
+        stream: Purpose of the numbers.
+        shape: Shape of the numbers of each clip.
 
     Returns:
-        ``[B, *shape]`` float32 on the device of ``seeds``.
+        ``[B, *shape]`` float32, on the device of ``seeds``.
+
+    The numbers of a clip do not depend on its batch:
+
+    >>> in_batch = uniform(torch.tensor([5, 9]), Stream.MASK, (3,))[1]
+    >>> torch.equal(in_batch, uniform(torch.tensor([9]), Stream.MASK, (3,))[0])
+    True
     """
-    keys = hash64(hash64(seeds) + int(stream))
+    keys = hash64(hash64(seeds) + int(stream))  # [B]
     counter = torch.arange(math.prod(shape), device=seeds.device)
-    bits = _shift_right(hash64(keys[:, None] ^ hash64(counter)), 40)
+    bits = _shift_right(hash64(keys[:, None] ^ hash64(counter)), 40)  # [B, prod(shape)], 24 bits each
     return (bits.float() * 2.0**-24).view(len(seeds), *shape)

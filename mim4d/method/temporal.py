@@ -1,8 +1,8 @@
-"""6. The temporal decoder: other frames' warped volumes -> the volume of the frame that was dropped.
+"""6. The temporal decoder: rebuild the volume of the dropped frame from the warped volumes of the other frames.
 
-The ego-motion warp has dealt with the static world; what the deformable attention's offsets have left to find is the
-motion of everything that moves. Time is continuous: keys, offsets and attention see the signed gap in seconds, never a
-frame's number, so any gaps and any number of frames work.
+The ego-motion warp has aligned the static world, so the offsets of the deformable attention only have to find the
+motion of what moves. Time is continuous: keys, offsets and attention depend on the signed time gap in seconds, never on
+the index of a frame, so that any gaps and any number of frames work.
 """
 
 import math
@@ -48,28 +48,47 @@ class TemporalConfig:
 
 
 class Decoded(NamedTuple):
-    """The rebuilt volume, and where the short branch's last layer looked, from which flow follows."""
+    """The rebuilt volume, and the sampling points of the short branch's last layer, from which flow follows."""
 
     volume: Tensor
-    """[B, C, Z, Y, X], the target frame's rebuilt volume."""
+    """[G, C, Z, Y, X], the rebuilt volume of the target frame."""
     offsets: Tensor
-    """[B, S', Y, X, heads, points, 2] in cells (x, y), for the S' frames of the short branch."""
+    """[G, S', Y, X, heads, points, 2] in cells (x, y), for the S' frames of the short branch."""
     attention: Tensor
-    """[B, S', Y, X, heads, points], sums to 1 over frames and points."""
+    """[G, S', Y, X, heads, points]; the sum over frames and points is 1."""
     gaps: Tensor
-    """[B, S'] seconds, source minus target."""
+    """[G, S'] seconds, source minus target."""
 
 
 def time_embedding(gaps: Tensor, channels: int) -> Tensor:
-    """Sinusoids of signed gaps in seconds: [..., channels], periods from 0.1 s to 100 s, evenly in their logarithm."""
+    """Embed signed time gaps as sinusoids, as in the position encoding of arXiv 1706.03762, section 3.5.
+
+    With n = channels / 2 periods, evenly spaced in their logarithm from 0.1 s to 100 s::
+
+        period_i = 0.1 s * 1000 ** (i / (n - 1)),    i = 0 .. n - 1
+        embedding = [sin(2π gap / period_0), ..., cos(2π gap / period_0), ...]
+
+    Args:
+        gaps: [...], seconds.
+        channels: E, even.
+
+    Returns:
+        [..., E].
+
+    A gap of 1/120 s is a twelfth of the period 0.1 s, which is 30 degrees:
+
+    >>> time_embedding(torch.tensor([0.0, 1 / 120]), channels=2)
+    tensor([[0.0000, 1.0000],
+            [0.5000, 0.8660]])
+    """
     half = channels // 2
     periods = 0.1 * 1000 ** (torch.arange(half, device=gaps.device) / max(half - 1, 1))
-    angles = gaps[..., None] * (2 * math.pi / periods)
+    angles = gaps[..., None] * (2 * math.pi / periods)  # [..., E/2]
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class Layer(nn.Module):
-    """Deformable attention, then a feed-forward network; both residual, normed before."""
+    """Deformable attention and a feed-forward network, both residual and with a norm before them."""
 
     def __init__(self, channels: int, heads: int, points: int) -> None:
         super().__init__()
@@ -85,30 +104,30 @@ class Layer(nn.Module):
         """Attend to the frames, then apply the feed-forward network.
 
         Args:
-            queries: [B, Y, X, E].
-            position: [Y, X, E], the embedding of each query's place.
-            keys: [B, S, Y, X, E], the frames' features with their times: they say where to look.
-            values: [B, S, Y, X, E], what is found there.
+            queries: [G, Y, X, E].
+            position: [Y, X, E], the position embedding of each cell.
+            keys: [G, S, Y, X, E], the features and time gaps of the frames, from which offsets and attention follow.
+            values: [G, S, Y, X, E], the features that are sampled.
 
         Returns:
-            The queries [B, Y, X, E]; offsets [B, S, Y, X, heads, points, 2] in cells (x, y); attention
-            [B, S, Y, X, heads, points].
+            The queries [G, Y, X, E]; offsets [G, S, Y, X, heads, points, 2] in cells (x, y); attention
+            [G, S, Y, X, heads, points].
         """
         height, width = position.shape[:2]
-        # What a query asks of a frame depends on what stands there in that frame, and when.
-        asked = (self.norm1(queries) + position)[:, None] + keys  # [B, S, Y, X, E]
+        # Where a query samples a frame depends on the frame's features at that cell and on its time gap.
+        frame_queries = (self.norm1(queries) + position)[:, None] + keys  # [G, S, Y, X, E]
         y, x = torch.meshgrid(
             torch.arange(height, device=queries.device), torch.arange(width, device=queries.device), indexing="ij"
         )
         cells = torch.stack([x, y], dim=-1).flatten(0, 1)[None]  # [1, Y*X, 2]
-        mixed, offsets, attention = self.attention(asked.flatten(2, 3), cells, values)
-        queries = queries + mixed.unflatten(1, (height, width))
+        attended, offsets, attention = self.attention(frame_queries.flatten(2, 3), cells, values)  # [G, Y*X, E]
+        queries = queries + attended.unflatten(1, (height, width))
         offsets, attention = (part.unflatten(2, (height, width)) for part in (offsets, attention))
         return queries + self.mlp(self.norm2(queries)), offsets, attention
 
 
 class Branch(nn.Module):
-    """Learned BEV queries that gather one set of frames."""
+    """Learned bird's-eye-view (BEV) queries that attend to one set of frames."""
 
     def __init__(self, bev_channels: int, channels: int, heads: int, config: TemporalConfig, grid: VoxelGrid) -> None:
         super().__init__()
@@ -124,7 +143,8 @@ class Branch(nn.Module):
         self.key_norm = nn.LayerNorm(channels)
         self.values = nn.Linear(bev_channels, channels)
         self.layers = nn.ModuleList(Layer(channels, heads, config.points) for _ in range(config.layers))
-        # A new branch gives a projection of what its attention finds: the layers' shares add up to it.
+        # A new branch returns an orthogonal projection of what its attention samples: the outputs of the layers, each
+        # the identity divided by their number, add up to it.
         nn.init.orthogonal_(self.values.weight)
         nn.init.zeros_(self.values.bias)
         for layer in self.layers:
@@ -133,27 +153,34 @@ class Branch(nn.Module):
             nn.init.zeros_(output.bias)
 
     def forward(self, bev: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gather S frames.
+        """Attend to S frames.
 
         Args:
-            bev: [B, S, Y, X, Z*C], warped to the target.
-            gaps: [B, S] seconds, source minus target.
+            bev: [G, S, Y, X, Z*C], warped to the target.
+            gaps: [G, S] seconds, source minus target.
 
         Returns:
-            [B, Y, X, E], and the last layer's offsets and attention, as in :class:`DeformableAttention`.
+            [G, Y, X, E], and the offsets and attention of the last layer, as :class:`Layer` returns them.
         """
-        times = self.time(time_embedding(gaps, self.channels))
-        keys = self.key_norm(self.keys(bev) + times[:, :, None, None])
-        values = self.values(bev)
-        queries = self.queries.expand(bev.shape[0], -1, -1, -1)
-        position = self.rows + self.columns
+        times = self.time(time_embedding(gaps, self.channels))  # [G, S, E]
+        keys = self.key_norm(self.keys(bev) + times[:, :, None, None])  # [G, S, Y, X, E]
+        values = self.values(bev)  # [G, S, Y, X, E]
+        queries = self.queries.expand(bev.shape[0], -1, -1, -1)  # [G, Y, X, E]
+        position = self.rows + self.columns  # [Y, X, E]
         for layer in self.layers:
             queries, offsets, attention = layer(queries, position, keys, values)
         return queries, offsets, attention
 
 
 class TemporalDecoder(nn.Module):
-    """Short and long branch, joined into the dropped frame's volume."""
+    """A short and a long branch, whose outputs are joined to the volume of the dropped frame.
+
+    Args:
+        config: Sizes of the branches.
+        channels: C of the volumes.
+        grid: Voxels of the volumes.
+        frames: T; the long branch exists if T - 1 > ``config.short_frames``.
+    """
 
     def __init__(self, config: TemporalConfig, channels: int, grid: VoxelGrid, frames: int) -> None:
         super().__init__()
@@ -164,49 +191,56 @@ class TemporalDecoder(nn.Module):
         self.long = Branch(bev, config.long_channels, config.long_heads, config, grid) if has_long else None
         joined = config.short_channels + (config.long_channels if has_long else 0)
         self.join = nn.Conv2d(joined, bev, 3, padding=1)
-        # Back from the branches' projections: training starts near the mean of the warped frames and learns where to
-        # look, rather than learning first to hand a volume on.
+        # Initially the join applies the transposes of the branches' orthogonal projections, so that the decoder returns
+        # nearly the mean of the warped frames: training need not first learn to pass a volume through.
         branches = [branch for branch in (self.short, self.long) if branch is not None]
-        back = torch.cat([branch.values.weight.data.T for branch in branches], dim=1) / len(branches)
+        transposed = torch.cat([branch.values.weight.data.T for branch in branches], dim=1) / len(branches)
         for parameter in self.join.parameters():
             nn.init.zeros_(parameter)
-        self.join.weight.data[:, :, 1, 1] = back
+        self.join.weight.data[:, :, 1, 1] = transposed
 
     def forward(self, warped: Tensor, gaps: Tensor) -> Decoded:
-        """Rebuild the target's volume.
+        """Rebuild the volumes of the target frames.
 
         Args:
-            warped: [B, S, C, Z, Y, X], the other frames in the target's ego frame, S >= 1.
-            gaps: [B, S] seconds, signed: source minus target.
+            warped: [G, S, C, Z, Y, X], the other frames in the ego frame of the target, S >= 1.
+            gaps: [G, S] seconds, signed: source minus target.
 
         Returns:
-            The volume, and where the short branch looked: :meth:`flow` makes velocities of it.
+            The volumes, and the sampling points of the short branch, from which :meth:`flow` computes velocities.
         """
-        bev = rearrange(warped, "b s c z y x -> b s y x (z c)")
-        # Of two frames as near, the past one: a millisecond decides, so neither their order nor rounding does.
-        order = (gaps.abs() + 1e-3 * (gaps > 0)).argsort(dim=1)
-        rows = torch.arange(len(gaps), device=gaps.device)[:, None]
-        # Without a long branch the short one takes all frames: none is dropped unsaid.
+        bev = rearrange(warped, "g s c z y x -> g s y x (z c)")
+        # Of two frames at the same distance the past one comes first: 1 ms is added to gaps to the future, so that
+        # neither the order of the frames nor rounding decides.
+        order = (gaps.abs() + 1e-3 * (gaps > 0)).argsort(dim=1)  # [G, S]
+        target = torch.arange(len(gaps), device=gaps.device)[:, None]  # [G, 1]
+        # Without a long branch the short one takes all frames, so that no frame is ignored.
         short = self.config.short_frames if self.long is not None else gaps.shape[1]
-        near, far = order[:, :short], order[:, short:]
-        found, offsets, attention = self.short(bev[rows, near], gaps[rows, near])  # [B, Y, X, E]
+        near, far = order[:, :short], order[:, short:]  # [G, S'], [G, S - S']
+        features, offsets, attention = self.short(bev[target, near], gaps[target, near])  # [G, Y, X, E]
         if self.long is not None:
             if far.shape[1]:
-                more = self.long(bev[rows, far], gaps[rows, far])[0]
-            else:  # trained with more frames than it is given now
-                more = found.new_zeros(*found.shape[:3], self.config.long_channels)
-            found = torch.cat([found, more], dim=-1)
-        joined = self.join(rearrange(found, "b y x e -> b e y x"))  # [B, Z*C, Y, X]
-        volume = rearrange(joined, "b (z c) y x -> b c z y x", z=self.grid.shape[0])
-        return Decoded(volume, offsets, attention, gaps[rows, near])
+                long_features = self.long(bev[target, far], gaps[target, far])[0]
+            else:  # the model was built for more frames than it is given now
+                long_features = features.new_zeros(*features.shape[:3], self.config.long_channels)
+            features = torch.cat([features, long_features], dim=-1)
+        joined = self.join(rearrange(features, "g y x e -> g e y x"))  # [G, Z*C, Y, X]
+        volume = rearrange(joined, "g (z c) y x -> g c z y x", z=self.grid.shape[0])
+        return Decoded(volume, offsets, attention, gaps[target, near])
 
     def flow(self, decoded: Decoded) -> Tensor:
-        """Return the velocity (x, y) in m/s, in the target's ego frame, of what stands in each BEV cell: [B, 2, Y, X].
+        """Compute the velocity of what stands in each BEV cell. No loss uses it.
 
-        What is at +offset in a source frame has moved by the offset during the gap, so velocity = offset / gap. The
-        flow is the mean over heads, weighted by attention. No loss uses it.
+        An object at ``offset`` in a source frame has moved by that offset during the gap. The flow is the mean over
+        heads of the attention-weighted velocities::
+
+            flow = 1 / heads * sum over s, h, k of attention_shk offset_shk voxel / gap_s
+
+        Returns:
+            [G, 2, Y, X], (x, y) in m/s in the ego frame of the target.
         """
         metres = decoded.offsets * constant(self.grid.voxel[:2], decoded.offsets)
-        velocity = metres / decoded.gaps[:, :, None, None, None, None, None]  # [B, S', Y, X, heads, points, 2]
-        flow = (decoded.attention[..., None] * velocity).sum((1, 4, 5)) / decoded.attention.shape[4]
-        return rearrange(flow, "b y x two -> b two y x")
+        velocity = metres / decoded.gaps[:, :, None, None, None, None, None]  # [G, S', Y, X, heads, points, 2]
+        heads = decoded.attention.shape[4]
+        flow = (decoded.attention[..., None] * velocity).sum((1, 4, 5)) / heads  # [G, Y, X, 2]
+        return rearrange(flow, "g y x two -> g two y x")

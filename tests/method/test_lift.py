@@ -274,5 +274,5 @@ def test_a_finer_stride_reaches_more():
 
 def test_reach_in_a_line():
     bands = [Reach(0.0, 20.0, 200, 199), Reach(20.0, 35.0, 3, 1), Reach(35.0, math.inf, 4, 0)]
-    line = "lift: reaches 100 % within 20 m, 33 % from 20 to 35 m, 0 % beyond 35 m of the voxels in view"
+    line = "lift: voxels in view that are reached: 100 % within 20 m, 33 % from 20 to 35 m, 0 % beyond 35 m"
     assert reach_line(bands).startswith(line)
