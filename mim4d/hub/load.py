@@ -111,7 +111,10 @@ def pretrained_weights(
     Raises:
         WeightsError: If there are none, or they cannot be had or are damaged.
     """
-    config = resolve_pretrained_cfg(model, pretrained_cfg, pretrained_cfg_overlay)
+    try:
+        config = resolve_pretrained_cfg(model, pretrained_cfg, pretrained_cfg_overlay)
+    except RuntimeError as error:  # timm does not know the tag
+        raise nothing_published(model, str(pretrained_cfg)) from error
     if not config.has_weights and not config.state_dict:
         raise nothing_published(model, config.tag)
     return from_config(config, cache_dir=cache_dir)

@@ -66,10 +66,10 @@ def _packaged(folder: Path) -> dict[str, Any]:
 
 
 def nothing_published(model: str, tag: str | None) -> WeightsError:
-    """What ``pretrained=True`` has to say where there are no weights."""
-    which = f"{model}.{tag} has no weights" if tag else f"{model} has no weights under its default tag"
-    tags = ", ".join(timm.list_models("mim4d_*", pretrained=True, include_tags=True))
+    """The error of ``pretrained=True`` for a model or tag without weights."""
+    which = f"{model}.{tag}" if tag else f"{model} without a tag"
+    names = ", ".join(timm.list_models("mim4d_*", pretrained=True, include_tags=True))
     return WeightsError(
-        f"{which}; there are some for {tags}. Make your own with `mim4d-pretrain --model {model} --data nuscenes "
-        "--dataroot DIR --out RUN` and publish them with `mim4d-hub push RUN --repo ORG/NAME`"
+        f"there are no weights for {which}, only for {names}: pretrain your own with "
+        f"`mim4d-pretrain --model {model} --data nuscenes --dataroot DIR --out RUN`"
     )

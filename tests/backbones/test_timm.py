@@ -208,10 +208,10 @@ def test_tags_are_timms():
         model = timm.create_model("mim4d_convnext_small.uvtr_nuscenes")
         assert model.pretrained_cfg["tag"] == "uvtr_nuscenes"
         assert model.pretrained_cfg["input_size"] == (3, 480, 800)
-        assert timm.create_model("mim4d_resnet18").pretrained_cfg["tag"] == "single_frame"
+        assert timm.create_model("mim4d_convnext_atto").pretrained_cfg["tag"] == "demo"
         with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
             timm.create_model("mim4d_resnet18.nobody")
-        with pytest.raises(WeightsError, match="mim4d_resnet34 has no weights under its default tag"):
+        with pytest.raises(WeightsError, match="there are no weights for mim4d_resnet34 without a tag"):
             timm.create_model("mim4d_resnet34", pretrained=True)
 
 

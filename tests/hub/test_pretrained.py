@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 import mim4d
 from mim4d import MIM4DEncoder
 from mim4d.errors import UserError, WeightsError
-from mim4d.hub.folder import save_encoder
+from mim4d.hub.card import make_card
+from mim4d.hub.folder import check_folder, save_encoder
 from mim4d.hub.load import load_weights
+from mim4d.hub.published import PACKAGED
 from mim4d.hub.sources import from_file
 from tests.hub import calls, checkpoints
 from tests.reference.openmmlab_convnext import openmmlab_convnext
@@ -28,16 +30,17 @@ WITHOUT = [name for name in timm.list_models("mim4d_*") if not timm.is_model_pre
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", WITHOUT)
+@pytest.mark.parametrize("name", [*WITHOUT, "mim4d_resnet18.single_frame"])
 def test_without_weights_it_says_what_there_is_and_how_to_make_some(name):
-    with pytest.raises(RuntimeError, match=f"^{name} has no weights under its default tag") as refusal:
+    model, _, tag = name.partition(".")
+    which = name if tag else f"{name} without a tag"
+    with pytest.raises(RuntimeError, match=f"^there are no weights for {which}, only for mim4d_") as refusal:
         timm.create_model(name, pretrained=True)
     assert isinstance(refusal.value, UserError)
-    told = str(refusal.value)
-    assert all(tagged in told for tagged in timm.list_models("mim4d_*", pretrained=True))
-    assert f"`mim4d-pretrain --model {name} " in told
-    assert "`mim4d-hub push RUN --repo ORG/NAME`" in told
-    assert "\n" not in told
+    message = str(refusal.value)
+    assert all(tagged in message for tagged in timm.list_models("mim4d_*", pretrained=True, include_tags=True))
+    assert f"`mim4d-pretrain --model {model} " in message
+    assert "\n" not in message
 
 
 def test_the_release_has_a_tag_and_is_nobodys_default():
@@ -224,13 +227,12 @@ def test_packaged_weights_that_were_damaged_are_refused(package):
     assert "is not the file that its config.json was written with" in told.stderr
 
 
-def test_what_lies_in_the_package_is_loaded_by_its_name():
-    """The weights that are really there, if they are."""
-    for name in (name for name in timm.list_models("mim4d_*", pretrained=True) if timm.get_pretrained_cfg(name).file):
-        model = timm.create_model(name, pretrained=True)
-        assert all(parameter.isfinite().all() for parameter in model.parameters())
-        card = Path(timm.get_pretrained_cfg(name).file).with_name("README.md").read_text()
-        assert "- Data: " in card
+def test_the_package_holds_one_model_and_its_generated_card():
+    (folder,) = PACKAGED.iterdir()
+    model = timm.create_model(folder.name, pretrained=True)
+    assert torch.equal(model.stem[0].weight, timm.create_model("mim4d_convnext_atto", pretrained=True).stem[0].weight)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert (folder / "README.md").read_text() == make_card(check_folder(folder))
 
 
 def test_weights_that_do_not_fit_leave_a_model_as_it_was(tmp_path):
