@@ -17,6 +17,7 @@ MODULES = {
 NUMERIC = (
     "geometry",
     *("method.mask", "method.rng", "method.lift", "method.warp", "method.deformable", "method.temporal"),
+    *("method.sampling", "method.field", "method.render", "method.losses", "method.model"),
 )
 """Packages and modules whose public functions compute what can be checked by hand."""
 

@@ -1,4 +1,4 @@
-"""7c. The field: a volume's features -> signed distance, its gradient, and colour at points."""
+"""7c. The field: signed distance, its gradient and colour at points, from the features of a volume."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..bounds import check_bounds
 from ..geometry import VoxelGrid, constant
 
-FLAT = 1e-2
-"""Length of the signed distance's gradient below which it is taken to have no direction."""
+GRADIENT_EPS = 1e-2
+"""Length of the signed distance's gradient below which its direction fades to zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,47 +29,62 @@ class FieldConfig:
         check_bounds(self, {"hidden": (1, 4096), "sdf_blocks": (1, 64), "rgb_blocks": (1, 64)}, "render.field.")
 
 
-def corners(index: Tensor, shape: tuple[int, int, int], *, slopes: bool = True) -> tuple[Tensor, Tensor]:
-    """The eight voxels around points, their trilinear weights, and the weights' derivatives.
+def corners(index: Tensor, shape: tuple[int, int, int], *, derivatives: bool = True) -> tuple[Tensor, Tensor]:
+    """Find the eight voxels around points, with their trilinear weights and the derivatives of these weights.
 
-    Points beyond the outermost voxel centres take the border's value, with zero derivative across it.
+    With f the fraction of a point's index above the lower voxel, the weight of a voxel is the product over the three
+    axes of f for the upper and 1 - f for the lower voxel. Points outside the outermost voxel centres get the value at
+    the border, with zero derivative across it.
 
     Args:
-        index: [N, 3] continuous index (x, y, z), centres at whole numbers.
+        index: [P, 3], continuous voxel index (x, y, z); voxel centres have whole numbers.
         shape: (Z, Y, X).
-        slopes: Whether the derivatives are wanted.
+        derivatives: Whether to compute the derivatives.
 
     Returns:
-        rows [N, 8] int64 into Z*Y*X, and weights [N, 4, 8]: the value's, then its derivatives by x, y and z index; the
-        value's alone, [N, 1, 8], without ``slopes``.
-    """
-    top = constant(shape[::-1], index) - 1
-    inside = ((index > 0) & (index < top)).to(index.dtype)  # [N, 3]
-    index = index.clamp(min=0).minimum(top)
-    low = index.floor().minimum((top - 1).clamp(min=0))
-    upper = index - low
-    w = torch.stack([1 - upper, upper], dim=-1)  # [N, 3, 2]
+        Rows [P, 8] int64 into Z*Y*X, and weights [P, 4, 8]: those of the value, then their derivatives by the x, y and
+        z index; without ``derivatives`` [P, 1, 8], those of the value alone.
 
-    def outer(x: Tensor, y: Tensor, z: Tensor) -> Tensor:  # three [N, 2] -> [N, 8], x fastest
+    A quarter of the way from the first voxel to the second:
+
+    >>> rows, weights = corners(torch.tensor([[0.25, 0.0, 0.0]]), (1, 1, 2))
+    >>> rows[:, :2], weights[:, :2, :2]  # the values' weights and their derivatives by x
+    (tensor([[0, 1]]), tensor([[[ 0.7500,  0.2500],
+             [-1.0000,  1.0000]]]))
+    """
+    last = constant(shape[::-1], index) - 1  # index (x, y, z) of the last voxel
+    inside = ((index > 0) & (index < last)).to(index.dtype)  # [P, 3]
+    index = index.clamp(min=0).minimum(last)
+    lower = index.floor().minimum((last - 1).clamp(min=0))
+    fraction = index - lower
+    axis_weights = torch.stack([1 - fraction, fraction], dim=-1)  # [P, 3, 2]
+
+    def product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:  # three [P, 2] -> [P, 8], x fastest
         return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)
 
-    wx, wy, wz = w.unbind(1)
-    weights = [outer(wx, wy, wz)]
-    if slopes:
-        sx, sy, sz = torch.stack([-inside, inside], dim=-1).unbind(1)
-        weights += [outer(sx, wy, wz), outer(wx, sy, wz), outer(wx, wy, sz)]
-    both = torch.arange(2, device=index.device)
-    # A point that is NaN, in a run that diverged, must end as a NaN loss and not as an index out of range.
-    cell = low.nan_to_num().long()[:, :, None] + both  # [N, 3, 2]
-    x, y, z = cell.minimum(top.long()[:, None]).unbind(1)
-    rows = (z[:, :, None, None] * shape[1] + y[:, None, :, None]) * shape[2] + x[:, None, None, :]
+    x, y, z = axis_weights.unbind(1)  # [P, 2]
+    weights = [product(x, y, z)]
+    if derivatives:
+        dx, dy, dz = torch.stack([-inside, inside], dim=-1).unbind(1)  # [P, 2]
+        weights += [product(dx, y, z), product(x, dy, z), product(x, y, dz)]
+    # If a run diverged, a NaN must lead to a NaN loss and not to an index out of range.
+    voxel = lower.nan_to_num().long()[:, :, None] + torch.arange(2, device=index.device)  # [P, 3, 2]
+    i, j, k = voxel.minimum(last.long()[:, None]).unbind(1)  # [P, 2]
+    rows = (k[:, :, None, None] * shape[1] + j[:, None, :, None]) * shape[2] + i[:, None, None, :]  # [P, 2, 2, 2]
     return rows.flatten(1), torch.stack(weights, dim=1)
 
 
 class FeatureMLP(nn.Module):
-    """An MLP from points whose every layer adds a linear map of a feature (Convolutional Occupancy Networks' decoder).
+    """An MLP of a point p whose every layer adds a linear map of a feature f.
 
-    The maps of all layers are one matrix, so one product serves them all.
+    It is the decoder of Convolutional Occupancy Networks (arXiv 2003.04618). With an activation φ::
+
+        x_0 = A p + F_0 f
+        x_i = φ(W_i x_i-1) + F_i f,    i = 1 .. blocks
+        out = V x_blocks
+
+    All but the F_i have biases, which are left out here. The maps F_i are one matrix, so that a single matrix product
+    computes them all.
     """
 
     def __init__(self, features: int, hidden: int, blocks: int, out: int) -> None:
@@ -81,63 +96,83 @@ class FeatureMLP(nn.Module):
 
 
 class SDFDecoder(FeatureMLP):
-    """Point and feature -> signed distance and geometry feature, with the distance's derivatives in closed form."""
+    """The decoder of point and feature to signed distance and geometry feature; φ is a softplus.
+
+    The derivatives of the signed distance are computed by reverse mode, written out by hand. With a_i = W_i x_i-1, the
+    sigmoid σ as the derivative of the softplus, and V_0 the row of V that gives the distance::
+
+        g_blocks = V_0ᵀ,    g_i-1 = W_iᵀ (g_i * σ(BETA a_i))
+        d sdf / d p = Aᵀ g_0,    d sdf / d f = sum over i of F_iᵀ g_i
+    """
 
     BETA = 100.0
 
     def forward(self, points: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Decode, and differentiate.
-
-        The derivatives are written out (reverse mode by hand), so that a loss on the normal needs first-order
-        autograd alone.
+        """Compute the signed distance and its derivatives, such that a loss on the normal needs only one backward pass.
 
         Args:
-            points: [N, 3] scaled positions.
-            features: [N, C].
+            points: [P, 3], scaled positions.
+            features: [P, C].
 
         Returns:
-            sdf [N], geometry [N, hidden], and sdf's partial derivatives by the point [N, 3] and the feature [N, C].
+            Signed distance [P], geometry feature [P, hidden], and the derivatives of the distance by the point [P, 3]
+            and by the feature [P, C].
         """
-        x, pre = self._run(points, features)
-        out = self.last(x)
+        x, preactivations = self._hidden(points, features)
+        out = self.last(x)  # [P, 1 + hidden]
 
-        by_x = self.last.weight[0].expand_as(x)
-        by_added = [by_x]
-        for layer, a in zip(reversed(self.layers), reversed(pre), strict=True):
-            by_x = (by_x * torch.sigmoid(self.BETA * a)) @ cast(nn.Linear, layer).weight
-            by_added.append(by_x)
-        by_feature = torch.cat(by_added[::-1], dim=-1) @ self.feature.weight
-        return out[:, 0], out[:, 1:], by_x @ self.point.weight, by_feature
+        gradient = self.last.weight[0].expand_as(x)  # [P, hidden], g_i of the class docstring
+        gradients = [gradient]
+        for layer, a in zip(reversed(self.layers), reversed(preactivations), strict=True):
+            gradient = (gradient * torch.sigmoid(self.BETA * a)) @ cast(nn.Linear, layer).weight
+            gradients.append(gradient)
+        by_feature = torch.cat(gradients[::-1], dim=-1) @ self.feature.weight  # [P, C]
+        return out[:, 0], out[:, 1:], gradient @ self.point.weight, by_feature
 
     def distance(self, points: Tensor, features: Tensor) -> Tensor:
-        """The signed distance [N] alone."""
-        x, _ = self._run(points, features)
+        """Compute the signed distance [P] alone; arguments as in :meth:`forward`."""
+        x, _ = self._hidden(points, features)
         return F.linear(x, self.last.weight[:1], self.last.bias[:1])[:, 0]
 
-    def _run(self, points: Tensor, features: Tensor) -> tuple[Tensor, list[Tensor]]:
-        added = self.feature(features).chunk(len(self.layers) + 1, dim=-1)
-        x, pre = self.point(points) + added[0], []
-        for layer, more in zip(self.layers, added[1:], strict=True):
+    def _hidden(self, points: Tensor, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return x of the last layer [P, hidden], and the input a of each activation [P, hidden]."""
+        added = self.feature(features).chunk(len(self.layers) + 1, dim=-1)  # each [P, hidden]
+        x, preactivations = self.point(points) + added[0], []
+        for layer, feature in zip(self.layers, added[1:], strict=True):
             a = layer(x)
-            pre.append(a)
-            x = F.softplus(a, beta=self.BETA) + more
-        return x, pre
+            preactivations.append(a)
+            x = F.softplus(a, beta=self.BETA) + feature
+        return x, preactivations
 
 
 class RGBDecoder(FeatureMLP):
-    """Point and appearance feature -> colour."""
+    """The decoder of point and appearance feature to colour; φ is a ReLU."""
 
     def forward(self, points: Tensor, features: Tensor) -> Tensor:
-        """[N, 3] scaled positions and [N, F] -> [N, 3] in 0..1."""
-        added = self.feature(features).chunk(len(self.layers) + 1, dim=-1)
+        """Compute colours.
+
+        Args:
+            points: [P, 3], scaled positions.
+            features: [P, features].
+
+        Returns:
+            [P, 3], 0 to 1.
+        """
+        added = self.feature(features).chunk(len(self.layers) + 1, dim=-1)  # each [P, hidden]
         x = self.point(points) + added[0]
-        for layer, more in zip(self.layers, added[1:], strict=True):
-            x = F.relu(layer(x)) + more
+        for layer, feature in zip(self.layers, added[1:], strict=True):
+            x = F.relu(layer(x)) + feature
         return torch.sigmoid(self.last(x))
 
 
 class Field(nn.Module):
-    """NeuS' field over feature volumes. Lengths are in scene units: metres / ``scale``."""
+    """The field of NeuS (arXiv 2106.10689) over feature volumes. Its lengths are in scene units: metres / ``scale``.
+
+    Args:
+        config: Sizes of the decoders.
+        channels: C of the volumes.
+        grid: Voxels of the volumes; ``scale`` is the farthest reach of an axis from the ego frame's origin.
+    """
 
     def __init__(self, config: FieldConfig, channels: int, grid: VoxelGrid) -> None:
         super().__init__()
@@ -145,45 +180,48 @@ class Field(nn.Module):
         self.scale = max(abs(edge) for axis in (grid.x, grid.y, grid.z) for edge in axis)
         self.sdf = SDFDecoder(channels, config.hidden, config.sdf_blocks, 1 + config.hidden)
         self.rgb = RGBDecoder(channels + 6 + config.hidden, config.hidden, config.rgb_blocks, 3)
-        # Sharpness of the surface, exp(10 v), learned (NeuS section 3.1); starts at e^3.
+        # The learned sharpness of the surface is exp(10 v) (NeuS, section 3.1), which starts at exp(3).
         self.v = nn.Parameter(torch.tensor(0.3))
 
     @property
     def inv_s(self) -> Tensor:
-        """The learned sharpness, scalar, per scene unit."""
+        """Learned sharpness exp(10 v) of the surface, scalar, per scene unit."""
         return torch.exp(10 * self.v).clamp(1e-6, 1e6)
 
-    def distance(self, points: Tensor, table: Tensor, first: Tensor) -> Tensor:
-        """Signed distance [N] in scene units; arguments as in :meth:`forward`."""
-        rows, weights = corners(self.grid.index_of(points), self.grid.shape, slopes=False)
-        features = F.embedding_bag(rows + first[:, None], table, per_sample_weights=weights[:, 0], mode="sum")
-        return self.sdf.distance(points / self.scale, features)
+    def distance(self, points: Tensor, table: Tensor, first_row: Tensor) -> Tensor:
+        """Compute the signed distance [P] in scene units; arguments as in :meth:`forward`."""
+        rows, weights = corners(self.grid.index_of(points), self.grid.shape, derivatives=False)
+        features = F.embedding_bag(rows + first_row[:, None], table, per_sample_weights=weights[:, 0], mode="sum")
+        return self.sdf.distance(points / self.scale, features)  # features: [P, C]
 
     def forward(
-        self, points: Tensor, directions: Tensor, table: Tensor, first: Tensor
+        self, points: Tensor, directions: Tensor, table: Tensor, first_row: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate the field.
 
+        With the trilinear feature f(p) of the volume, the normal is the total derivative of the signed distance::
+
+            normal = d sdf / d p + (d f / d p)ᵀ d sdf / d f
+
         Args:
-            points: [N, 3] metres, ego frame.
-            directions: [N, 3], of the rays they lie on.
-            table: [rows, C], the voxels of all volumes one after the other.
-            first: [N] int64, the first row of each point's volume.
+            points: [P, 3], metres in the ego frame.
+            directions: [P, 3], unit directions of the points' rays.
+            table: [G*Z*Y*X, C], the voxels of all volumes.
+            first_row: [P] int64, the first row of each point's volume in ``table``.
 
         Returns:
-            sdf [N] in scene units, its gradient by the scaled position [N, 3] (the normal, not normalised), and
-            colour [N, 3].
+            Signed distance [P] in scene units, its gradient by the scaled position [P, 3] (the normal, of any length)
+            and colour [P, 3].
         """
         rows, weights = corners(self.grid.index_of(points), self.grid.shape)
-        n, c = len(points), table.shape[1]
-        around = table.index_select(0, (rows + first[:, None]).flatten()).view(n, 8, c)
-        looked = weights @ around  # [N, 4, C]: the feature, and its derivatives a voxel
-        features = looked[:, 0]
+        corner_features = table.index_select(0, (rows + first_row[:, None]).flatten())  # [P*8, C]
+        interpolated = weights @ corner_features.unflatten(0, (len(points), 8))  # [P, 4, C]
+        features = interpolated[:, 0]  # [P, C]
         sdf, geometry, by_point, by_feature = self.sdf(points / self.scale, features)
-        per_voxel = (looked[:, 1:] @ by_feature[:, :, None]).squeeze(-1)
-        normals = by_point + per_voxel * (self.scale / constant(self.grid.voxel, points))
-        # Nothing holds the gradient's length near 1 (there is no eikonal loss): at length 10 to 300, as it comes, it
-        # drowns the features. So the colour is given its direction.
-        facing = normals * (normals.square().sum(-1, keepdim=True) + FLAT**2).rsqrt()
-        colour = self.rgb(points / self.scale, torch.cat([directions, features, facing, geometry], dim=-1))
-        return sdf, normals, colour
+        by_index = (interpolated[:, 1:] @ by_feature[:, :, None]).squeeze(-1)  # [P, 3], by the voxel index
+        normals = by_point + by_index * (self.scale / constant(self.grid.voxel, points))
+        # There is no eikonal loss that keeps the gradient's length near 1. In practice it is 10 to 300, which would
+        # dominate the other inputs of the colour decoder, so this gets the direction alone.
+        unit_normals = normals * (normals.square().sum(-1, keepdim=True) + GRADIENT_EPS**2).rsqrt()
+        appearance = torch.cat([directions, features, unit_normals, geometry], dim=-1)  # [P, C + 6 + hidden]
+        return sdf, normals, self.rgb(points / self.scale, appearance)

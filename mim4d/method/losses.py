@@ -26,55 +26,71 @@ class LossConfig:
 
 
 class Comparison(NamedTuple):
-    """Errors of one rendering of B clips."""
+    """Errors of the renderings of B clips."""
 
     errors: dict[str, Tensor]
-    """Scalars ``rgb`` (L1, 0 to 1) and ``depth`` (L1, metres), to learn from: a clip without a single such ray counts
-    as zero."""
+    """Scalars with gradient: ``rgb`` (L1, colours 0 to 1) and ``depth`` (L1, metres). A clip without a ray that has
+    such an observation counts as 0."""
     measures: dict[str, Tensor]
-    """Values per clip [B] without gradient, to look at: ``rgb``, ``depth``, ``psnr`` (dB), ``abs_rel`` and ``delta``
-    (the share of depths within a factor of 1.25), and where asked for ``rgb_hidden``, ``rgb_visible``,
-    ``depth_hidden`` and ``depth_visible``. NaN for a clip without a single such ray: nothing was measured."""
+    """Values per clip [B] without gradient: ``rgb``, ``depth``, ``psnr`` (dB), ``abs_rel`` (depth error / depth) and
+    ``delta`` (fraction of depths within a factor of 1.25); with ``on_visible`` also ``rgb_hidden``, ``rgb_visible``,
+    ``depth_hidden`` and ``depth_visible``. NaN for a clip without a ray that has such an observation."""
 
 
 def compare(rendered: Rendered, rays: Rays, clips: int, on_visible: Tensor | None = None) -> Comparison:
-    """Compare rendered colour and depth with observations, clip by clip.
+    """Compare rendered colour and depth with observations.
 
-    Every clip has the same weight, however many rays it has, so that the same clips give the same loss however they
-    are split over processes.
+    With n_b rays of clip b that hit the volume and have the observation::
+
+        rgb   = 1 / B * sum over b of 1 / n_b * sum over rays of mean over channels of |rendered - observed|
+        depth = 1 / B * sum over b of 1 / n_b * sum over rays of |rendered - observed|
+
+    Every clip has the same weight, however many rays it has, so that the loss of a batch does not depend on how its
+    clips are distributed over processes.
 
     Args:
-        rendered: Of G volumes, clip by clip.
-        rays: The rays and their targets.
+        rendered: Renderings of G volumes, ordered by clip.
+        rays: The rays and their observations.
         clips: B, a divisor of G.
-        on_visible: [G, R] bool, whether a ray goes through a patch that the encoder sees, to measure both kinds apart.
+        on_visible: [G, R] bool, whether a ray passes through a visible patch, to measure both kinds of rays separately.
+
+    One ray, whose colour is off by 0.25 and whose depth is 11 m instead of 10 m:
+
+    >>> one, xyz = torch.ones(1, 1), torch.zeros(1, 1, 3)
+    >>> observed = {"rgb": xyz, "depth": 10 * one, "valid": one > 0, "has_depth": one > 0}
+    >>> rays = Rays(origins=xyz, directions=xyz, pixels=torch.zeros(1, 1, 2), **observed)
+    >>> rendered = Rendered(rgb=rays.rgb + 0.25, depth=11 * one, opacity=one, hit=one > 0)
+    >>> compare(rendered, rays, clips=1).errors
+    {'rgb': tensor(0.2500), 'depth': tensor(1.)}
+    >>> compare(rendered, rays, clips=1).measures["abs_rel"]
+    tensor([0.1000])
     """
     has_colour = (rays.valid & rendered.hit).view(clips, -1)  # [B, G/B*R]
     has_depth = (rays.has_depth & rendered.hit).view(clips, -1)
 
-    def mean(error: Tensor, counted: Tensor) -> Tensor:  # [B], 0 where nothing counts
+    def mean(error: Tensor, counted: Tensor) -> Tensor:  # [B], 0 without counted rays
         return (error.reshape(clips, -1) * counted).sum(1) / counted.sum(1).clamp(min=1)
 
-    def measure(error: Tensor, counted: Tensor) -> Tensor:  # [B], NaN where nothing counts
+    def measure(error: Tensor, counted: Tensor) -> Tensor:  # [B], NaN without counted rays
         return torch.where(counted.any(1), mean(error.detach(), counted), torch.nan)
 
     colour = rendered.rgb - rays.rgb  # [G, R, 3]
-    rgb = colour.abs().mean(-1)
-    depth = (rendered.depth - rays.depth).abs()
+    rgb = colour.abs().mean(-1)  # [G, R]
+    depth = (rendered.depth - rays.depth).abs()  # [G, R]
     errors = {"rgb": mean(rgb, has_colour).mean(), "depth": mean(depth, has_depth).mean()}
     with torch.no_grad():
-        truth = rays.depth.clamp(min=0.1)
-        ratio = rendered.depth.clamp(min=0.1) / truth
+        observed = rays.depth.clamp(min=0.1)  # no division by 0
+        ratio = rendered.depth.clamp(min=0.1) / observed
         measures = {
             "rgb": measure(rgb, has_colour),
             "depth": measure(depth, has_depth),
             "psnr": -10 * torch.log10(measure(colour.square().mean(-1), has_colour).clamp(min=1e-10)),
-            "abs_rel": measure(depth / truth, has_depth),
+            "abs_rel": measure(depth / observed, has_depth),
             "delta": measure((torch.maximum(ratio, 1 / ratio) < 1.25).float(), has_depth),
         }
         if on_visible is not None:
             visible = on_visible.view(clips, -1)
-            for name, where in {"hidden": ~visible, "visible": visible}.items():
-                measures[f"rgb_{name}"] = measure(rgb, has_colour & where)
-                measures[f"depth_{name}"] = measure(depth, has_depth & where)
+            for name, chosen in {"hidden": ~visible, "visible": visible}.items():
+                measures[f"rgb_{name}"] = measure(rgb, has_colour & chosen)
+                measures[f"depth_{name}"] = measure(depth, has_depth & chosen)
     return Comparison(errors, measures)

@@ -1,4 +1,4 @@
-"""MIM4D (arXiv 2403.08760): the whole forward pass, steps 1 to 8, on one screen."""
+"""MIM4D (arXiv 2403.08760): the whole forward pass, steps 1 to 8."""
 
 from dataclasses import dataclass, field
 
@@ -71,24 +71,28 @@ class ModelConfig(MethodConfig):
 
 
 class MaskedModel(nn.Module):
-    """What every way to learn from masked images shares: the encoder, which outlives it, and what it is shown."""
+    """Base class of models that are pretrained on masked images: the encoder and its inputs.
+
+    Only ``encoder`` is used after pretraining.
+
+    Args:
+        config: The model's settings.
+
+    Raises:
+        ValueError: If the encoder is not one of mim4d's.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Make the encoder.
-
-        Raises:
-            ValueError: If it has no masked forward.
-        """
         super().__init__()
         self.config = config
         encoder = timm.create_model(config.encoder, num_classes=0, drop_path_rate=config.drop_path)
         if not isinstance(encoder, MIM4DEncoder):
             raise ValueError(
-                f"{config.encoder} has no masked forward: pretraining needs one of timm.list_models('mim4d_*')"
+                f"encoder = {config.encoder} has no masked forward: use one of timm.list_models('mim4d_*')"
             )
         self.encoder = encoder
         self._holds_statistics = False
-        encoder.requires_grad_(False)  # nothing in pretraining sees the head
+        encoder.requires_grad_(False)  # the head gets no gradient in pretraining, so it stays as it is
         for part in encoder.parts()[config.frozen :]:
             part.requires_grad_(True)
         normalise = resolve_model_data_config(encoder)
@@ -98,7 +102,7 @@ class MaskedModel(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> "MaskedModel":
-        """As of any module, but frozen parts and BatchNorms that hold their statistics stay in evaluation mode."""
+        """Set training mode; frozen parts and BatchNorms with held statistics stay in evaluation mode."""
         super().train(mode)
         for part in self.encoder.parts()[: self.config.frozen]:
             part.eval()
@@ -109,60 +113,67 @@ class MaskedModel(nn.Module):
         return self
 
     def hold_statistics(self) -> None:
-        """Keep the encoder's BatchNorms at their running statistics, in training too; weights and biases still train.
+        """Make the encoder's BatchNorms use their running statistics in training, too; weights and biases still train.
 
-        For an encoder that starts from pretrained weights. One from scratch has no statistics yet: its BatchNorms take
-        those of each frame.
+        This is for an encoder that starts from pretrained weights. One that starts from scratch has no statistics yet:
+        its BatchNorms use those of each frame.
         """
         self._holds_statistics = True
         self.train(self.training)
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
-        """One training step: ``loss`` and what was measured on the way.
+        """Compute the loss and further measures of one training step.
 
         Returns:
-            ``loss``, a scalar, and further values without gradient: scalars of the whole batch, and values per clip [B]
-            with NaN for a clip on which nothing could be measured.
+            ``loss``, a scalar, and values without gradient: scalars of the whole batch, and values per clip [B] with
+            NaN for a clip in which there was nothing to measure.
         """
         raise NotImplementedError
 
     def terms(self, clip: Clip) -> dict[str, Tensor]:
-        """The weighted terms of the loss, scalars with gradient: their sum is ``loss``."""
+        """Compute the weighted terms of the loss: scalars with gradient, whose sum is ``loss``."""
         return {"loss": self(clip)["loss"]}
 
     def baselines(self, clip: Clip) -> dict[str, Tensor]:
-        """The losses, and those of what they are measured against."""
+        """Compute the losses, and the losses of the baselines that the model is compared with."""
         return self(clip)
 
     def visible(self, clip: Clip) -> Tensor:
-        """The clip's spatial mask [B, T, V, H/32, W/32], True where a patch is seen."""
+        """Draw the spatial mask of clips, [B, T, V, H/32, W/32] bool, True where a patch is visible."""
         return visible_patches(clip.seeds, clip.num_frames, clip.num_cameras, clip.image_size, self.config.mask_ratio)
 
     def normalised(self, clip: Clip) -> Tensor:
-        """All images of all frames as the encoder wants them: [B*T*V, 3, H, W]."""
+        """Normalise all images of all frames with the encoder's mean and standard deviation: [N, 3, H, W]."""
         return (clip.images.flatten(0, 2).float() - self.mean) / self.std
 
     def features(self, clip: Clip) -> tuple[list[Tensor], Tensor]:
         """Steps 1 and 2: mask all images of all frames and encode their visible patches.
 
         Returns:
-            The encoder's four maps [B*T*V, C_i, H/s_i, W/s_i], and the mask [B*T*V, H/32, W/32].
+            The encoder's four maps [N, C_i, H/s_i, W/s_i], and the mask [N, H/32, W/32].
         """
-        visible = self.visible(clip).flatten(0, 2)
+        visible = self.visible(clip).flatten(0, 2)  # [N, H/32, W/32]
         maps = self.encoder.forward_masked(
             self.normalised(clip),
             visible,
             num_visible=count_visible(clip.image_size, self.config.mask_ratio),
-            norm_group=clip.num_cameras,  # statistics of one frame: none of another frame, which may be dropped
+            # BatchNorm statistics are those of one frame, because another frame may be the one that is dropped.
+            norm_group=clip.num_cameras,
         )
         return maps, visible
 
 
 class MIM4D(MaskedModel):
-    """Masked multi-camera video in, rendering losses out. Only ``encoder`` outlives the pretraining."""
+    """The model of MIM4D, from masked multi-camera video to rendering losses.
+
+    Args:
+        config: The model's settings.
+
+    Raises:
+        ValueError: If the encoder is not one of mim4d's.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Put the parts together; see :class:`MaskedModel`."""
         super().__init__(config)
         self.neck = Neck(config.neck, self.encoder.widths())
         self.lift = Lift(config.lift, config.neck.channels, self.neck.stride, config.grid)
@@ -175,55 +186,72 @@ class MIM4D(MaskedModel):
         self.train()
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
-        """One training step's losses.
+        """Compute the losses of one training step.
+
+        With direct volumes from the target frame itself and temporal volumes from the other frames (the latter only if
+        T > 1; the depth terms only with supervision ``rgbd``)::
+
+            loss = sum over direct, temporal of (loss.rgb * rgb error + loss.depth * depth error / scene scale)
 
         Args:
-            clip: B clips on this module's device, of any number of cameras and, where the model is temporal, T >= 2.
+            clip: B clips on the device of this module, with any number of cameras; T >= 2 if the model is temporal.
 
         Returns:
-            Scalars ``loss``; ``frames``, how many frames were really used; and ``rays``, the share of rays with a
-            target. Per clip [B], NaN where nothing was seen: ``direct_rgb``, ``direct_depth``, ``temporal_rgb``,
-            ``temporal_depth`` (mean absolute errors; depth in metres) with ``*_psnr``, ``*_abs_rel`` and ``*_delta``;
-            ``direct_*_hidden`` and ``direct_*_visible``, the errors of rays through hidden and through visible patches.
+            Scalars: ``loss``; ``frames``, the number of frames that were used; ``rays``, the fraction of rays with an
+            observation. Per clip [B], NaN where nothing was observed: the mean absolute errors ``direct_rgb``,
+            ``direct_depth``, ``temporal_rgb`` and ``temporal_depth`` (depth in metres), with ``*_psnr``, ``*_abs_rel``
+            and ``*_delta``; and ``direct_*_hidden`` and ``direct_*_visible``, the errors of rays through hidden and
+            through visible patches.
         """
-        return self.score(*self._views(clip))
+        return self.score(*self._target_volumes(clip))
 
     def terms(self, clip: Clip) -> dict[str, Tensor]:
-        """The weighted terms of the loss: ``direct_rgb``, ``direct_depth``, ``temporal_rgb``, ``temporal_depth``.
+        """Compute the weighted terms of the loss.
 
-        Those of depth are there if it is supervised, those of time if there is a temporal path.
+        Returns:
+            ``direct_rgb``, ``direct_depth``, ``temporal_rgb`` and ``temporal_depth``. The depth terms exist only if
+            depth is supervised, the temporal ones only if there is a temporal path.
         """
-        return self._compare(*self._views(clip))[0]
+        return self._compare(*self._target_volumes(clip))[0]
 
-    def _views(self, clip: Clip) -> tuple[dict[str, Tensor], Clip, Tensor]:
+    def _target_volumes(self, clip: Clip) -> tuple[dict[str, Tensor], Clip, Tensor]:
+        """Steps 1 to 6: return the arguments of :meth:`score`."""
         targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]
         volumes = self.encode(clip)  # [B, T, C, Z, Y, X]
-        views = {"direct": pick(volumes, targets)}  # [B*K, C, Z, Y, X]
+        by_kind = {"direct": pick(volumes, targets)}  # [G, C, Z, Y, X]
         if self.temporal is not None:
-            views["temporal"] = self.temporal(*self.warp_others(volumes, clip, targets)).volume
-        return views, clip, targets
+            by_kind["temporal"] = self.temporal(*self.warp_others(volumes, clip, targets)).volume
+        return by_kind, clip, targets
 
     @torch.no_grad()
     def baselines(self, clip: Clip) -> dict[str, Tensor]:
-        """The losses, and those of what the temporal decoder must beat: no features at all (``zero_*``), and the mean
-        of the warped other frames sent straight to the renderer (``mean_*``)."""
-        targets = draw_targets(clip.seeds, clip.num_frames)
-        volumes = self.encode(clip)
-        views = {"direct": pick(volumes, targets)}
+        """Compute the losses, and those of the baselines of the temporal decoder.
+
+        Returns:
+            As :meth:`forward`, with ``zero_*``, the errors of volumes of zeros, and ``mean_*``, those of the mean of
+            the warped other frames without the decoder.
+        """
+        targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]
+        volumes = self.encode(clip)  # [B, T, C, Z, Y, X]
+        by_kind = {"direct": pick(volumes, targets)}  # [G, C, Z, Y, X]
         if self.temporal is not None:
             warped, gaps = self.warp_others(volumes, clip, targets)
-            mean = warped.mean(1)
-            views |= {"temporal": self.temporal(warped, gaps).volume, "zero": torch.zeros_like(mean), "mean": mean}
-        return self.score(views, clip, targets)
+            mean = warped.mean(1)  # [G, C, Z, Y, X]
+            by_kind |= {"temporal": self.temporal(warped, gaps).volume, "zero": torch.zeros_like(mean), "mean": mean}
+        return self.score(by_kind, clip, targets)
 
     def encode(self, clip: Clip) -> Tensor:
-        """Steps 1 to 4: every frame's own volume [B, T, C, Z, Y, X] from its visible patches."""
+        """Steps 1 to 4: compute the volume of every frame from its visible patches.
+
+        Returns:
+            [B, T, C, Z, Y, X], each volume in the ego frame of its frame.
+        """
         b, t, v = clip.images.shape[:3]
-        features = self.neck(*self.features(clip))
+        features = self.neck(*self.features(clip))  # [N, C, h, w]
         return self.lift(features.unflatten(0, (b, t, v)), clip)
 
     def warp_others(self, volumes: Tensor, clip: Clip, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Step 5: drop each target frame and bring the others into its ego frame.
+        """Step 5: drop each target frame and warp the others to its ego frame.
 
         Args:
             volumes: [B, T, C, Z, Y, X].
@@ -231,79 +259,96 @@ class MIM4D(MaskedModel):
             targets: [B, K] int64.
 
         Returns:
-            Warped volumes [B*K, T-1, C, Z, Y, X], and their signed gaps to the target [B*K, T-1] in seconds.
+            Warped volumes [G, S, C, Z, Y, X] with S = T - 1, and their signed time gaps to the target [G, S], seconds.
 
         Raises:
-            ValueError: If the clip has a single frame: there is nothing to rebuild it from.
+            ValueError: If the clips have a single frame, so that there is no other one.
         """
         if clip.num_frames < 2:
             raise ValueError(
-                "the temporal path needs clips of 2 frames or more, got 1: set frames = 1 to go without it"
+                "the temporal path needs clips of 2 frames or more, got 1: set frames = 1 to train without it"
             )
         others = torch.arange(clip.num_frames - 1, device=clip.device).expand(*targets.shape, -1)
-        others = others + (others >= targets[..., None]).long()  # [B, K, T-1]: every frame but the target
-        poses = clip.source_from_target(targets, others).flatten(0, 1)
-        gaps = pick(clip.times, others) - pick(clip.times, targets)[:, None]
+        others = others + (others >= targets[..., None]).long()  # [B, K, S], every frame but the target
+        poses = clip.source_from_target(targets, others).flatten(0, 1)  # [G, S, 4, 4]
+        gaps = pick(clip.times, others) - pick(clip.times, targets)[:, None]  # [G, S]
         return warp(pick(volumes, others), poses, self.config.grid), gaps
 
-    def score(self, views: dict[str, Tensor], clip: Clip, targets: Tensor) -> dict[str, Tensor]:
-        """Steps 7 and 8: render each kind of volume along the same rays, and compare.
+    def score(self, volumes: dict[str, Tensor], clip: Clip, targets: Tensor) -> dict[str, Tensor]:
+        """Steps 7 and 8: render each kind of volume along the same rays and compare with the observations.
 
         Args:
-            views: Volumes [B*K, C, Z, Y, X] by kind; ``direct`` and ``temporal`` are learnt from.
-            clip: For what was seen.
+            volumes: Volumes [G, C, Z, Y, X] by kind; ``direct`` and ``temporal`` contribute to the loss.
+            clip: For the observations.
             targets: [B, K] int64.
 
         Returns:
-            What :meth:`forward` returns.
+            As :meth:`forward`.
         """
-        terms, measures = self._compare(views, clip, targets)
+        terms, measures = self._compare(volumes, clip, targets)
         return {"loss": torch.stack(list(terms.values())).sum(), **measures}
 
     def _compare(
-        self, views: dict[str, Tensor], clip: Clip, targets: Tensor
+        self, volumes: dict[str, Tensor], clip: Clip, targets: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weighted terms of the loss, and all that stands beside it."""
+        """Return the weighted terms of the loss, and all measures."""
         config = self.config
         rays = choose_rays(clip, targets, config.render.rays_per_view, config.grid, config.supervision)
         jitter = None
         if self.training:
-            shape = (targets.shape[1], rays.valid.shape[1], config.render.uniform_samples)
-            jitter = uniform(clip.seeds, Stream.JITTER, shape).flatten(0, 1)
-        on_visible = through_visible(rays.pixels, pick(self.visible(clip), targets))
+            shape = (targets.shape[1], rays.valid.shape[1], config.render.uniform_samples)  # [K, R, M]
+            jitter = uniform(clip.seeds, Stream.JITTER, shape).flatten(0, 1)  # [G, R, M]
+        on_visible = through_visible(rays.pixels, pick(self.visible(clip), targets))  # [G, R]
         terms: dict[str, Tensor] = {}
         measures: dict[str, Tensor] = {}
-        for name, volumes in views.items():
-            rendered = self.renderer(volumes, rays.origins, rays.directions, jitter)
-            # None of the target frame's patches, hidden or not, has a part in the other kinds.
-            compared = compare(rendered, rays, clip.batch_size, on_visible if name == "direct" else None)
-            measures |= {f"{name}_{what}": value for what, value in compared.measures.items()}
-            if name in ("direct", "temporal"):
-                terms[f"{name}_rgb"] = config.loss.rgb * compared.errors["rgb"]
+        for kind, kind_volumes in volumes.items():
+            rendered = self.renderer(kind_volumes, rays.origins, rays.directions, jitter)
+            # The other kinds do not depend on the target frame's patches, so there is no difference to measure.
+            compared = compare(rendered, rays, clip.batch_size, on_visible if kind == "direct" else None)
+            measures |= {f"{kind}_{name}": value for name, value in compared.measures.items()}
+            if kind in ("direct", "temporal"):
+                terms[f"{kind}_rgb"] = config.loss.rgb * compared.errors["rgb"]
                 if config.supervision == "rgbd":
-                    terms[f"{name}_depth"] = config.loss.depth * compared.errors["depth"] / self.renderer.field.scale
+                    terms[f"{kind}_depth"] = config.loss.depth * compared.errors["depth"] / self.renderer.field.scale
         frames = torch.full((), float(clip.num_frames if self.temporal is not None else 1), device=clip.device)
         return terms, measures | {"frames": frames, "rays": rays.valid.float().mean()}
 
 
 def through_visible(pixels: Tensor, visible: Tensor) -> Tensor:
-    """Whether rays go through patches that the encoder sees.
+    """Find the rays that pass through visible patches.
 
     Args:
-        pixels: [G, R, 2], view by view, the same number in each.
+        pixels: [G, R, 2], ordered by camera, R / V for each of V cameras.
         visible: [G, V, H/32, W/32] bool.
 
     Returns:
         [G, R] bool.
+
+    Two rays through one image, whose left patch is visible:
+
+    >>> pixels = torch.tensor([[[31.5, 5.0], [32.5, 5.0]]])
+    >>> through_visible(pixels, torch.tensor([True, False]).view(1, 1, 1, 2))
+    tensor([[ True, False]])
     """
-    groups, views = visible.shape[:2]
-    column, row = (pixels.unflatten(1, (views, -1)) / PATCH).long().unbind(-1)  # [G, V, R/V]
-    group = torch.arange(groups, device=pixels.device)[:, None, None]
-    view = torch.arange(views, device=pixels.device)[:, None]
-    return visible[group, view, row, column].flatten(1)
+    targets, cameras = visible.shape[:2]
+    column, row = (pixels.unflatten(1, (cameras, -1)) / PATCH).long().unbind(-1)  # [G, V, R/V]
+    target = torch.arange(targets, device=pixels.device)[:, None, None]  # [G, 1, 1]
+    camera = torch.arange(cameras, device=pixels.device)[:, None]  # [V, 1]
+    return visible[target, camera, row, column].flatten(1)
 
 
 def pick(per_frame: Tensor, frames: Tensor) -> Tensor:
-    """Take frames [B, K, ...] out of [B, T, ...] and fold K into the batch: [B*K, ..., ...]."""
-    rows = torch.arange(len(frames), device=frames.device).view(-1, *[1] * (frames.dim() - 1))
-    return per_frame[rows, frames].flatten(0, 1)
+    """Select frames of each clip and merge the clips with their targets: G = B*K.
+
+    Args:
+        per_frame: [B, T, ...].
+        frames: [B, K, ...] int64, indices into T.
+
+    Returns:
+        [G, ...]: the axes of ``frames`` after K, then those of ``per_frame`` after T.
+
+    >>> pick(torch.tensor([[10, 11, 12], [20, 21, 22]]), torch.tensor([[2, 0], [2, 1]]))
+    tensor([12, 10, 22, 21])
+    """
+    clip = torch.arange(len(frames), device=frames.device).view(-1, *[1] * (frames.dim() - 1))  # [B, 1, ...]
+    return per_frame[clip, frames].flatten(0, 1)

@@ -1,4 +1,4 @@
-"""7a. Which rays are looked at, and what was seen along them."""
+"""7a. The rays that are rendered, and the colour and depth observed along them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,81 +16,87 @@ Supervision = Literal["rgbd", "rgb"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rays:
-    """R rays into each of G volumes, in the ego frame of each volume's frame, and their targets."""
+    """R rays for each of G volumes, in the ego frame of the volume, and the observations along them."""
 
     origins: Tensor
-    """[G, R, 3] metres."""
+    """[G, R, 3], the camera centres, metres."""
     directions: Tensor
     """[G, R, 3], unit length."""
     rgb: Tensor
-    """[G, R, 3] the pixel's colour, 0 to 1."""
+    """[G, R, 3], the colour of the pixel, 0 to 1."""
     depth: Tensor
-    """[G, R] distance along the ray to the LiDAR point, metres; void without one."""
+    """[G, R], distance along the ray to the LiDAR point, metres; meaningless where ``has_depth`` is False."""
     valid: Tensor
-    """[G, R] bool: the ray has a colour target."""
+    """[G, R] bool, whether the ray has an observed colour."""
     has_depth: Tensor
-    """[G, R] bool: the ray has a depth target too."""
+    """[G, R] bool, whether the ray has an observed depth, too."""
     pixels: Tensor
-    """[G, R, 2] where each ray goes through its image, pixels; R counts view by view, the same number in each."""
+    """[G, R, 2], where each ray passes through its image. Rays are ordered by camera, R / V for each of V cameras."""
 
 
 def choose_rays(clip: Clip, targets: Tensor, per_view: int, grid: VoxelGrid, supervision: Supervision) -> Rays:
-    """Draw rays of the target frames: through projected LiDAR points, or through any pixels where there is no LiDAR.
+    """Draw random rays of the target frames and look up what was observed along them.
 
     Args:
         clip: B clips.
-        targets: [B, K] int64, frames to look at.
-        per_view: Rays an image.
-        grid: Only LiDAR points inside it are used: no rendering could reach the others.
-        supervision: ``rgbd``: LiDAR points with their depth; ``rgb``: uniformly drawn pixels, colour alone.
+        targets: [B, K] int64, frames to render.
+        per_view: Rays per image.
+        grid: LiDAR points outside it are not used, because no rendering can reach them.
+        supervision: ``rgbd``: rays through LiDAR points, with colour and depth; ``rgb``: rays through uniformly drawn
+            pixels, with colour alone.
 
     Returns:
-        Rays with G = B*K and R = V*per_view. Where an image has fewer LiDAR points, the rest is not ``valid``.
+        Rays with G = B*K and R = V*per_view. If fewer LiDAR points project into an image, its other rays are not
+        ``valid``.
     """
-    rows = torch.arange(clip.batch_size, device=clip.device)[:, None]
+    rows = torch.arange(clip.batch_size, device=clip.device)[:, None]  # [B, 1]
     intrinsics = clip.intrinsics[rows, targets]  # [B, K, V, 3, 3]
     ego_from_camera = clip.ego_from_camera[rows, targets]  # [B, K, V, 4, 4]
     if supervision == "rgb":
         height, width = clip.image_size
-        shares = uniform(clip.seeds, Stream.RAYS, (targets.shape[1], clip.num_cameras, per_view, 2))
-        pixels = shares * constant([width, height], shares)
+        fractions = uniform(clip.seeds, Stream.RAYS, (targets.shape[1], clip.num_cameras, per_view, 2))
+        pixels = fractions * constant([width, height], fractions)  # [B, K, V, per_view, 2]
         valid = torch.ones_like(pixels[..., 0], dtype=torch.bool)
         points = None
     else:
         pixels, points, valid = _lidar_pixels(clip, targets, intrinsics, ego_from_camera, per_view, grid)
 
-    origins, directions = pixel_rays(pixels, intrinsics, ego_from_camera)  # [B, K, V, R, 3]
+    origins, directions = pixel_rays(pixels, intrinsics, ego_from_camera)  # [B, K, V, per_view, 3]
     depth = torch.zeros_like(origins[..., 0]) if points is None else (points - origins).norm(dim=-1)
-    views = torch.arange(clip.num_cameras, device=clip.device)[:, None]
-    column, row = pixels.long().unbind(-1)
-    rgb = clip.images[rows[..., None, None], targets[..., None, None], views, :, row, column].float() / 255
-    flat = {"origins": origins, "directions": directions, "rgb": rgb, "depth": depth, "valid": valid, "pixels": pixels}
-    flat["has_depth"] = valid & (points is not None)
-    return Rays(**{name: x.flatten(0, 1).flatten(1, 2) for name, x in flat.items()})
+    cameras = torch.arange(clip.num_cameras, device=clip.device)[:, None]  # [V, 1]
+    column, row = pixels.long().unbind(-1)  # [B, K, V, per_view]
+    rgb = clip.images[rows[..., None, None], targets[..., None, None], cameras, :, row, column].float() / 255
+    rays = {"origins": origins, "directions": directions, "rgb": rgb, "depth": depth, "valid": valid, "pixels": pixels}
+    rays["has_depth"] = valid & (points is not None)
+    return Rays(**{name: x.flatten(0, 1).flatten(1, 2) for name, x in rays.items()})  # [G, R, ...]
 
 
 def _lidar_pixels(
     clip: Clip, targets: Tensor, intrinsics: Tensor, ego_from_camera: Tensor, per_view: int, grid: VoxelGrid
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random LiDAR points of each image: pixels [B, K, V, R, 2], points in ego [B, K, V, R, 3], valid [B, K, V, R]."""
-    rows = torch.arange(clip.batch_size, device=clip.device)[:, None]
+    """Draw random LiDAR points that project into each image.
+
+    Returns:
+        Pixels [B, K, V, per_view, 2], points in the ego frame [B, K, V, per_view, 3] and valid [B, K, V, per_view].
+    """
+    rows = torch.arange(clip.batch_size, device=clip.device)[:, None]  # [B, 1]
     points = clip.points[rows, targets]  # [B, K, P, 3]
-    real = clip.points_valid[rows, targets] & grid.contains(points)
-    missing = max(0, per_view - points.shape[2])
-    points, real = F.pad(points, (0, 0, 0, missing)), F.pad(real, (0, missing))
+    usable = clip.points_valid[rows, targets] & grid.contains(points)  # [B, K, P]
+    missing = max(0, per_view - points.shape[2])  # topk below needs at least per_view points
+    points, usable = F.pad(points, (0, 0, 0, missing)), F.pad(usable, (0, missing))
 
     pixels, depth = project(intrinsics, transform(invert(ego_from_camera), points[:, :, None]))  # [B, K, V, P, 2]
     height, width = clip.image_size
-    u, v = pixels.unbind(-1)
-    seen = real[:, :, None] & (depth > 0.1) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    # Points come first in the draw's shape, so that the numbers do not depend on how far a batch was padded.
-    draw = uniform(clip.seeds, Stream.RAYS, (points.shape[2], targets.shape[1], clip.num_cameras))
-    chosen = torch.where(seen, draw.permute(0, 2, 3, 1) + 1, 0).topk(per_view, dim=-1)
-    valid = chosen.values > 0
-    pick = chosen.indices[..., None]
-    pixels = pixels.gather(3, pick.expand(-1, -1, -1, -1, 2))
-    points = points[:, :, None].expand(-1, -1, clip.num_cameras, -1, -1).gather(3, pick.expand(-1, -1, -1, -1, 3))
-    # A void slot still needs a finite ray and depth (it may have picked a NaN): the image's centre, the origin.
+    u, v = pixels.unbind(-1)  # [B, K, V, P]
+    on_image = usable[:, :, None] & (depth > 0.1) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    # P is the first axis of the draw, so that the numbers do not depend on how far a batch is padded.
+    numbers = uniform(clip.seeds, Stream.RAYS, (points.shape[2], targets.shape[1], clip.num_cameras))  # [B, P, K, V]
+    chosen = torch.where(on_image, numbers.permute(0, 2, 3, 1) + 1, 0).topk(per_view, dim=-1)
+    valid = chosen.values > 0  # [B, K, V, per_view]
+    index = chosen.indices[..., None]  # [B, K, V, per_view, 1]
+    pixels = pixels.gather(3, index.expand(-1, -1, -1, -1, 2))
+    points = points[:, :, None].expand(-1, -1, clip.num_cameras, -1, -1).gather(3, index.expand(-1, -1, -1, -1, 3))
+    # Rays that are not valid may hold a NaN of the padding: they get the image's centre and (0, 0, 0) instead.
     pixels = torch.where(valid[..., None], pixels, constant([width / 2, height / 2], pixels))
     points = torch.where(valid[..., None], points, 0)
     return pixels, points, valid

@@ -46,7 +46,7 @@ def stratified(near, far, jitter):
 
 
 def coarse_weights(distances, sdf, inv_s, eps=EPS):
-    """Weights of the pieces between samples, from signed distances alone (appendix B and the authors' code)."""
+    """Weights of the pieces between samples, from signed distances alone (the supplement and the authors' code)."""
     alphas, last = [], 0.0
     for i in range(len(distances) - 1):
         step = distances[i + 1] - distances[i]
