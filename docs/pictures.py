@@ -24,7 +24,7 @@ from nuscenes.nuscenes import NuScenes
 from PIL import Image
 from torch import Tensor
 
-from mim4d.backbones.encoder import PATCH
+from mim4d.backbones.masked import masked_maps
 from mim4d.clip import Clip
 from mim4d.data import NuScenesClips
 from mim4d.errors import UserError
@@ -368,7 +368,11 @@ def camera_name(channel: str) -> str:
 
 def visible_images(scene: Scene) -> Tensor:
     """[T, V, H, W, 3], hidden patches grey."""
-    visible = scene.model.visible(scene.clip)[0].repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
+    visible = (
+        scene.model.visible(scene.clip)[0]
+        .repeat_interleave(scene.model.patch, 2)
+        .repeat_interleave(scene.model.patch, 3)
+    )
     return torch.where(visible[..., None], scene.clip.images[0].permute(0, 1, 3, 4, 2), 110)
 
 
@@ -377,7 +381,8 @@ def image_features(scene: Scene) -> tuple[Shown, Tensor]:
     model, clip = scene.model, scene.clip
     visible = model.visible(clip).flatten(0, 2)
     images = (clip.images.flatten(0, 2).float() - model.mean) / model.std
-    features = model.neck(model.encoder.forward_masked(images, visible), visible)[-clip.num_cameras :]
+    maps = masked_maps(model.encoder, images, visible, indices=model.pyramid.indices)
+    features = model.neck(maps, visible)[-clip.num_cameras :]
     shares = model.lift.depth_net(features).softmax(1)
     config = model.config.lift
     bins = config.depth_range[0] + (torch.arange(config.num_bins) + 0.5) * config.depth_step

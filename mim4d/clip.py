@@ -27,7 +27,7 @@ class Clip:
     """
 
     images: Tensor
-    """[B, T, V, 3, H, W] uint8, RGB; H and W are multiples of 32."""
+    """[B, T, V, 3, H, W] uint8, RGB."""
     intrinsics: Tensor
     """[B, T, V, 3, 3] float32, in pixels of ``images``; the centre of the top-left pixel is (0.5, 0.5)."""
     ego_from_camera: Tensor
@@ -170,8 +170,6 @@ class Clip:
             got = getattr(self, name)
             if tuple(got.shape) != sizes or got.dtype != dtype:
                 raise ValueError(f"Clip.{name}: expected {dtype} {list(sizes)}, got {got.dtype} {list(got.shape)}")
-        if h % 32 or w % 32:
-            raise ValueError(f"Clip.images: height and width must be multiples of 32, got {h} x {w}")
         if len(self.names) != b or len(self.cameras) != v:
             raise ValueError(f"Clip: expected {b} names and {v} cameras, got {len(self.names)} and {len(self.cameras)}")
         for name in ("ego_from_camera", "current_from_ego"):

@@ -27,14 +27,22 @@ def nearest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | Non
     return near[0] if near else None
 
 
-def check_image_size(image_size: tuple[int, int]) -> None:
+def check_image_size(image_size: tuple[int, int], patch: int = 1) -> None:
     """Check height and width.
 
+    Args:
+        image_size: (H, W) in pixels.
+        patch: Both must be multiples of it.
+
     Raises:
-        ValueError: If one is beyond :data:`LARGEST_IMAGE` pixels.
+        ValueError: If one is beyond :data:`LARGEST_IMAGE` pixels or no multiple, naming the nearest size that is valid.
     """
+    height, width = image_size
     if max(image_size) > LARGEST_IMAGE:
-        raise ValueError(f"image_size = {image_size[0]} {image_size[1]} must be at most {LARGEST_IMAGE} each")
+        raise ValueError(f"image_size = {height} {width} must be at most {LARGEST_IMAGE} each")
+    if min(image_size) < 1 or height % patch or width % patch:
+        near = " ".join(str(max(patch, round(side / patch) * patch)) for side in image_size)
+        raise ValueError(f"image_size = {height} {width}: both must be multiples of {patch}, such as {near}")
 
 
 def preset_lines(preset: str, data: str, device: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ class Pixels(MaskedModel):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         widths = [min(4, 1 << stage) * self.WIDTH for stage in range(4)]
-        self.laterals = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(self.encoder.widths(), widths, strict=True))
+        self.laterals = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(self.pyramid.channels, widths, strict=True))
         self.mask_tokens = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in widths)
         for token in self.mask_tokens:
             nn.init.trunc_normal_(token, std=0.02)

@@ -46,27 +46,46 @@ def forward_masked(
         NoMaskedForwardError: If the model has an operation that is not known here, naming it.
         ValueError: If the shapes do not fit, or the mask is not bool.
     """
+    return masked_maps(model, images, visible, num_visible=num_visible, norm_group=norm_group)
+
+
+def masked_maps(
+    model: nn.Module,
+    images: Tensor,
+    visible: Tensor,
+    *,
+    num_visible: int | None = None,
+    norm_group: int | None = None,
+    indices: tuple[int, ...] | None = None,
+) -> list[Tensor]:
+    """Return some of :func:`forward_masked`'s maps.
+
+    Args:
+        model: As there.
+        images: As there.
+        visible: As there.
+        num_visible: As there.
+        norm_group: As there.
+        indices: Which maps; with them a ViT's go through its last norm, as those of DINO do. None: all, as they are.
+    """
     if isinstance(model, MIM4DEncoder):
-        return model.forward_masked(images, visible, num_visible=num_visible, norm_group=norm_group)
+        maps = model.forward_masked(images, visible, num_visible=num_visible, norm_group=norm_group)
+        return maps if indices is None else [maps[index] for index in indices]
+    _check(images, visible, norm_group)
     try:
-        return _forward_masked(model, images, visible, num_visible, norm_group)
+        if any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
+            raise NoMaskedForwardError("gradient checkpointing, which runs blocks again unmasked: switch it off")
+        inner = getattr(model, "model", model)  # FeatureGetterNet holds the model as it is
+        if isinstance(inner, (VisionTransformer, Eva)):
+            return _vit(model, inner, images, visible, num_visible, indices)
+        if num_visible is None and bool(visible.all()):  # bit for bit what timm gives
+            maps = dense_maps(model, images)
+        else:
+            maps = _convolutional(model, images, visible, norm_group or len(images))
     except NoMaskedForwardError as error:
         name = type(getattr(model, "model", model)).__name__
         raise NoMaskedForwardError(f"{name} has no masked forward, because of {error}") from None
-
-
-def _forward_masked(
-    model: nn.Module, images: Tensor, visible: Tensor, num_visible: int | None, norm_group: int | None
-) -> list[Tensor]:
-    _check(images, visible, norm_group)
-    if any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
-        raise NoMaskedForwardError("gradient checkpointing, which runs blocks again without the mask: switch it off")
-    inner = getattr(model, "model", model)  # FeatureGetterNet holds the model as it is
-    if isinstance(inner, (VisionTransformer, Eva)):
-        return _vit(model, inner, images, visible, num_visible)
-    if num_visible is None and bool(visible.all()):  # bit for bit what timm gives
-        return dense_maps(model, images)
-    return _convolutional(model, images, visible, norm_group or len(images))
+    return maps if indices is None else [maps[index] for index in indices]
 
 
 def _check(images: Tensor, visible: Tensor, norm_group: int | None) -> None:
@@ -101,7 +120,14 @@ def dense_maps(model: Any, images: Tensor) -> list[Tensor]:
     return [caught[name] for name in names]
 
 
-def _vit(model: nn.Module, inner: Any, images: Tensor, visible: Tensor, num_visible: int | None) -> list[Tensor]:
+def _vit(
+    model: nn.Module,
+    inner: Any,
+    images: Tensor,
+    visible: Tensor,
+    num_visible: int | None,
+    indices: tuple[int, ...] | None,
+) -> list[Tensor]:
     """Maps [N, C, H/s, W/s] at the patch stride, from the visible patches' tokens; cost follows their number."""
     if type(inner.patch_embed) is not PatchEmbed or inner.patch_embed.proj.kernel_size != inner.patch_embed.proj.stride:
         raise NoMaskedForwardError("a stem in which patches overlap")
@@ -115,28 +141,32 @@ def _vit(model: nn.Module, inner: Any, images: Tensor, visible: Tensor, num_visi
     tokens = fine.flatten(1)  # [N, L]
     ratio = tokens.shape[1] // visible[0].numel()
     if num_visible is not None:
-        return _vit_maps(model, inner, images, tokens, num_visible * ratio)
+        return _vit_maps(model, inner, images, tokens, num_visible * ratio, indices)
     # Images with as many visible tokens go together.
     counts = tokens.sum(1)
     maps: list[Tensor] = []
     for count in counts.unique().tolist():
         chosen = (counts == count).nonzero().flatten()
-        part = _vit_maps(model, inner, images[chosen], tokens[chosen], count)
+        part = _vit_maps(model, inner, images[chosen], tokens[chosen], count, indices)
         maps = maps or [x.new_zeros(len(images), *x.shape[1:]) for x in part]
         maps = [x.index_copy(0, chosen, y) for x, y in zip(maps, part, strict=True)]
     return maps
 
 
-def _vit_maps(model: Any, inner: Any, images: Tensor, tokens: Tensor, count: int) -> list[Tensor]:
+def _vit_maps(
+    model: Any, inner: Any, images: Tensor, tokens: Tensor, count: int, indices: tuple[int, ...] | None
+) -> list[Tensor]:
     """The same for images with ``count`` visible tokens each; tokens: [N, L] bool."""
     # A stable sort puts the visible tokens first and leaves them in order.
     kept = (~tokens).byte().argsort(dim=1, stable=True)[:, :count]  # [N, count]
     before = inner.patch_drop
     inner.patch_drop = _KeepTokens(kept, inner.num_prefix_tokens, with_indices=isinstance(inner, Eva))
     try:
-        indices, norm = (model.out_indices, model.norm) if inner is not model else (None, False)
+        chosen, norm = (model.out_indices, model.norm) if inner is not model else (None, False)
+        if indices is not None:
+            chosen, norm = list(indices), True
         outputs = inner.forward_intermediates(
-            images, indices=indices, norm=norm, output_fmt="NLC", intermediates_only=True
+            images, indices=chosen, norm=norm, output_fmt="NLC", intermediates_only=True
         )
     finally:
         inner.patch_drop = before

@@ -65,7 +65,7 @@ class DataConfig:
     sweeps: bool = False
     """Whether camera images between the key frames count as frames too (12 a second instead of 2)."""
     image_size: tuple[int, int] = (448, 800)
-    """Height and width of the images the model sees, pixels, multiples of 32: scaled to the width, cut at the top."""
+    """Height and width of the images the model sees, pixels: scaled to the width, cut at the top."""
     lidar: bool = True
     """Whether to read LiDAR where there is some."""
     points: bool = True
@@ -79,8 +79,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         height, width = self.image_size
-        if height < 32 or width < 32 or height % 32 or width % 32:
-            raise UserError(f"image_size = {height} {width}: both must be multiples of 32")
+        if height < 1 or width < 1:
+            raise UserError(f"image_size = {height} {width}: both must be at least 1")
         if self.frames < 1:
             raise UserError(f"frames = {self.frames}: a clip has one frame or more")
         if self.frames > 1 and not self.gap > 0:

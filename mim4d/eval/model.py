@@ -17,6 +17,7 @@ from timm.data import resolve_model_data_config
 from timm.layers import Format
 from torch import Tensor, nn
 
+from ..backbones.pyramid import any_size, pyramid_of
 from ..bounds import check_bounds
 from ..clip import Clip
 from ..errors import UserError
@@ -27,8 +28,6 @@ from ..io.tensors import first_line
 from ..method.lift import ResidualBlock
 from ..method.neck import Neck, NeckConfig, group_norm
 from .view import ViewTransform
-
-STRIDES = [4, 8, 16, 32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ def make_encoder(name: str, *, pretrained: bool) -> nn.Module:
         pretrained: Whether to load its weights, or start from random ones.
 
     Raises:
-        UserError: If there is no such backbone, its weights cannot be had, or it has no maps of strides 4 to 32.
+        UserError: If there is no such backbone, its weights cannot be had, or its maps have channels last.
     """
     path = Path(name).expanduser()
     if has_form_of_path(name) or path.is_dir() or name.startswith("hf-hub:"):
@@ -86,17 +85,11 @@ def make_encoder(name: str, *, pretrained: bool) -> nn.Module:
     else:
         made, arguments = name, {}
     try:
-        encoder = timm.create_model(made, pretrained=pretrained, features_only=True, **arguments)
+        encoder = timm.create_model(made, pretrained=pretrained, features_only=True, **{**any_size(made), **arguments})
     except UserError:
         raise
     except Exception as error:  # timm, the Hub's client and the models raise all kinds
         raise UserError(f"--backbone {name}: {first_line(error)}") from error
-    info: Any = encoder.feature_info
-    if info.reduction()[-4:] != STRIDES:
-        raise UserError(
-            f"--backbone {name}: its maps have strides {', '.join(map(str, info.reduction()))}; needed is a pyramid "
-            "that ends with 4, 8, 16, 32, as ResNets and ConvNeXts have"
-        )
     if getattr(encoder, "output_fmt", Format.NCHW) != Format.NCHW:
         raise UserError(f"--backbone {name}: its maps have channels last, as Swins' have; needed are channels first")
     return encoder
@@ -121,8 +114,8 @@ class BEVModel(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(normalise["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
-        info: Any = encoder.feature_info
-        self.neck = Neck(config.neck, info.channels()[-4:])
+        self.pyramid = pyramid_of(encoder)
+        self.neck = Neck(config.neck, self.pyramid.channels, self.pyramid.strides)
         voxels = config.voxels(grid)
         self.view = ViewTransform(config.neck.channels, config.voxel_channels, self.neck.stride, voxels)
         self.trunk = Trunk(config.voxel_channels, config.channels)
@@ -130,8 +123,8 @@ class BEVModel(nn.Module):
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """The maps [N, C_i, H/s_i, W/s_i] that the neck reads, of images [N, 3, H, W] uint8; coarser ones last."""
-        maps = self.encoder((images.float() - self.mean) / self.std)[-4:]
-        return [maps[stage] for stage in self.neck.stages]
+        maps = self.encoder((images.float() - self.mean) / self.std)
+        return [maps[self.pyramid.indices[index]] for index in self.neck.indices]
 
     def forward(self, clip: Clip, maps: Sequence[Tensor] | None = None) -> Any:
         """What the head says.
@@ -142,9 +135,9 @@ class BEVModel(nn.Module):
         """
         images = clip.images.flatten(0, 2)
         maps = self.encode(images) if maps is None else maps
-        every = dict(zip(self.neck.stages, maps, strict=True))
+        every = dict(zip(self.neck.indices, maps, strict=True))
         visible = torch.ones(len(images), maps[-1].shape[-2], maps[-1].shape[-1], dtype=torch.bool, device=clip.device)
-        features = self.neck([every.get(stage, maps[-1]) for stage in range(4)], visible)
+        features = self.neck([every.get(index, maps[-1]) for index in range(len(self.pyramid.indices))], visible)
         return self.head(self.trunk(self.view(features.unflatten(0, (clip.batch_size, clip.num_cameras)), clip)))
 
 

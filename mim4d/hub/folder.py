@@ -40,8 +40,9 @@ class EncoderConfig:
 
     @property
     def model(self) -> str:
-        """Our name for the architecture."""
-        return FAMILY + self.values["architecture"].removeprefix(FAMILY)
+        """Our name for the architecture; timm's, where it is none of ours."""
+        plain = self.values["architecture"].removeprefix(FAMILY)
+        return FAMILY + plain if timm.is_model(FAMILY + plain) else plain
 
     @property
     def about(self) -> dict[str, Any]:
@@ -195,32 +196,36 @@ def timm_config(encoder: nn.Module, *, image_size: tuple[int, int] | None, licen
     made: Any = encoder
     about: dict[str, Any] | None = getattr(encoder, "pretrained_cfg", None)
     if about is None:
-        raise UserError('this encoder has no name: make it with timm.create_model("mim4d_...")')
-    height, width = image_size or about["input_size"][1:]
+        raise UserError("this encoder has no name: make it with timm.create_model")
+    # timm lays out a ViT's position embeddings for the size in its config.
+    fixed = bool(about.get("fixed_input_size"))
+    height, width = about["input_size"][1:] if fixed or not image_size else image_size
     model_args = {k: v for k, v in getattr(encoder, "model_args", {}).items() if k not in _PASSING}
     try:
         json.dumps(model_args)
     except (TypeError, ValueError) as error:
         raise UserError(f"this encoder was made with arguments that {CONFIG} cannot hold: {error}") from error
-    stem = next(part for part in encoder.get_submodule(about["first_conv"]).modules() if isinstance(part, nn.Conv2d))
+    stem = next(part for part in encoder.modules() if isinstance(part, nn.Conv2d))
+    pool = getattr(made, "global_pool", None)  # for some families the name, for others the module
+    stride = max(stage["reduction"] for stage in made.feature_info)
     return {
         "architecture": about["architecture"].removeprefix(FAMILY),
         "num_classes": made.num_classes,
         "num_features": made.num_features,
-        "global_pool": "avg",
+        "global_pool": pool if isinstance(pool, str) else "avg",
         **({"model_args": model_args} if model_args else {}),
         "pretrained_cfg": {
             "tag": "mim4d",
             "custom_load": False,
             "input_size": [stem.in_channels, height, width],
-            "fixed_input_size": False,
+            "fixed_input_size": fixed,
             "interpolation": about["interpolation"],
             "crop_pct": about["crop_pct"],
             "crop_mode": about["crop_mode"],
             "mean": list(about["mean"]),
             "std": list(about["std"]),
             "num_classes": made.num_classes,
-            "pool_size": [height // 32, width // 32],
+            "pool_size": [height // stride, width // stride],
             "first_conv": about["first_conv"],
             "classifier": about["classifier"],
             **({"license": license} if license else {}),

@@ -15,7 +15,7 @@ from ..io.tensors import first_line
 from ..version import __version__
 from .faults import hub_error
 from .fetch import TIMEOUT
-from .folder import CARD, CONFIG, WEIGHTS, find_folder, save_encoder
+from .folder import CARD, CONFIG, FAMILY, WEIGHTS, find_folder, save_encoder
 from .load import fit_weights
 from .published import BASE_CFG
 from .sources import Weights, from_folder, from_hub, from_hub_or_nowhere, has_form_of_path, nothing_at
@@ -84,8 +84,7 @@ def _call(weights: Weights) -> tuple[str, dict[str, Any]]:
     config = weights.config
     assert config is not None
     if not timm.is_model(config.model):
-        name = config.values["architecture"]
-        raise WeightsError(f"{weights.source} is a {name}, which is no architecture of mim4d's")
+        raise WeightsError(f"{weights.source} is a {config.model}, which timm {timm.__version__} does not know")
     own: Any = timm.get_pretrained_cfg(config.model)
     modules = {"first_conv": own.first_conv, "classifier": own.classifier}
     about = {**weights.about, **modules} if weights.about else None
@@ -100,8 +99,13 @@ def _made(weights: Weights, **kwargs: Any) -> Any:
     """
     verify(weights)
     name, arguments = _call(weights)
+    if name.startswith(FAMILY):
+        given: dict[str, Any] = {"given_weights": weights}
+    else:  # timm reads the file itself, which was verified
+        arguments = {**arguments, "pretrained_cfg": {**arguments["pretrained_cfg"], "file": str(weights.file)}}
+        given = {"pretrained": True}
     try:
-        encoder = timm.create_model(name, given_weights=weights, **{**arguments, **kwargs})
+        encoder = timm.create_model(name, **given, **{**arguments, **kwargs})
     except TypeError as error:  # an argument that the class does not have
         raise WeightsError(f"{weights.source}: cannot make a {name}: {error}") from error
     return encoder.eval()

@@ -171,6 +171,9 @@ MODEL_ARGS: dict[str, tuple[Check, str]] = {
     "down_kernel_size": (_one_of(1, 3), "1 or 3"),
     "avg_down": (_flag, "true or false"),
     "drop_block_rate": (_number(0, 1), "a fraction from 0 to 1"),
+    # ViT
+    "img_size": (_list_of(_whole(1, 8192), 2, 2), "[height, width]"),
+    "dynamic_img_size": (_flag, "true or false"),
     "zero_init_last": (_flag, "true or false"),
 }
 """The arguments that a config may give to the constructor of timm's ConvNeXt or ResNet; classes and paths are none."""

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from ..backbones.encoder import PATCH, MIM4DEncoder
+from ..backbones.masked import masked_maps
+from ..backbones.pyramid import make_backbone, parts_of, patch_of, pyramid_of, trained_parameters
 from ..clip import FRAMES, Clip
 from ..geometry import VoxelGrid
 from .lift import Lift, LiftConfig
@@ -49,8 +49,8 @@ class MethodConfig:
             raise ValueError(f"mask_ratio = {self.mask_ratio} must be at least 0 and below 1")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path = {self.drop_path} must be at least 0 and below 1")
-        if not 0 <= self.frozen <= 5:
-            raise ValueError(f"frozen = {self.frozen} must lie in 0 .. 5: it counts the stem and four stages")
+        if self.frozen < 0:
+            raise ValueError(f"frozen = {self.frozen} must be at least 0: it counts the stem and the stages")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,22 +79,25 @@ class MaskedModel(nn.Module):
         config: The model's settings.
 
     Raises:
-        ValueError: If the encoder is not one of mim4d's.
+        ValueError: If the encoder has no masked forward, or fewer parts than are frozen.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        encoder = timm.create_model(config.encoder, num_classes=0, drop_path_rate=config.drop_path)
-        if not isinstance(encoder, MIM4DEncoder):
-            raise ValueError(
-                f"encoder = {config.encoder} has no masked forward: use one of timm.list_models('mim4d_*')"
-            )
+        encoder = make_backbone(config.encoder, drop_path=config.drop_path)
         self.encoder = encoder
+        self.pyramid, self.patch = pyramid_of(encoder), patch_of(encoder)
         self._holds_statistics = False
-        encoder.requires_grad_(False)  # the head gets no gradient in pretraining, so it stays as it is
-        for part in encoder.parts()[config.frozen :]:
-            part.requires_grad_(True)
+        trained = trained_parameters(encoder)  # a head gets no gradient in pretraining, so it stays as it is
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(name in trained)
+        parts = parts_of(encoder)
+        if config.frozen > len(parts):
+            raise ValueError(f"frozen = {config.frozen} must be at most {len(parts)}, the parts of {config.encoder}")
+        self._frozen = parts[: config.frozen]
+        for part in self._frozen:
+            part.freeze()
         normalise = resolve_model_data_config(encoder)
         self.mean: Tensor
         self.std: Tensor
@@ -104,8 +107,8 @@ class MaskedModel(nn.Module):
     def train(self, mode: bool = True) -> "MaskedModel":
         """Set training mode; frozen parts and BatchNorms with held statistics stay in evaluation mode."""
         super().train(mode)
-        for part in self.encoder.parts()[: self.config.frozen]:
-            part.eval()
+        for part in self._frozen:
+            part.hold()
         if self._holds_statistics:
             for module in self.encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -139,8 +142,10 @@ class MaskedModel(nn.Module):
         return self(clip)
 
     def visible(self, clip: Clip) -> Tensor:
-        """Draw the spatial mask of clips, [B, T, V, H/32, W/32] bool, True where a patch is visible."""
-        return visible_patches(clip.seeds, clip.num_frames, clip.num_cameras, clip.image_size, self.config.mask_ratio)
+        """Draw the spatial mask of clips, [B, T, V, H/patch, W/patch] bool, True where a patch is visible."""
+        return visible_patches(
+            clip.seeds, clip.num_frames, clip.num_cameras, clip.image_size, self.config.mask_ratio, self.patch
+        )
 
     def normalised(self, clip: Clip) -> Tensor:
         """Normalise all images of all frames with the encoder's mean and standard deviation: [N, 3, H, W]."""
@@ -150,15 +155,17 @@ class MaskedModel(nn.Module):
         """Steps 1 and 2: mask all images of all frames and encode their visible patches.
 
         Returns:
-            The encoder's four maps [N, C_i, H/s_i, W/s_i], and the mask [N, H/32, W/32].
+            The encoder's maps [N, C_i, H/s_i, W/s_i], coarsest last, and the mask [N, H/patch, W/patch].
         """
-        visible = self.visible(clip).flatten(0, 2)  # [N, H/32, W/32]
-        maps = self.encoder.forward_masked(
+        visible = self.visible(clip).flatten(0, 2)  # [N, H/patch, W/patch]
+        maps = masked_maps(
+            self.encoder,
             self.normalised(clip),
             visible,
-            num_visible=count_visible(clip.image_size, self.config.mask_ratio),
+            num_visible=count_visible(clip.image_size, self.config.mask_ratio, self.patch),
             # BatchNorm statistics are those of one frame, because another frame may be the one that is dropped.
             norm_group=clip.num_cameras,
+            indices=self.pyramid.indices,
         )
         return maps, visible
 
@@ -170,12 +177,12 @@ class MIM4D(MaskedModel):
         config: The model's settings.
 
     Raises:
-        ValueError: If the encoder is not one of mim4d's.
+        ValueError: If the encoder has no masked forward, or fewer parts than are frozen.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.neck = Neck(config.neck, self.encoder.widths())
+        self.neck = Neck(config.neck, self.pyramid.channels, self.pyramid.strides)
         self.lift = Lift(config.lift, config.neck.channels, self.neck.stride, config.grid)
         temporal = config.frames > 1
         self.temporal = (

@@ -1,5 +1,6 @@
 """3. The neck: fill the hidden sites with mask tokens and join several stages at one stride."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,20 +37,23 @@ class NeckConfig:
 
 
 class Neck(nn.Module):
-    """A feature pyramid (arXiv 1612.03144) with one output level, over the maps of a masked encoder.
+    """A feature pyramid (arXiv 1612.03144) with one output level, over the maps of a masked encoder."""
 
-    Args:
-        config: Stages and width.
-        encoder_channels: C_i of the encoder's four stages.
-    """
+    def __init__(self, config: NeckConfig, channels: Sequence[int], strides: Sequence[int] = (4, 8, 16, 32)) -> None:
+        """Make the neck.
 
-    def __init__(self, config: NeckConfig, encoder_channels: list[int]) -> None:
+        Args:
+            config: Which maps, and how wide.
+            channels: C_i of the encoder's maps, coarsest last. Stage 3 is the coarsest; missing stages are left out.
+            strides: Of the same maps, pixels.
+        """
         super().__init__()
-        self.stages = config.stages
-        self.stride = 4 << config.stages[0]
-        self.laterals = nn.ModuleList(nn.Conv2d(encoder_channels[s], config.channels, 1) for s in self.stages)
+        missing = 4 - len(channels)
+        self.indices = tuple(stage - missing for stage in config.stages if stage >= missing)
+        self.stride = strides[self.indices[0]]
+        self.laterals = nn.ModuleList(nn.Conv2d(channels[i], config.channels, 1) for i in self.indices)
         # SparK's "densifying" (arXiv 2301.03580, section 3.2): each stage has one learned vector for its hidden sites.
-        self.mask_tokens = nn.ParameterList(nn.Parameter(torch.zeros(config.channels)) for _ in self.stages)
+        self.mask_tokens = nn.ParameterList(nn.Parameter(torch.zeros(config.channels)) for _ in self.indices)
         for token in self.mask_tokens:
             nn.init.trunc_normal_(token, std=0.02)
         self.output = nn.Sequential(
@@ -60,15 +64,15 @@ class Neck(nn.Module):
         """Join the stages, from the coarsest to the finest.
 
         Args:
-            maps: The encoder's four maps [N, C_i, H/s_i, W/s_i].
-            visible: [N, H/32, W/32] bool, True where a patch is visible.
+            maps: The encoder's maps [N, C_i, H/s_i, W/s_i], coarsest last.
+            visible: [N, H/p, W/p] bool, True where a patch of p pixels is visible.
 
         Returns:
             [N, C, H/stride, W/stride], at the stride of the finest stage.
         """
         joined: Tensor | None = None
-        for stage, lateral, token in reversed(list(zip(self.stages, self.laterals, self.mask_tokens, strict=True))):
-            x = lateral(maps[stage])  # [N, C, H/s_i, W/s_i]
+        for index, lateral, token in reversed(list(zip(self.indices, self.laterals, self.mask_tokens, strict=True))):
+            x = lateral(maps[index])  # [N, C, H/s_i, W/s_i]
             is_visible = F.interpolate(visible[:, None].float(), size=x.shape[-2:], mode="nearest").bool()
             x = torch.where(is_visible, x, token.to(x.dtype)[:, None, None])
             joined = x if joined is None else x + F.interpolate(joined, size=x.shape[-2:], mode="nearest")

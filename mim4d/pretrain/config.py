@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
+import torch
 import yaml
 
+from ..backbones import NoMaskedForwardError
+from ..backbones.pyramid import make_backbone, patch_of, trained_parameters
 from ..bounds import check_bounds
 from ..clip import FRAMES
 from ..data import DataConfig
@@ -156,16 +159,34 @@ def complete(config: PretrainConfig) -> PretrainConfig:
         _check_length(config)
     if not split:
         raise UserError(f"--version {version} is not an official one: name its training scenes with --split")
-    known = timm.list_models("mim4d_*")
-    if config.model not in known:
-        near = nearest(config.model, known, likeness=0.4) or "mim4d_convnext_small"
-        raise UserError(f"--model {config.model}: not one of mim4d's encoders; did you mean {near}?")
+    _check_backbone(config.model, config.image_size)
     scratch = config.init == SCRATCH
     if scratch and config.method.frozen:
         raise UserError("--method.frozen keeps first weights, but --init scratch has none: give --init, or frozen 0")
     scale = config.optim.backbone_scale
     optim = dataclasses.replace(config.optim, backbone_scale=(1.0 if scratch else 0.1) if scale is None else scale)
     return dataclasses.replace(config, version=version, split=split, optim=optim)
+
+
+def _check_backbone(name: str, image_size: tuple[int, int]) -> None:
+    """Check that a model has a masked forward, and that images are whole patches of it.
+
+    Raises:
+        UserError: If timm does not know it, it has no masked forward, or the images do not fit.
+    """
+    if not timm.is_model(name):
+        near = nearest(name, timm.list_models(), likeness=0.4)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UserError(f"--model {name}: timm has no such model{hint}")
+    try:
+        with torch.device("meta"):
+            model = make_backbone(name)
+        trained_parameters(model)
+        check_image_size(image_size, patch_of(model))
+    except NoMaskedForwardError as error:
+        raise UserError(f"--model {name}: {error}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_length(config: PretrainConfig) -> None:

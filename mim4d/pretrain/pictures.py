@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..backbones.encoder import PATCH
 from ..clip import Clip
 from ..geometry import VoxelGrid, invert, pixel_rays, project, transform
 from ..io.files import write_file
@@ -107,7 +106,7 @@ def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
     views = render_views(model, clip, stride)
     visible = model.visible(clip)[0, -1].cpu()
     clip = clip.first().to("cpu")
-    patches = visible.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
+    patches = visible.repeat_interleave(model.patch, 1).repeat_interleave(model.patch, 2)
     images = clip.images[0, -1].permute(0, 2, 3, 1)  # [V, H, W, 3]
     kinds = list(views.rgb)
     titles = ["input", "visible", *[f"{k} colour" for k in kinds], "LiDAR depth", *[f"{k} depth" for k in kinds]]
@@ -169,7 +168,7 @@ def _animation_frame(model: MIM4D, clip: Clip, stride: int) -> Image.Image:
     camera = clip.cameras.index(FRONT) if FRONT in clip.cameras else 0
     views = render_views(model, clip, stride, slice(camera, camera + 1))
     image = clip.images[0, -1, camera].permute(1, 2, 0).cpu().numpy()  # [H, W, 3]
-    patches = model.visible(clip)[0, -1, camera].cpu().numpy().repeat(PATCH, 0).repeat(PATCH, 1)
+    patches = model.visible(clip)[0, -1, camera].cpu().numpy().repeat(model.patch, 0).repeat(model.patch, 1)
     panels = {"camera": image, "visible to the model": np.where(patches[..., None], image, 96).astype(np.uint8)}
     sources = {"direct": "from the visible patches", "temporal": "from the other frames alone"}
     for kind, rgb in views.rgb.items():

@@ -1,15 +1,18 @@
 """Where an encoder starts from: any weights of its architecture that timm, the Hub or a file can give."""
 
+import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
+from ..backbones import MIM4DEncoder
 from ..errors import UserError, WeightsError
 from ..hub.folder import read_config
 from ..hub.load import load_weights
-from ..hub.sources import from_anywhere, known_name
+from ..hub.sources import Weights, from_anywhere, known_name
 
 
 def license_of(source: str) -> str | None:
@@ -22,6 +25,19 @@ def license_of(source: str) -> str | None:
             return None
     config = timm.get_pretrained_cfg(source) if known_name(source) else None
     return config.license if config else None
+
+
+HEADS = ("head.", "head_dist.", "fc.", "classifier.", "last_linear.")
+"""What the names of classifiers begin with in timm."""
+
+
+def _named_by(encoder: Any, weights: Weights) -> Weights:
+    """Weights by the encoder's names: timm's families say how their older or original names are to be read."""
+    own = encoder.state_dict()
+    if isinstance(encoder, MIM4DEncoder) or own.keys() <= weights.tensors.keys():
+        return weights
+    rename = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
+    return dataclasses.replace(weights, tensors=rename(dict(weights.tensors), encoder)) if rename else weights
 
 
 def initialise(encoder: nn.Module, source: str) -> str:
@@ -38,8 +54,8 @@ def initialise(encoder: nn.Module, source: str) -> str:
         UserError: If they cannot be had or are another architecture's, naming the first difference.
     """
     try:
-        weights = from_anywhere(source)
-        loaded = load_weights(encoder, weights, optional=("head.",))
+        weights = _named_by(encoder, from_anywhere(source))
+        loaded = load_weights(encoder, weights, optional=HEADS)
     except WeightsError as error:
         raise UserError(f"--init {source}: {error}") from error
     whole = len(encoder.state_dict())

@@ -261,7 +261,7 @@ def test_rays_through_hidden_and_visible_patches_are_measured_apart():
     model, clip = toy_model().eval(), toy_clip()
     targets = draw_targets(clip.seeds, 3)
     rays = choose_rays(clip, targets, 16, model.config.grid, "rgbd")
-    got = through_visible(rays.pixels, pick(model.visible(clip), targets))
+    got = through_visible(rays.pixels, pick(model.visible(clip), targets), model.patch)
     assert 0 < got.float().mean() < 1
     for g in range(4):
         for r in range(32):
@@ -453,9 +453,31 @@ def test_baselines_stand_beside_the_losses():
 # --- construction ----------------------------------------------------------------------------------------------------
 
 
-def test_only_our_encoders_will_do():
-    with pytest.raises(ValueError, match="convnext_atto has no masked forward"):
-        MIM4D(toy_config(encoder="convnext_atto"))
+@pytest.mark.parametrize(
+    ("encoder", "patch", "strides"),
+    [
+        ("convnext_atto", 32, (4, 8, 16, 32)),
+        ("regnety_002", 32, (4, 8, 16, 32)),
+        ("test_efficientnet", 32, (4, 8, 16, 32)),
+        ("test_vit", 32, (16,)),
+    ],
+)
+def test_any_timm_model_with_a_masked_forward_will_do(encoder, patch, strides):
+    """A step trains all of it but heads, and what is hidden has no part in it."""
+    torch.manual_seed(0)
+    model = MIM4D(toy_config(encoder=encoder))
+    assert (model.patch, model.pyramid.strides) == (patch, strides)
+    clip = toy_clip()
+    model(clip)["loss"].backward()
+    assert not [name for name, p in model.encoder.named_parameters() if p.requires_grad and p.grad is None]
+    hidden = ~model.visible(clip).repeat_interleave(patch, 3).repeat_interleave(patch, 4)[:, :, :, None]
+    other = replace(clip, images=torch.where(hidden, 255 - clip.images, clip.images))
+    assert torch.equal(model.encode(clip), model.encode(other))
+
+
+def test_a_model_that_mixes_patches_is_refused_by_name():
+    with pytest.raises(ValueError, match="SwinTransformer has no masked forward"):
+        MIM4D(toy_config(encoder="swin_tiny_patch4_window7_224"))
 
 
 @pytest.mark.parametrize(("changes", "message"), [(dict(frames=0), "frames"), (dict(mask_ratio=1.0), "mask_ratio")])

@@ -44,7 +44,7 @@ def slow(neck, maps, visible):
     stride = neck.stride
     n, rows, columns = visible.shape
     joined = torch.zeros(n, neck.mask_tokens[0].numel(), rows * 32 // stride, columns * 32 // stride)
-    for stage, lateral, token in zip(neck.stages, neck.laterals, neck.mask_tokens, strict=True):
+    for stage, lateral, token in zip(neck.indices, neck.laterals, neck.mask_tokens, strict=True):
         step = 4 * 2**stage
         weight, bias = lateral.weight[:, :, 0, 0], lateral.bias
         for image in range(n):
