@@ -27,6 +27,7 @@ from ..hub.sources import arguments_of, fetch_folder, has_form_of_path
 from ..io.tensors import first_line
 from ..method.lift import ResidualBlock
 from ..method.neck import Neck, NeckConfig, group_norm
+from ..settings import check_image_size
 from .view import ViewTransform
 
 
@@ -69,15 +70,17 @@ class BEVConfig:
         return dataclasses.replace(labels, z=self.heights, voxel=voxel)
 
 
-def make_encoder(name: str, *, pretrained: bool) -> nn.Module:
+def make_encoder(name: str, *, pretrained: bool, image_size: tuple[int, int] | None = None) -> nn.Module:
     """A timm backbone as a pyramid of maps.
 
     Args:
         name: timm's or ours; or an encoder folder or a run of ``mim4d-pretrain``, whose architecture it is then.
         pretrained: Whether to load its weights, or start from random ones.
+        image_size: (H, W) of the images that it will be given, pixels; None checks none.
 
     Raises:
-        UserError: If there is no such backbone, its weights cannot be had, or its maps have channels last.
+        UserError: If there is no such backbone, its weights cannot be had, its maps have channels last, or the
+            images are not multiples of its coarsest stride.
     """
     path = Path(name).expanduser()
     if has_form_of_path(name) or path.is_dir() or name.startswith("hf-hub:"):
@@ -92,6 +95,11 @@ def make_encoder(name: str, *, pretrained: bool) -> nn.Module:
         raise UserError(f"--backbone {name}: {first_line(error)}") from error
     if getattr(encoder, "output_fmt", Format.NCHW) != Format.NCHW:
         raise UserError(f"--backbone {name}: its maps have channels last, as Swins' have; needed are channels first")
+    if image_size:
+        try:
+            check_image_size(image_size, pyramid_of(encoder).strides[-1])
+        except ValueError as error:
+            raise UserError(str(error)) from error
     return encoder
 
 

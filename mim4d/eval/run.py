@@ -64,7 +64,7 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
     console = Console(stderr=True, highlight=False, quiet=quiet)
     if data is None:
         # What is quick to check comes first: opening the data may read tables or draw a world for minutes.
-        make_encoder(config.backbone, pretrained=config.init == "pretrained")
+        make_encoder(config.backbone, pretrained=config.init == "pretrained", image_size=config.image_size)
         try:
             config.model.voxels(make_task(config).grid)
         except ValueError as error:
@@ -135,7 +135,7 @@ class Run:
         self._scores = self.task.scores(data.annotations, config.val_split)
         self.chosen = data.train.share(config.labels, config.seed)
         torch.manual_seed(config.seed)
-        encoder = make_encoder(config.backbone, pretrained=config.init == "pretrained")
+        encoder = make_encoder(config.backbone, pretrained=config.init == "pretrained", image_size=config.image_size)
         torch.manual_seed(config.seed + 1)  # all else starts the same, whatever the backbone drew
         examples = (self.truth(data.train, number) for number in self.chosen[:EXAMPLES])
         try:

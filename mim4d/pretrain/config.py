@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from ..backbones import NoMaskedForwardError
-from ..backbones.pyramid import make_backbone, patch_of, trained_parameters
+from ..backbones.pyramid import make_backbone, parts_of, patch_of, trained_parameters
 from ..bounds import check_bounds
 from ..clip import FRAMES
 from ..data import DataConfig
@@ -159,7 +159,7 @@ def complete(config: PretrainConfig) -> PretrainConfig:
         _check_length(config)
     if not split:
         raise UserError(f"--version {version} is not an official one: name its training scenes with --split")
-    _check_backbone(config.model, config.image_size)
+    _check_backbone(config)
     scratch = config.init == SCRATCH
     if scratch and config.method.frozen:
         raise UserError("--method.frozen keeps first weights, but --init scratch has none: give --init, or frozen 0")
@@ -168,12 +168,13 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     return dataclasses.replace(config, version=version, split=split, optim=optim)
 
 
-def _check_backbone(name: str, image_size: tuple[int, int]) -> None:
-    """Check that a model has a masked forward, and that images are whole patches of it.
+def _check_backbone(config: PretrainConfig) -> None:
+    """Check that the model has a masked forward, that images are whole patches of it, and how much of it is frozen.
 
     Raises:
-        UserError: If timm does not know it, it has no masked forward, or the images do not fit.
+        UserError: If timm does not know it, it has no masked forward, the images do not fit, or it has fewer parts.
     """
+    name = config.model
     if not timm.is_model(name):
         near = nearest(name, timm.list_models(), likeness=0.4)
         hint = f"; did you mean {near}?" if near else ""
@@ -182,7 +183,9 @@ def _check_backbone(name: str, image_size: tuple[int, int]) -> None:
         with torch.device("meta"):
             model = make_backbone(name)
         trained_parameters(model)
-        check_image_size(image_size, patch_of(model))
+        check_image_size(config.image_size, patch_of(model))
+        if config.method.frozen > (most := len(parts_of(model))):
+            raise ValueError(f"method.frozen = {config.method.frozen} must be at most {most}, the parts of {name}")
     except NoMaskedForwardError as error:
         raise UserError(f"--model {name}: {error}") from error
     except ValueError as error:

@@ -148,7 +148,6 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (("--preset", "cloud"), "--preset cloud: there are demo, gpu24"),
         (("--min-visibility", "5"), "--min-visibility 5 must be at most 4"),
         (("--backbone", "resnet19"), "--backbone resnet19: Unknown model (resnet19)"),
-        (("--backbone", "vit_tiny_patch16_224"), "its maps have strides 16"),
         (("--backbone", "swin_tiny_patch4_window7_224"), "channels last"),
         (("--backbone", "/no/such/run"), "there is no folder /no/such/run"),
         (("--backbone", "mim4d_convnext_large", "--init", "pretrained"), "mim4d_convnext_large"),
@@ -211,10 +210,17 @@ def test_help_names_every_setting():
         assert f"--{flag}" in done.stdout
 
 
-def test_encoders_have_four_strides_or_are_refused():
-    assert make_encoder("resnet18", pretrained=False).feature_info.channels() == [64, 64, 128, 256, 512]
-    with pytest.raises(UserError, match="strides"):
-        make_encoder("vit_tiny_patch16_224", pretrained=False)
+@pytest.mark.parametrize("backbone", ["resnet18", "test_vit", "ese_vovnet19b_dw"])
+def test_backbones_of_any_strides_score(backbone, tiny_world, tmp_path):
+    """Four or five maps, and one at stride 16."""
+    flags = ["--backbone", backbone, "--init", "random", "--image-size", "64", "128"]
+    figures = evaluate(tiny(tiny_world, tmp_path / "run", *flags), quiet=True)
+    assert 0 <= figures["iou_vehicle"] <= 1
+
+
+def test_images_that_are_no_multiples_of_the_coarsest_stride_are_refused():
+    with pytest.raises(UserError, match="image_size = 100 128: both must be multiples of 32, such as 96 128"):
+        make_encoder("resnet18", pretrained=False, image_size=(100, 128))
 
 
 def test_a_bad_backbone_is_refused_before_a_world_is_drawn(tmp_path, capsys, monkeypatch):

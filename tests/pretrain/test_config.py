@@ -153,7 +153,7 @@ def test_a_config_file_that_is_not_text_is_named(tmp_path):
         ("--method.temporal.short-heads 3", "--method.temporal.short-channels 128 must be even and a multiple of 3"),
         ("--method.render.field.hidden 0", "--method.render.field.hidden 0 must be at least 1"),
         ("--method.drop-path 1", "--method.drop-path 1.0 must be at least 0 and below 1"),
-        ("--method.frozen 6", "--method.frozen 6 must lie in 0 .. 5"),
+        ("--method.frozen -1", "--method.frozen -1 must be at least 0"),
         ("--method.loss.rgb -1", "--method.loss.rgb -1.0 must be at least 0"),
         ("--optim.betas 0.9 1", "--optim.betas 1.0 must lie in"),
         ("--optim.warmup-start -1", "--optim.warmup-start -1.0 must lie in 0 .. 1"),
@@ -273,7 +273,13 @@ def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(UserError, match="--dataroot"):
         complete(PretrainConfig())
     with pytest.raises(UserError, match=r"did you mean mim4d_convnext_small\?"):
-        complete(PretrainConfig(dataroot="/data", model="convnext_smal"))
+        complete(PretrainConfig(dataroot="/data", model="mim4d_convnext_smal"))
+    with pytest.raises(UserError, match="--model swin_tiny_patch4_window7_224: SwinTransformer has no masked forward"):
+        complete(PretrainConfig(dataroot="/data", model="swin_tiny_patch4_window7_224", image_size=(224, 224)))
+    with pytest.raises(UserError, match=r"image_size = 256 704: both must be multiples of 28, such as 252 700"):
+        complete(PretrainConfig(dataroot="/data", model="vit_small_patch14_dinov2"))
+    with pytest.raises(UserError, match=r"method.frozen = 6 must be at most 5"):
+        complete(PretrainConfig(dataroot="/data", init="convnext_small", method=MethodConfig(frozen=6)))
     with pytest.raises(UserError, match="--init scratch"):
         complete(PretrainConfig(dataroot="/data", method=MethodConfig(frozen=2)))
 
