@@ -8,7 +8,7 @@ from .rng import Stream, uniform
 
 
 def count_visible(image_size: tuple[int, int], mask_ratio: float, patch: int = PATCH) -> int:
-    """Number of visible patches per image: round((1 - mask_ratio) H/patch W/patch), the same in every image, at least 1.
+    """Number of visible patches per image: round((1 - mask_ratio) H/patch W/patch), at least 1, in every image.
 
     Args:
         image_size: (H, W) in pixels, multiples of ``patch``.
