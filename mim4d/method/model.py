@@ -305,7 +305,7 @@ class MIM4D(MaskedModel):
         if self.training:
             shape = (targets.shape[1], rays.valid.shape[1], config.render.uniform_samples)  # [K, R, M]
             jitter = uniform(clip.seeds, Stream.JITTER, shape).flatten(0, 1)  # [G, R, M]
-        on_visible = through_visible(rays.pixels, pick(self.visible(clip), targets))  # [G, R]
+        on_visible = through_visible(rays.pixels, pick(self.visible(clip), targets), self.patch)  # [G, R]
         terms: dict[str, Tensor] = {}
         measures: dict[str, Tensor] = {}
         for kind, kind_volumes in volumes.items():
@@ -321,12 +321,13 @@ class MIM4D(MaskedModel):
         return terms, measures | {"frames": frames, "rays": rays.valid.float().mean()}
 
 
-def through_visible(pixels: Tensor, visible: Tensor) -> Tensor:
+def through_visible(pixels: Tensor, visible: Tensor, patch: int) -> Tensor:
     """Find the rays that pass through visible patches.
 
     Args:
         pixels: [G, R, 2], ordered by camera, R / V for each of V cameras.
-        visible: [G, V, H/32, W/32] bool.
+        visible: [G, V, H/patch, W/patch] bool.
+        patch: Side of a patch in pixels.
 
     Returns:
         [G, R] bool.
@@ -334,11 +335,11 @@ def through_visible(pixels: Tensor, visible: Tensor) -> Tensor:
     Two rays through one image, whose left patch is visible:
 
     >>> pixels = torch.tensor([[[31.5, 5.0], [32.5, 5.0]]])
-    >>> through_visible(pixels, torch.tensor([True, False]).view(1, 1, 1, 2))
+    >>> through_visible(pixels, torch.tensor([True, False]).view(1, 1, 1, 2), patch=32)
     tensor([[ True, False]])
     """
     targets, cameras = visible.shape[:2]
-    column, row = (pixels.unflatten(1, (cameras, -1)) / PATCH).long().unbind(-1)  # [G, V, R/V]
+    column, row = (pixels.unflatten(1, (cameras, -1)) / patch).long().unbind(-1)  # [G, V, R/V]
     target = torch.arange(targets, device=pixels.device)[:, None, None]  # [G, 1, 1]
     camera = torch.arange(cameras, device=pixels.device)[:, None]  # [V, 1]
     return visible[target, camera, row, column].flatten(1)
