@@ -10,6 +10,11 @@ OFFSETS_SCALE = 0.1
 """Learning rate of what says where a deformable attention looks, as a share of lr (Deformable DETR, arXiv 2010.04159,
 section 5). A few thousandths a step, all one way, would be metres in no time."""
 
+WARMUP_START = 1 / 3
+"""Learning rate at the first step of the warm-up, as a fraction of its peak (MIM4D's published config)."""
+FINAL = 1e-3
+"""Learning rate at the last step, as a fraction of its peak (MIM4D's published config)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -21,16 +26,10 @@ class OptimConfig:
     """The encoder's learning rate, as a share of lr; None: 0.1 where --init brings weights, 1 from scratch."""
     weight_decay: float = 0.01
     """Decoupled weight decay; norms, biases, layer scales and learned queries have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of the gradient's first and second moment, a step."""
     clip_norm: float = 35.0
     """The whole gradient is scaled down to this L2 norm where it is longer."""
     warmup_steps: int = 500
     """Steps over which the learning rate grows linearly to its peak."""
-    warmup_start: float = 1 / 3
-    """Where the warm-up starts, as a share of lr."""
-    final: float = 1e-3
-    """Where the cosine ends at the last step, as a share of lr."""
     accumulate: int = 1
     """Batches whose gradients are averaged into one step."""
     ema_decay: float = 0.0
@@ -43,10 +42,6 @@ class OptimConfig:
             "backbone_scale": (self.backbone_scale or 0, 0, math.inf),
             "weight_decay": (self.weight_decay, 0, math.inf),
             "clip_norm": (self.clip_norm, 1e-9, math.inf),
-            "betas.0": (self.betas[0], 0, 0.9999999),
-            "betas.1": (self.betas[1], 0, 0.9999999),
-            "warmup_start": (self.warmup_start, 0, 1),
-            "final": (self.final, 0, 1),
             "warmup_steps": (self.warmup_steps, 0, math.inf),
             "accumulate": (self.accumulate, 1, 65536),
             "ema_decay": (self.ema_decay, 0, 0.999999),
@@ -65,9 +60,9 @@ def lr_scale(step: int, steps: int, config: OptimConfig) -> float:
         config: The optimiser's settings.
     """
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - 1) / max(1, steps - 1))))
-    scale = config.final + (1 - config.final) * cosine
+    scale = FINAL + (1 - FINAL) * cosine
     if step <= config.warmup_steps:
-        scale *= config.warmup_start + (1 - config.warmup_start) * (step - 1) / config.warmup_steps
+        scale *= WARMUP_START + (1 - WARMUP_START) * (step - 1) / config.warmup_steps
     return scale
 
 
@@ -102,7 +97,6 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
             for (scale, decayed), parameters in groups.items()
         ],
         lr=config.lr,
-        betas=config.betas,
         fused=True,
     )
 

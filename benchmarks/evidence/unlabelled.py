@@ -111,8 +111,8 @@ def velocities(model: MIM4D, clip: Clip) -> Tensor:
     This is put into seconds for a model that was told otherwise, and taken back to the current ego frame for one that
     does so itself at no other place: neither is blamed for what it could not know.
     """
-    if model.temporal is None or model.config.temporal.short_frames != 1:
-        raise ValueError("the flow must be of one nearest frame: temporal.short_frames = 1")
+    if model.temporal is None:
+        raise ValueError("a model of one frame has no flow: expected frames of 2 or more")
     rows = torch.arange(clip.batch_size, device=clip.device)
     targets = torch.full((clip.batch_size, 1), clip.num_frames - 1, device=clip.device)
     warped, told = model.warp_others(model.encode(clip), clip, targets)

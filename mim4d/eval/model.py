@@ -30,16 +30,17 @@ from ..method.neck import Neck, NeckConfig, group_norm
 from ..settings import check_image_size
 from .view import ViewTransform
 
+HEIGHTS = (-1.0, 3.0)
+"""Bottom and top of the volume that image features are lifted into, metres above the ground."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BEVConfig:
     """All between the backbone and the head."""
 
     neck: NeckConfig = field(default_factory=lambda: NeckConfig(stages=(1, 2, 3), channels=128))
-    heights: tuple[float, float] = (-1.0, 3.0)
-    """Bottom and top of the volume that the image features are taken to, metres over the ground."""
     levels: int = 8
-    """Voxels between them."""
+    """Voxels from the bottom of the volume, 1 m below the ground, to its top, 3 m above it."""
     voxel_channels: int = 64
     """Channels of a voxel."""
     coarse: int = 1
@@ -50,8 +51,6 @@ class BEVConfig:
     def __post_init__(self) -> None:
         most = {"levels": 256, "voxel_channels": 4096, "coarse": 64, "channels": 4096}
         check_bounds(self, {name: (1, value) for name, value in most.items()}, "model.")
-        if not self.heights[0] < self.heights[1]:
-            raise ValueError("model.heights = {:g} {:g} must rise".format(*self.heights))
 
     def voxels(self, labels: VoxelGrid) -> VoxelGrid:
         """The volume that image features are taken to.
@@ -65,9 +64,9 @@ class BEVConfig:
         _, height, width = labels.shape
         if height % self.coarse or width % self.coarse:
             raise ValueError(f"model.coarse = {self.coarse} must divide the labels' {width} x {height} cells")
-        low, high = self.heights
+        low, high = HEIGHTS
         voxel = (labels.voxel[0] * self.coarse, labels.voxel[1] * self.coarse, (high - low) / self.levels)
-        return dataclasses.replace(labels, z=self.heights, voxel=voxel)
+        return dataclasses.replace(labels, z=HEIGHTS, voxel=voxel)
 
 
 def make_encoder(name: str, *, pretrained: bool, image_size: tuple[int, int] | None = None) -> nn.Module:

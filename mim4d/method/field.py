@@ -1,32 +1,21 @@
 """7c. The field: signed distance, its gradient and colour at points, from the features of a volume."""
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bounds import check_bounds
 from ..geometry import VoxelGrid, constant
 
 GRADIENT_EPS = 1e-2
 """Length of the signed distance's gradient below which its direction fades to zero."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FieldConfig:
-    """Sizes of the two decoders (the published ones)."""
-
-    hidden: int = 16
-    """Width of both MLPs, and of the geometry feature between them."""
-    sdf_blocks: int = 5
-    """Hidden layers of the signed-distance decoder."""
-    rgb_blocks: int = 3
-    """Hidden layers of the colour decoder."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self, {"hidden": (1, 4096), "sdf_blocks": (1, 64), "rgb_blocks": (1, 64)}, "render.field.")
+HIDDEN = 16
+"""Channels of both decoders' hidden layers, and of the geometry feature between them (published config)."""
+SDF_BLOCKS = 5
+"""Hidden layers of the signed-distance decoder (published config)."""
+RGB_BLOCKS = 3
+"""Hidden layers of the colour decoder (published config)."""
 
 
 def corners(index: Tensor, shape: tuple[int, int, int], *, derivatives: bool = True) -> tuple[Tensor, Tensor]:
@@ -169,17 +158,27 @@ class Field(nn.Module):
     """The field of NeuS (arXiv 2106.10689) over feature volumes. Its lengths are in scene units: metres / ``scale``.
 
     Args:
-        config: Sizes of the decoders.
         channels: C of the volumes.
         grid: Voxels of the volumes; ``scale`` is the farthest reach of an axis from the ego frame's origin.
+        hidden: Channels of the decoders' hidden layers and of the geometry feature.
+        sdf_blocks: Hidden layers of the signed-distance decoder.
+        rgb_blocks: Hidden layers of the colour decoder.
     """
 
-    def __init__(self, config: FieldConfig, channels: int, grid: VoxelGrid) -> None:
+    def __init__(
+        self,
+        channels: int,
+        grid: VoxelGrid,
+        *,
+        hidden: int = HIDDEN,
+        sdf_blocks: int = SDF_BLOCKS,
+        rgb_blocks: int = RGB_BLOCKS,
+    ) -> None:
         super().__init__()
         self.grid = grid
         self.scale = max(abs(edge) for axis in (grid.x, grid.y, grid.z) for edge in axis)
-        self.sdf = SDFDecoder(channels, config.hidden, config.sdf_blocks, 1 + config.hidden)
-        self.rgb = RGBDecoder(channels + 6 + config.hidden, config.hidden, config.rgb_blocks, 3)
+        self.sdf = SDFDecoder(channels, hidden, sdf_blocks, 1 + hidden)
+        self.rgb = RGBDecoder(channels + 6 + hidden, hidden, rgb_blocks, 3)
         # The learned sharpness of the surface is exp(10 v) (NeuS, section 3.1), which starts at exp(3).
         self.v = nn.Parameter(torch.tensor(0.3))
 

@@ -1,6 +1,6 @@
 """7d. The renderer: colour and depth along rays through volumes (NeuS, arXiv 2106.10689)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..bounds import check_bounds
 from ..geometry import VoxelGrid, box_interval
-from .field import Field, FieldConfig
+from .field import Field
 from .sampling import importance, stratified, surface_weights, transmittance
 
 NEAR = 1.0
@@ -32,7 +32,6 @@ class RenderConfig:
     chunk: int = 0
     """Rays computed at a time; their activations are recomputed in the backward pass, which bounds memory. 0: 256 on a
     CPU (they fit its cache), 4096 on a GPU."""
-    field: FieldConfig = field(default_factory=FieldConfig)
 
     def __post_init__(self) -> None:
         # Importance sampling needs a piece between two samples.
@@ -63,7 +62,7 @@ class Renderer(nn.Module):
         depth = sum over i of w_i t_i / sum over i of w_i
 
     Args:
-        config: Samples and decoders.
+        config: Rays and samples.
         channels: C of the volumes.
         grid: Voxels of the volumes.
         sky: Whether light that passes the whole ray has a learned colour, for rays that may leave the volume without
@@ -74,7 +73,7 @@ class Renderer(nn.Module):
     def __init__(self, config: RenderConfig, channels: int, grid: VoxelGrid, *, sky: bool) -> None:
         super().__init__()
         self.config, self.grid = config, grid
-        self.field = Field(config.field, channels, grid)
+        self.field = Field(channels, grid)
         self.sky = nn.Parameter(torch.zeros(3)) if sky else None
 
     def forward(self, volumes: Tensor, origins: Tensor, directions: Tensor, jitter: Tensor | None = None) -> Rendered:

@@ -17,34 +17,35 @@ from ..bounds import check_bounds
 from ..geometry import VoxelGrid, constant
 from .deformable import DeformableAttention
 
+SHORT_FRAMES = 1
+"""Frames of the short branch, the nearest in time to the target; the long branch has the others (published config)."""
+SHORT_HEADS = 4
+"""Attention heads of the short branch (published config)."""
+LONG_HEADS = 2
+"""Attention heads of the long branch (published config)."""
+LAYERS = 2
+"""Layers of each branch (published config)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalConfig:
     """Sizes of the two branches (the published ones)."""
 
-    short_frames: int = 1
-    """Frames in the short branch: those nearest in time to the target. The long branch takes all others."""
     short_channels: int = 128
-    """Width of the short branch."""
+    """Width of the short branch, a multiple of 4."""
     long_channels: int = 64
-    """Width of the long branch."""
-    short_heads: int = 4
-    """Attention heads of the short branch."""
-    long_heads: int = 2
-    """Attention heads of the long branch."""
+    """Width of the long branch, a multiple of 2."""
     points: int = 4
-    """Sampled points a head and frame."""
-    layers: int = 2
-    """Layers of each branch; the feed-forward part is twice as wide as the branch."""
+    """Sampling points per attention head and frame."""
 
     def __post_init__(self) -> None:
-        names = ("points", "layers", "short_heads", "long_heads")
-        check_bounds(self, {"short_frames": (1, 1000), **dict.fromkeys(names, (1, 64))}, "temporal.")
-        for branch in ("short", "long"):
-            channels, heads = getattr(self, f"{branch}_channels"), getattr(self, f"{branch}_heads")
-            if channels < 2 or channels % 2 or channels % heads:
-                raise ValueError(f"temporal.{branch}_channels = {channels} must be even and a multiple of {heads}")
-        check_bounds(self, dict.fromkeys(("short_channels", "long_channels"), (2, 4096)), "temporal.")
+        check_bounds(self, {"short_channels": (4, 4096), "long_channels": (2, 4096), "points": (1, 64)}, "temporal.")
+        for name, heads in (("short_channels", SHORT_HEADS), ("long_channels", LONG_HEADS)):
+            channels = getattr(self, name)
+            if channels % heads:
+                raise ValueError(
+                    f"temporal.{name} = {channels} must be a multiple of {heads}, its number of attention heads"
+                )
 
 
 class Decoded(NamedTuple):
@@ -129,7 +130,7 @@ class Layer(nn.Module):
 class Branch(nn.Module):
     """Learned bird's-eye-view (BEV) queries that attend to one set of frames."""
 
-    def __init__(self, bev_channels: int, channels: int, heads: int, config: TemporalConfig, grid: VoxelGrid) -> None:
+    def __init__(self, bev_channels: int, channels: int, heads: int, points: int, grid: VoxelGrid) -> None:
         super().__init__()
         _, height, width = grid.shape
         self.queries = nn.Parameter(torch.zeros(height, width, channels))
@@ -142,14 +143,14 @@ class Branch(nn.Module):
         self.time = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels))
         self.key_norm = nn.LayerNorm(channels)
         self.values = nn.Linear(bev_channels, channels)
-        self.layers = nn.ModuleList(Layer(channels, heads, config.points) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(channels, heads, points) for _ in range(LAYERS))
         # A new branch returns an orthogonal projection of what its attention samples: the outputs of the layers, each
         # the identity divided by their number, add up to it.
         nn.init.orthogonal_(self.values.weight)
         nn.init.zeros_(self.values.bias)
         for layer in self.layers:
             output = cast(Layer, layer).attention.output
-            output.weight.data.copy_(torch.eye(channels) / config.layers)
+            output.weight.data.copy_(torch.eye(channels) / LAYERS)
             nn.init.zeros_(output.bias)
 
     def forward(self, bev: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,16 +180,16 @@ class TemporalDecoder(nn.Module):
         config: Sizes of the branches.
         channels: C of the volumes.
         grid: Voxels of the volumes.
-        frames: T; the long branch exists if T - 1 > ``config.short_frames``.
+        frames: T; the long branch exists if T - 1 > ``SHORT_FRAMES``.
     """
 
     def __init__(self, config: TemporalConfig, channels: int, grid: VoxelGrid, frames: int) -> None:
         super().__init__()
         self.config, self.grid = config, grid
         bev = channels * grid.shape[0]
-        self.short = Branch(bev, config.short_channels, config.short_heads, config, grid)
-        has_long = frames - 1 > config.short_frames
-        self.long = Branch(bev, config.long_channels, config.long_heads, config, grid) if has_long else None
+        self.short = Branch(bev, config.short_channels, SHORT_HEADS, config.points, grid)
+        has_long = frames - 1 > SHORT_FRAMES
+        self.long = Branch(bev, config.long_channels, LONG_HEADS, config.points, grid) if has_long else None
         joined = config.short_channels + (config.long_channels if has_long else 0)
         self.join = nn.Conv2d(joined, bev, 3, padding=1)
         # Initially the join applies the transposes of the branches' orthogonal projections, so that the decoder returns
@@ -215,7 +216,7 @@ class TemporalDecoder(nn.Module):
         order = (gaps.abs() + 1e-3 * (gaps > 0)).argsort(dim=1)  # [G, S]
         target = torch.arange(len(gaps), device=gaps.device)[:, None]  # [G, 1]
         # Without a long branch the short one takes all frames, so that no frame is ignored.
-        short = self.config.short_frames if self.long is not None else gaps.shape[1]
+        short = SHORT_FRAMES if self.long is not None else gaps.shape[1]
         near, far = order[:, :short], order[:, short:]  # [G, S'], [G, S - S']
         features, offsets, attention = self.short(bev[target, near], gaps[target, near])  # [G, Y, X, E]
         if self.long is not None:

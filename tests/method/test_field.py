@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mim4d.geometry import VoxelGrid
-from mim4d.method.field import Field, FieldConfig, SDFDecoder, corners
+from mim4d.method.field import Field, SDFDecoder, corners
 from tests.reference import field as reference
 
 GRID = VoxelGrid(x=(-3, 5), y=(-4, 2), z=(-1, 2), voxel=(2, 1.5, 1))  # (Z, Y, X) = (3, 4, 4), no two axes alike
@@ -18,8 +18,7 @@ CHANNELS = 3
 
 def make_field(seed: int = 0, sdf_blocks: int = 5) -> Field:
     torch.manual_seed(seed)
-    config = FieldConfig(hidden=6, sdf_blocks=sdf_blocks, rgb_blocks=3)
-    return Field(config, CHANNELS, GRID).double()
+    return Field(CHANNELS, GRID, hidden=6, sdf_blocks=sdf_blocks).double()
 
 
 def make_volumes(count: int = 1, seed: int = 1) -> Tensor:

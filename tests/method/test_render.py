@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mim4d.geometry import VoxelGrid
-from mim4d.method.field import FieldConfig
+from mim4d.method.field import Field
 from mim4d.method.render import RenderConfig, Rendered, Renderer
 from tests.reference import field as reference_field
 from tests.reference import render as reference
@@ -20,11 +20,10 @@ CHANNELS = 4
 
 def make_renderer(chunk: int = 1000, uniform: int = 20, extra: int = 8, seed: int = 2) -> Renderer:
     """Random decoders whose distance changes sign, so that rays meet surfaces; some go on into the background."""
-    torch.manual_seed(seed)
-    config = RenderConfig(
-        uniform_samples=uniform, importance_samples=extra, chunk=chunk, field=FieldConfig(hidden=6, sdf_blocks=3)
-    )
+    config = RenderConfig(uniform_samples=uniform, importance_samples=extra, chunk=chunk)
     renderer = Renderer(config, CHANNELS, GRID, sky=True)
+    torch.manual_seed(seed)
+    renderer.field = Field(CHANNELS, GRID, hidden=6, sdf_blocks=3)
     with torch.no_grad():
         renderer.field.sdf.last.weight[0] *= 3
         renderer.field.sdf.last.bias[0] = 0.8

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mim4d.geometry import VoxelGrid
+from mim4d.method.field import HIDDEN
 from mim4d.method.render import RenderConfig, Renderer
 
 GRID = VoxelGrid(voxel=(0.6, 0.6, 0.8))  # the published "small" volume: 108 x 108 x 8 m
@@ -24,16 +25,16 @@ WALL = np.array([25.0, 0.0, 0.0]), np.array([-0.8, 0.6, 0.0])  # a point of it, 
 def make_renderer(inv_s: float = SHARP) -> Renderer:
     """Decoders set by hand: the field reads channel 0 as the signed distance in metres, 1 to 3 as colour logits."""
     renderer = Renderer(RenderConfig(), CHANNELS, GRID, sky=True)
-    field, hidden = renderer.field, renderer.config.field.hidden
+    field = renderer.field
     with torch.no_grad():
         for parameter in renderer.parameters():
             parameter.zero_()
         # The last layer adds its map of the feature after the activation, so channels pass through untouched.
-        field.sdf.feature.weight[-hidden, 0] = 1 / field.scale
+        field.sdf.feature.weight[-HIDDEN, 0] = 1 / field.scale
         field.sdf.last.weight[0, 0] = 1
         field.sdf.last.bias[0] = -math.log(2) / field.sdf.BETA  # softplus(0)
         for c in range(3):
-            field.rgb.feature.weight[-hidden + c, 3 + 1 + c] = 1  # after the direction and channel 0
+            field.rgb.feature.weight[-HIDDEN + c, 3 + 1 + c] = 1  # after the direction and channel 0
             field.rgb.last.weight[c, c] = 1
         field.v.fill_(math.log(inv_s) / 10)
         renderer.sky.copy_(torch.tensor([2.0, 0.0, -2.0]))

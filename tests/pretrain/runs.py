@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
         "grid": {"voxel": [3.6, 3.6, 4.0]},
         "neck": {"stages": [3], "channels": 16},
         "lift": {"depth_channels": 16, "depth_step": 4.0, "depth_range": [2.0, 58.0], "channels": 8},
-        "temporal": {"short_channels": 16, "long_channels": 8, "layers": 1},
+        "temporal": {"short_channels": 16, "long_channels": 8},
         "render": {"rays_per_view": 32, "uniform_samples": 16, "importance_samples": 8},
     },
 }
