@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import mmap
-import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..io.files import cache_folder
+from ..io.files import cache_folder, replace_folder
 from .tables import build_tables
 
 logger = logging.getLogger(__name__)
@@ -184,22 +183,15 @@ def _read(folder: Path, fingerprint: str) -> Index:
 
 
 def _write(folder: Path, fingerprint: str, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
-    """Put an index in place of what may be there, under the lock.
+    """Write an index to the cache; the caller holds its lock."""
 
-    A reader without the lock sees the old index, none, or the whole new one.
-    """
-    building, replaced = folder.with_name(folder.name + ".building"), folder.with_name(folder.name + ".replaced")
-    for leftover in (building, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building.mkdir()
-    for name in ARRAYS:
-        np.save(building / f"{name}.npy", arrays[name], allow_pickle=False)
-    checksums = {name: _checksum(building / f"{name}.npy") for name in ARRAYS}
-    (building / "index.json").write_text(json.dumps(meta | {"fingerprint": fingerprint, "checksums": checksums}))
-    if folder.exists():
-        folder.rename(replaced)
-    building.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    def fill(partial: Path) -> None:
+        for name in ARRAYS:
+            np.save(partial / f"{name}.npy", arrays[name], allow_pickle=False)
+        checksums = {name: _checksum(partial / f"{name}.npy") for name in ARRAYS}
+        (partial / "index.json").write_text(json.dumps(meta | {"fingerprint": fingerprint, "checksums": checksums}))
+
+    replace_folder(folder, fill)
 
 
 def _checksum(path: Path) -> int:

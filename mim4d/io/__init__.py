@@ -1,5 +1,5 @@
-"""Files, tensors and processes: the only place that writes files, each whole or not at all.
+"""Files, tensors and processes; every atomic write of the package is here.
 
-``files`` and ``tensors`` read and write, ``lock`` keeps two processes out of one folder, ``pool`` runs tasks in worker
-processes, ``progress`` draws their bar.
+``files`` writes files and folders whole or not at all, ``tensors`` reads files of weights, ``lock`` keeps a second
+process out of a folder, ``pool`` runs tasks in worker processes, ``progress`` shows a progress bar.
 """

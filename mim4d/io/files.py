@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and what they hold by checksum."""
+"""Files and folders that are written whole or not at all, their checksums, and the cache folder."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from ..errors import UserError
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
-    """Let ``fill`` write into a temporary folder beside ``folder``, then put it in place at once.
+    """Write a folder with :func:`replace_folder`, with a message that names what it holds.
 
     Args:
         folder: Where the result goes; replaced if it exists.
@@ -22,10 +22,30 @@ def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
         what: What is written, for the message.
 
     Raises:
-        UserError: If the disk is full or refuses; nothing is left behind and what was there stays.
+        UserError: If a file cannot be written, for example because the disk is full.
+    """
+    try:
+        replace_folder(folder, fill)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {what} to {folder}: {error}") from error
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write into a temporary folder beside ``folder``, then rename that to ``folder``.
+
+    A process that reads ``folder`` meanwhile finds the old one, none, or the whole new one. The folder is on disk when
+    this returns. If an error is raised, the temporary folder is removed and the old folder stays. If the process is
+    killed between the two renames, the old folder stays, whole, as ``.NAME.old``.
+
+    Args:
+        folder: Where the result goes; replaced if it exists.
+        fill: Writes files into the folder that it is given.
+
+    Raises:
+        OSError: If a file cannot be written.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    old = folder.with_name(f".{folder.name}.old")  # stays, whole, if the process is killed between the two renames
+    old = folder.with_name(f".{folder.name}.old")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -40,19 +60,19 @@ def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
         partial.rename(folder)
         _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except Exception:
         shutil.rmtree(partial, ignore_errors=True)
         if old.exists() and not folder.exists():
             with suppress(OSError):
                 old.rename(folder)
-        raise UserError(f"cannot write {what} to {folder}: {error}") from error
+        raise
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those that it is in, where they are missing.
+    """Make a folder and its parents where they are missing.
 
     Raises:
-        UserError: If the disk refuses.
+        UserError: If it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,14 +81,16 @@ def make_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Let ``fill`` write a temporary file beside ``path``, then put it in place at once.
+    """Let ``fill`` write a temporary file beside ``path``, then rename that to ``path``.
+
+    A process that reads ``path`` meanwhile finds the old file, none, or the whole new one.
 
     Args:
         path: Where the result goes; replaced if it exists.
         fill: Writes the file that it is given.
 
     Raises:
-        UserError: If the disk is full or refuses; nothing is left behind and what was there stays.
+        UserError: If the file cannot be written, for example because the disk is full; the old file stays.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -81,6 +103,16 @@ def write_file(path: Path, fill: Callable[[Path], Any]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` with :func:`write_file`, in a folder that is made if it is missing.
+
+    Raises:
+        UserError: If the folder or the file cannot be written.
+    """
+    make_folder(path.parent)
+    write_file(path, lambda partial: partial.write_bytes(data))
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -90,12 +122,26 @@ def _sync(path: Path) -> None:
 
 
 def sha256_of(content: Path | bytes) -> str:
-    """The sha256 of a file or of bytes, hexadecimal: what the Hub calls large files by."""
+    """The sha256 of a file or of bytes, as the Hub uses it for large files.
+
+    Returns:
+        64 hexadecimal digits.
+
+    >>> sha256_of(b"")[:16]
+    'e3b0c44298fc1c14'
+    """
     return _digest(content, hashlib.sha256())
 
 
 def git_blob_of(content: Path | bytes) -> str:
-    """git's name for a file or for bytes, hexadecimal: what the Hub calls small files by."""
+    """The hash that git gives a file or bytes, as the Hub uses it for small files.
+
+    Returns:
+        40 hexadecimal digits: the sha1 of ``blob``, the size and the content.
+
+    >>> git_blob_of(b"")  # git hash-object /dev/null
+    'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
+    """
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     return _digest(content, hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False))
 
@@ -111,13 +157,15 @@ def _digest(content: Path | bytes, digest: "hashlib._Hash") -> str:
 
 
 def cache_folder() -> Path:
-    """Where things that can be made again are kept: ``MIM4D_CACHE``, or ``~/.cache/mim4d``.
+    """The folder for files that can be made again: ``MIM4D_CACHE``, or ``~/.cache/mim4d``.
 
     Raises:
-        UserError: If the user has no home folder.
+        UserError: If the path begins with ``~`` and the user has no home folder.
     """
     folder = Path(os.environ.get("MIM4D_CACHE") or "~/.cache/mim4d")
     try:
         return folder.expanduser()
     except RuntimeError as error:
-        raise UserError(f"no home folder for {folder}: set MIM4D_CACHE to a folder that can be written to") from error
+        raise UserError(
+            f"this user has no home folder for the cache {folder}: set MIM4D_CACHE to a folder that can be written"
+        ) from error

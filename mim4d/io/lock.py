@@ -1,4 +1,7 @@
-"""One writer per output folder, by a lock that the kernel releases when its process ends, however it ends."""
+"""A lock on an output folder, so that only one process writes there.
+
+The kernel releases the lock when its process ends, also after ``kill -9``.
+"""
 
 import errno
 import fcntl
@@ -14,32 +17,33 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-"""The hidden file in a locked folder; it names the process that holds it."""
+"""Name of the hidden file in a locked folder. It holds the number and the host of the process that has the lock."""
 
-_TAKEN = (errno.EACCES, errno.EAGAIN)
+_LOCKED_ERRNOS = (errno.EACCES, errno.EAGAIN)
 _held: set[Path] = set()
-"""Folders that this process has locked: the kernel does not refuse a second lock of one process."""
+"""Folders that this process has locked. The kernel would grant the same process a second lock."""
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Make a folder and be its only writer; a folder that is still empty at the end is removed again.
+    """Hold the lock of a folder inside a ``with`` block.
 
-    A record lock, and not ``flock`` as in ``filelock``: child processes do not inherit it, so that no data-loading
-    worker keeps the folder of a killed run locked, and NFS servers grant it across machines.
+    The folder is made if it is missing, and removed at the end if it was made here and is still empty. The lock is a
+    POSIX record lock, not ``flock`` as in ``filelock``: child processes do not inherit it, so a data-loading worker
+    does not keep the folder of a killed run locked, and NFS servers grant it across machines.
 
     Args:
-        folder: Made if it is missing. Its file ``.lock`` exists while the lock is held.
+        folder: The folder to lock. Its file ``.lock`` exists while the lock is held.
 
     Raises:
-        UserError: If another process writes there, or the folder cannot be made or written.
+        UserError: If another process holds the lock, or the folder cannot be made or written.
     """
     folder = folder.resolve()
     if folder in _held:
-        raise UserError(f"{folder} is in use by another run of this process: choose another `out`")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
+        raise UserError(f"{folder} is in use by another run in this process: choose another `out`")
+    made_here = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
     try:
-        handle = _take(folder)
+        handle = _open_locked(folder)
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
     _held.add(folder)
@@ -48,38 +52,42 @@ def locked_folder(folder: Path) -> Iterator[None]:
     finally:
         _held.remove(folder)
         with suppress(OSError):
-            (folder / LOCK).unlink()  # before the lock is released: nobody else's file is removed
+            (folder / LOCK).unlink()  # before the lock is released, so that it is still the file of this process
         os.close(handle)
         with suppress(OSError):
-            for path in made:
-                path.rmdir()  # fails where there is something in it
+            for path in made_here:
+                path.rmdir()  # fails if the folder is not empty
 
 
-def _take(folder: Path) -> int:
-    """The open, locked file of a folder."""
+def _open_locked(folder: Path) -> int:
+    """Open and lock the lock file of a folder.
+
+    Returns:
+        The file descriptor; closing it releases the lock.
+    """
     file = folder / LOCK
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:
-            continue  # another process has just removed the folder that it found nothing to write to
+            continue  # another process has just removed the folder, which it left empty
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), file.stat()):
-                break  # otherwise its holder has removed the file meanwhile, and the lock is on nothing
+                break  # otherwise the former holder has removed the file meanwhile, and the lock is on nothing
         except FileNotFoundError:
             pass
         except OSError as error:
-            if error.errno in _TAKEN:
+            if error.errno in _LOCKED_ERRNOS:
                 holder = os.read(handle, 200).decode(errors="replace").strip()
                 os.close(handle)
                 by = f" ({holder})" if holder else ""
                 raise UserError(
-                    f"{folder} is in use by another process{by}: wait until it has ended, or choose another `out`"
+                    f"{folder} is in use by another process{by}: wait until it ends, or choose another `out`"
                 ) from error
             logger.warning(
-                "%s is on a file system without locks (%s): make sure that nothing else writes there",
+                "%s is on a file system without locks (%s): make sure that no other process writes there",
                 folder,
                 error.strerror,
             )

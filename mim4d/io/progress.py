@@ -1,4 +1,4 @@
-"""Progress of counted work: a bar on a terminal, lines elsewhere, and one estimate of the time left for both."""
+"""Progress of a count: a bar on a terminal, lines elsewhere, with one estimate of the time left for both."""
 
 import time
 from collections.abc import Callable
@@ -11,14 +11,26 @@ from rich.text import Text
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, rounded for a reader."""
+    """Format a time span in seconds, minutes or hours.
+
+    >>> [duration(seconds) for seconds in (3.2, 89, 90, 5399, 5400)]
+    ['3 s', '89 s', '2 min', '90 min', '1.5 h']
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class TimeLeft:
-    """Time left from the mean time per item since the start: items that end together do not move it."""
+    """An estimate of the time left, from the mean time per item since the start.
+
+    >>> now = iter([0.0, 0.0, 10.0, 12.0])  # seconds that the clock shows at each call
+    >>> left = TimeLeft(clock=lambda: next(now))
+    >>> left.update(0, 5), left.update(1, 5)  # one item took 10 s, so four items take 40 s
+    (None, None)
+    >>> left.seconds()  # of which 2 s have passed
+    38.0
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -27,7 +39,7 @@ class TimeLeft:
         self._left: float | None = None
 
     def update(self, done: int, total: int) -> None:
-        """Note how many items are done. The first call counts those that were done before."""
+        """Set how many items are done. Items that are done at the first call do not count as speed."""
         now = self._clock()
         if self._start is None:
             self._start, self._began = done, now
@@ -35,12 +47,12 @@ class TimeLeft:
             self._known, self._left = now, (now - self._began) / (done - self._start) * (total - done)
 
     def seconds(self) -> float | None:
-        """The estimate, counted down since the last update; None before one item is done."""
+        """The estimate in seconds, counted down since the last update; None until one item is done."""
         return None if self._left is None else max(0.0, self._left - (self._clock() - self._known))
 
 
 class Bar:
-    """A bar on a terminal, a line now and then where there is none."""
+    """A progress bar on a terminal; elsewhere one line every few seconds."""
 
     def __init__(
         self,
@@ -52,15 +64,15 @@ class Bar:
         every: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare; nothing is shown before the bar is entered.
+        """Prepare a bar; it is shown from the start of its ``with`` block.
 
         Args:
-            console: Where to.
-            unit: What is counted, such as ``step``.
-            start: Items done before.
-            total: Items in all, if it is known by now.
-            every: Seconds between lines where there is no terminal.
-            clock: Of the time left.
+            console: Console to print to.
+            unit: Name of the items, such as ``step``.
+            start: Number of items that are done already.
+            total: Number of all items, if it is known.
+            every: Seconds between lines if the console is no terminal.
+            clock: Function that returns the time in seconds.
         """
         self._console, self._unit, self._every, self._clock = console, unit, every, clock
         self.time_left = TimeLeft(clock)
@@ -79,7 +91,7 @@ class Bar:
         self._task = self._progress.add_task(unit, total=total, completed=start, shown="")
 
     def __enter__(self) -> "Bar":
-        if not self._progress.disable:  # rich before 15 ends a bar that nobody sees with an empty line
+        if not self._progress.disable:  # rich before 15 prints an empty line at the end of a hidden bar
             self._progress.start()
         return self
 
@@ -87,7 +99,7 @@ class Bar:
         self.stop()
 
     def stop(self) -> None:
-        """Leave the bar as it is; what is printed afterwards stands below it."""
+        """Stop updating the bar; later output appears below it."""
         if not self._progress.disable:
             self._progress.stop()
 
@@ -95,9 +107,9 @@ class Bar:
         """Show how many items are done.
 
         Args:
-            done: Items.
-            total: Items in all.
-            shown: Measures of the last item; None leaves those that are shown.
+            done: Number of items that are done.
+            total: Number of all items.
+            shown: Text beside the bar, such as the loss of the last step; None keeps the present text.
         """
         self.time_left.update(done, total)
         self._progress.update(self._task, completed=done, total=total)

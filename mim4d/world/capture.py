@@ -1,7 +1,6 @@
 """One key frame of a scene on disk: its pictures and sweeps, and a record of them for the tables."""
 
 import json
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 from pyquaternion import Quaternion
 
+from ..io.files import write_bytes
 from . import annotate
 from .arrays import Array, rotated
 from .config import PERIOD
@@ -122,7 +122,7 @@ def capture(root: Path, job: SceneJob, frame: int) -> Path:
             else:
                 filename, data, points = moment.scan(name)
                 swept = points if key else swept
-            write_atomically(root / filename, data)
+            write_bytes(root / filename, data)
             shots.append(
                 {
                     "channel": sensor.channel,
@@ -137,7 +137,7 @@ def capture(root: Path, job: SceneJob, frame: int) -> Path:
         "boxes": _annotations(stage.scene, job, frame * PERIOD, swept, areas),
         "story": stage.scene.story,
     }
-    write_atomically(record_file, json.dumps(record).encode())
+    write_bytes(record_file, json.dumps(record).encode())
     return record_file
 
 
@@ -218,11 +218,3 @@ def pose_matrix(x: float, y: float, yaw: float) -> Array:
 
 def _about_z(yaw: float) -> list[float]:
     return [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)

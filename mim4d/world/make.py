@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..io.files import write_bytes, write_folder
 from ..io.lock import LOCK, locked_folder
 from ..io.pool import Task, run_in_processes
 from .atlas import MASKS, hand_of, location_of, make_atlas
-from .capture import SceneJob, capture, write_atomically
+from .capture import SceneJob, capture
 from .config import PERIOD, WorldConfig, check_version, scene_names
 from .scene import travel_within
 from .tables import TableBuilder
@@ -56,9 +57,9 @@ def make_world(
             jobs = _jobs(root, version, config)
             _capture_all(root, jobs, workers or os.cpu_count() or 1, progress or (lambda done, whole: None))
             _finish(root, version, config, jobs)
-        except OSError as error:
+        except (UserError, OSError) as error:
             raise UserError(
-                f"could not write the world: {error}. Fix the problem and run the command again; it resumes"
+                f"could not make the world: {error}. Fix the problem and run the command again; it resumes"
             ) from error
     return root
 
@@ -96,7 +97,7 @@ def _begin(root: Path, version: str, config: WorldConfig) -> bool:
 
 def _write_record(root: Path, version: str, config: WorldConfig, complete: bool) -> None:
     text = json.dumps({"complete": complete, "config": _record(version, config)}, indent=2)
-    write_atomically(root / RECORD, text.encode())
+    write_bytes(root / RECORD, text.encode())
 
 
 def _travel(config: WorldConfig) -> float:
@@ -111,8 +112,8 @@ def _jobs(root: Path, version: str, config: WorldConfig) -> list[SceneJob]:
         places = sorted({place for _, place in named if location_of(place) == location})
         atlas = make_atlas(config.seed, places, _travel(config))
         offsets |= atlas.offsets
-        write_atomically(root / _mask_name(location), atlas.mask)
-        write_atomically(root / "maps" / "expansion" / f"{location}.json", atlas.expansion.encode())
+        write_bytes(root / _mask_name(location), atlas.mask)
+        write_bytes(root / "maps" / "expansion" / f"{location}.json", atlas.expansion.encode())
     return [scene_job(config, name, place, offsets[place]) for name, place in named]
 
 
@@ -180,10 +181,6 @@ def _finish(root: Path, version: str, config: WorldConfig, jobs: Sequence[SceneJ
     for location in sorted({location_of(job.place) for job in jobs}):
         logs = [job.logfile for job in jobs if location_of(job.place) == location]
         builder.add_map(location, logs, _mask_name(location))
-    unfinished = root / f".{version}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    builder.write(unfinished)
-    shutil.rmtree(root / version, ignore_errors=True)
-    os.replace(unfinished, root / version)
+    write_folder(root / version, builder.write, "the tables")
     _write_record(root, version, config, complete=True)
     shutil.rmtree(root / ".parts")

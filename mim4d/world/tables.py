@@ -201,8 +201,7 @@ class TableBuilder:
             )
 
     def write(self, folder: Path) -> None:
-        """Write each table as ``folder/<name>.json``."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write each table as ``<name>.json`` into an existing folder."""
         for name, rows in self.tables.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=0))
 

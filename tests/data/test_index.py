@@ -87,7 +87,7 @@ def test_a_damaged_cache_is_made_anew(root, built, cache, caplog, name, damage):
 
 def test_what_a_killed_build_left_is_no_hindrance(root, cache):
     folder = open_index(root, VERSION).folder
-    folder.rename(folder.with_name(folder.name + ".building"))
+    folder.rename(folder.with_name(f".{folder.name}.partial"))
     open_index(root, VERSION)
     assert sorted(path.name for path in (cache / "index").iterdir()) == [folder.name, folder.name + ".lock"]
 

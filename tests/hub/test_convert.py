@@ -187,10 +187,10 @@ def _other_widths(path):
         (lambda path: path.write_bytes(b"nonsense"), "cannot read"),
         (_truncated, "cannot read"),
         (lambda path: checkpoints.save({"state_dict": {}}, path), "its table of tensors is empty"),
-        (lambda path: checkpoints.save({"epoch": 3}, path), "there is no table of tensors in it"),
+        (lambda path: checkpoints.save({"epoch": 3}, path), "it holds no table of tensors"),
         (_of_lidar, "holds no ConvNeXt or ResNet, neither under img_backbone. or backbone. nor on its own"),
         (_missing, "nearest is mim4d_convnext_atto, but stages.1.blocks.0.norm.weight is missing"),
-        (_other_widths, r"nearest is mim4d_convnext_atto, but .*bias is \[319\] in place of \[320\]"),
+        (_other_widths, r"nearest is mim4d_convnext_atto, but .*bias has shape \[319\], expected \[320\]"),
     ],
 )
 def test_what_cannot_be_converted_is_named(spoil, message, released):

@@ -47,7 +47,7 @@ def test_a_second_process_is_refused_and_told_which_is_the_first(tmp_path):
 
 
 def test_a_second_run_of_the_same_process_is_refused_too(tmp_path):
-    with locked_folder(tmp_path), pytest.raises(UserError, match="in use by another run of this process"):
+    with locked_folder(tmp_path), pytest.raises(UserError, match="in use by another run in this process"):
         locked_folder(tmp_path / ".").__enter__()
     with locked_folder(tmp_path):
         pass
@@ -69,7 +69,7 @@ def test_where_the_file_system_has_no_locks_the_run_goes_on_with_a_warning(tmp_p
     monkeypatch.setattr(fcntl, "lockf", unsupported)
     with locked_folder(tmp_path / "run"):
         pass
-    assert "without locks (No locks available): make sure that nothing else writes there" in caplog.text
+    assert "without locks (No locks available): make sure that no other process writes there" in caplog.text
 
 
 def test_of_two_runs_with_one_folder_the_second_is_refused(trial, tiny_world, tmp_path):

@@ -1,4 +1,4 @@
-"""Work is shared out among processes; whatever ends it early ends them."""
+"""Tasks run in worker processes; whatever ends the caller ends them."""
 
 import os
 import signal
@@ -87,7 +87,7 @@ def test_a_killed_process_is_told_and_the_others_go_on(tmp_path: Path):
     run_in_processes(die, [(tmp_path, n) for n in range(3)], 2, lambda task, error: told.update({task[1]: error}))
     assert (told[0], told[2]) == (None, None)
     assert isinstance(told[1], UserError)
-    assert "its process was killed by signal 9, perhaps for want of memory: run the same again" in str(told[1])
+    assert str(told[1]) == "a worker process was killed by signal 9, perhaps because memory ran out"
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,16 @@ def test_a_signal_ends_all(tmp_path: Path, number: signal.Signals, to_group: boo
             os.kill(int(path.read_text()), 0)
 
 
+def test_workers_of_a_killed_caller_end_too(tmp_path: Path):
+    process = started(tmp_path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=50)  # returns when the last of them has closed stderr, less than a task takes
+    assert [path.name for path in tmp_path.glob("saved-*")] == ["saved-0"]
+    assert not list(tmp_path.glob("done-*"))
+
+
 def started(tmp_path: Path) -> "subprocess.Popen[bytes]":
-    """A program that shares out six tasks of a minute, once two are at work."""
+    """A program that runs six tasks of a minute, once two are at work."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(folder=str(tmp_path)))
     root = Path(__file__).parents[2]

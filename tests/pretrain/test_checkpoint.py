@@ -205,7 +205,7 @@ def test_one_without_checksums_is_resumed_from_if_its_files_open(tmp_path):
     [
         ("model", lambda t: t.pop("queries"), "queries is missing"),
         ("model", lambda t: t.update(more=torch.ones(1)), "more is unknown"),
-        ("model", lambda t: t.update(queries=torch.ones(1)), r"queries is \[1\] in place of \[5, 4\]"),
+        ("model", lambda t: t.update(queries=torch.ones(1)), r"queries has shape \[1\], expected \[5, 4\]"),
         ("optimizer", lambda t: t.pop("queries.exp_avg"), "queries.exp_avg is missing"),
         ("optimizer", lambda t: t.update({"queries.exp_avg": torch.ones(2)}), "queries.exp_avg is missing or of"),
         ("optimizer", lambda t: t.update({"gone.step": torch.ones(1)}), "gone.step is unknown"),

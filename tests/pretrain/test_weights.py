@@ -92,7 +92,7 @@ def test_weights_for_other_normalisation_are_pointed_out(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("convnext_femto", r"stem.0.weight is \[48, 3, 4, 4\] in place of \[40, 3, 4, 4\] \(and 123 more\)"),
+        ("convnext_femto", r"stem.0.weight has shape \[48, 3, 4, 4\], expected \[40, 3, 4, 4\] \(and 123 more\)"),
         ("convnextv2_atto", r"stages.0.blocks.0.gamma is missing"),
         ("resnet18", "not the weights of a ConvNeXt"),
     ],

@@ -3,6 +3,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from nuscenes.utils.splits import create_splits_scenes
 from mim4d.errors import UserError
 from mim4d.world import WorldConfig, cli, make, make_world
 from mim4d.world.config import scene_names
+from tests.pretrain.runs import environment
 
 
 def made(out: Path, seed: int = 7, *, version: str = "v1.0-mini", workers: int = 1, progress=None, **changes) -> Path:
@@ -71,6 +73,33 @@ def test_a_begun_world_is_completed(small, tmp_path, monkeypatch):
     made(root)
     assert digest(root) == digest(small)
     assert {path: path.stat().st_mtime_ns for path in first} == first
+
+
+MAKES = """
+import sys
+from pathlib import Path
+from tests.world.test_make import made
+
+if __name__ == "__main__":
+    made(Path(sys.argv[1]), keyframes=4, workers=2)
+"""
+
+
+def test_kill_9_leaves_whole_files_and_the_world_can_be_completed(tmp_path):
+    """The workers of a killed process end with it, so that they do not write beside those of the next one."""
+    whole = digest(made(tmp_path / "whole", keyframes=4))
+    killed = subprocess.Popen([sys.executable, "-c", MAKES, tmp_path / "w"], env=environment(), stderr=subprocess.PIPE)
+    while not list((tmp_path / "w").rglob("*.jpg")):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate(timeout=60)  # returns when the last of its workers has closed stderr
+    left = digest(tmp_path / "w")
+    finished = {name: value for name, value in left.items() if name in whole and name != "world.json"}
+    assert finished.items() <= whole.items()
+    assert any(name.endswith(".jpg") for name in finished)
+    assert not any(name.startswith("v1.0-mini") for name in left)
+    assert digest(made(tmp_path / "w", keyframes=4)) == whole
 
 
 def test_a_whole_world_is_left_alone(small, monkeypatch):
