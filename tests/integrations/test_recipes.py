@@ -1,5 +1,6 @@
-"""The code in docs/integrations.md, run with stand-ins for what the other codebases bring."""
+"""The code in docs/integrations, run with stubs of the other codebases."""
 
+import ast
 import re
 import sys
 import types
@@ -11,17 +12,24 @@ import timm
 import torch
 from torch import nn
 
+from mim4d import MIM4DEncoder
 from mim4d.hub.cli import main
 from mim4d.hub.folder import save_encoder
+from mim4d.integrations.openmmlab import mim4d_encoder
 
-PAGE = (Path(__file__).parents[2] / "docs/integrations.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = {page.stem: page.read_text() for page in (DOCS / "integrations.md", *DOCS.glob("integrations/*.md"))}
 WIDTHS = [40, 80, 160, 320]
 
 
-def blocks(section: str, language: str = "python") -> list[str]:
-    """The code of a section, up to the next heading of any level."""
-    text = re.split(r"^#{2,3} ", PAGE.split(f"# {section}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+def blocks(page: str, language: str = "python") -> list[str]:
+    """The code of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def table(page: str) -> list[list[str]]:
+    """The rows of a page's tables."""
+    return [re.split(r" \| ", row) for row in re.findall(r"^\| (.*) \|$", PAGES[page], re.MULTILINE)]
 
 
 def run(code: str, **names) -> dict:
@@ -49,40 +57,60 @@ def run_folder(tmp_path, monkeypatch) -> str:
 
 
 def test_every_block_is_run_here():
-    sections = [
-        "Channels and strides, before anything is built",
-        "OpenMMLab",
-        "Environments that are too old",
-        "detectron2",
-        "Lift-Splat-Shoot",
-        "Simple-BEV",
-        "Cross-View Transformers",
-        "FIERY",
-        "PointBeV",
-    ]
-    of_sections = sum(len(blocks(section, r"(?:\w+)")) for section in sections)
-    assert of_sections == len(re.findall(r"^```\w+", PAGE, re.MULTILINE))
+    code = {name: re.findall(r"^```(\w+)", page, re.MULTILINE) for name, page in PAGES.items()}
+    assert {name: languages for name, languages in code.items() if languages} == {
+        "timm": ["python", "python"],
+        "torch-hub": ["python"],
+        "openmmlab": ["python", "sh"],
+        "detectron2": ["python"],
+        "lift-splat-shoot": ["python", "python"],
+        "simple-bev": ["python"],
+        "cross-view-transformers": ["python", "yaml"],
+        "fiery": ["python", "python"],
+        "pointbev": ["python", "yaml"],
+    }
 
 
-def test_channels_and_strides():
-    (code,) = blocks("Channels and strides, before anything is built")
-    names = run(code)
-    assert f"{names['channels']}, {names['strides']}" in code
+def test_the_index_links_every_page():
+    assert set(re.findall(r"\(integrations/([\w-]+)\.md\)", PAGES["integrations"])) == PAGES.keys() - {"integrations"}
 
 
-@pytest.mark.parametrize("line", re.findall(r"^\| (`(?:convnext|resnet).*`) \| ([\d, ]+) \|$", PAGE, re.MULTILINE))
-def test_the_table_of_channels(line):
-    for arch in re.findall(r"`(\w+)`", line[0]):
+def test_timm():
+    load, channels = blocks("timm")
+    assert [m.shape[1] for m in run(load)["backbone"](torch.zeros(1, 3, 64, 64))] == WIDTHS
+    names = run(channels)
+    assert f"{names['channels']}, {names['strides']}" in channels
+
+
+@pytest.mark.parametrize("row", [row for row in table("timm") if row[0].startswith("`")])
+def test_the_table_of_channels(row):
+    for arch in re.findall(r"`(\w+)`", row[0]):
         with torch.device("meta"):
             info = timm.create_model(f"mim4d_{arch}", features_only=True, out_indices=(-4, -3, -2, -1)).feature_info
-        assert info.channels() == [int(width) for width in line[1].split(",")]
+        assert info.channels() == [int(width) for width in row[1].split(",")]
+
+
+@pytest.mark.parametrize("row", [row for row in table("bev-detectors") if row[1].startswith("`(")])
+def test_the_table_of_necks(row):
+    for arch in ("convnext_tiny", "convnext_small"):
+        with torch.device("meta"):
+            backbone = mim4d_encoder(arch, out_indices=ast.literal_eval(row[1].strip("`")))
+        assert list(backbone.out_channels) == ast.literal_eval(row[2].strip("`"))
+
+
+def test_torch_hub():
+    (code,) = blocks("torch-hub")
+    names = run(code.replace("CLONE", str(DOCS.parent)).replace("convnext_small", "convnext_atto"))
+    for encoder in (names["encoder"], names["untrained"]):
+        assert isinstance(encoder, MIM4DEncoder)
+        assert encoder.widths() == WIDTHS
 
 
 def test_openmmlab(tmp_path):
     config = pytest.importorskip("mmengine.config", reason="mmengine is not installed: see requirements.txt")
     from mmengine.registry import MODELS
 
-    (code,) = blocks("OpenMMLab")
+    (code,) = blocks("openmmlab")
     (tmp_path / "base.py").write_text('model = dict(img_backbone=dict(type="ResNet", depth=50))')
     (tmp_path / "config.py").write_text(f'_base_ = ["base.py"]\n{code}'.replace("convnext_small", "convnext_atto"))
     backbone = MODELS.build(config.Config.fromfile(tmp_path / "config.py").model.img_backbone)
@@ -95,7 +123,7 @@ def test_an_old_environments_own_resnet(mmdet, tmp_path):
 
     encoder = timm.create_model("mim4d_resnet50").eval()
     save_encoder(encoder, tmp_path / "runs/pretrain/encoder")
-    (command,) = blocks("Environments that are too old", "sh")
+    (command,) = blocks("openmmlab", "sh")
     assert command == 'mim4d-hub convert runs/pretrain resnet50.pth --prefix ""\n'
     main(["convert", "runs/pretrain", "resnet50.pth", "--prefix", ""])
     theirs = MODELS.build(dict(type="ResNet", depth=50, init_cfg=dict(type="Pretrained", checkpoint="resnet50.pth")))
@@ -136,28 +164,28 @@ def method(code: str, **names):
 
 
 def test_lift_splat_shoot():
-    make, forward = (method(code, Up=Join) for code in blocks("Lift-Splat-Shoot"))
+    make, forward = (method(code, Up=Join) for code in blocks("lift-splat-shoot"))
     camera = SimpleNamespace()
     make(camera)
     assert forward(camera, torch.zeros(1, 3, 64, 96)).shape == (1, 512, 4, 6)
 
 
 def test_simple_bev(run_folder):
-    (code,) = blocks("Simple-BEV")
+    (code,) = blocks("simple-bev")
     encoder = run(code, nn=nn, timm=timm, UpsamplingConcat=Join)["EncoderTimm"](128, run_folder)
     assert encoder(torch.zeros(1, 3, 64, 96)).shape == (1, 128, 8, 12)
 
 
 def test_cross_view_transformers(run_folder):
-    (code,) = blocks("Cross-View Transformers")
+    (code,) = blocks("cross-view-transformers")
     extractor = run(code)["TimmExtractor"](run_folder, image_height=64, image_width=96)
     assert [tuple(m.shape) for m in extractor(torch.zeros(1, 3, 64, 96))] == extractor.output_shapes
-    assert f"backbone: {run_folder}" in blocks("Cross-View Transformers", "yaml")[0]
+    assert f"backbone: {run_folder}" in blocks("cross-view-transformers", "yaml")[0]
 
 
 @pytest.mark.parametrize("downsample", [8, 16])
 def test_fiery(run_folder, downsample):
-    make, forward = blocks("FIERY")
+    make, forward = blocks("fiery")
     encoder = SimpleNamespace(downsample=downsample)
     make += "self.upsampling_layer = UpsamplingConcat(upsampling_in_channels, upsampling_out_channels)\n"  # their next
     method(make, UpsamplingConcat=Join)(encoder, cfg=SimpleNamespace(NAME=run_folder))
@@ -171,8 +199,8 @@ def test_pointbev(monkeypatch, run_folder):
         module = types.ModuleType(".".join(parts[: i + 1]))
         module.Backbone = nn.Module
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    (code,) = blocks("PointBeV")
+    (code,) = blocks("pointbev")
     backbone = run(code)["TimmBackbone"](run_folder)
     maps = backbone(torch.zeros(1, 3, 64, 96))
     assert {name: tuple(m.shape) for name, m in maps.items()} == {"out0": (1, 80, 8, 12), "out1": (1, 160, 4, 6)}
-    assert f"name: {run_folder}" in blocks("PointBeV", "yaml")[0]
+    assert f"name: {run_folder}" in blocks("pointbev", "yaml")[0]
