@@ -15,7 +15,7 @@ MODULES = {
     for path in sorted((ROOT / "mim4d").rglob("*.py"))
 }
 NUMERIC = (
-    "geometry",
+    *("geometry", "backbones.encoder", "backbones.convnext"),
     *("method.mask", "method.rng", "method.lift", "method.warp", "method.deformable", "method.temporal"),
     *("method.sampling", "method.field", "method.render", "method.losses", "method.model"),
 )

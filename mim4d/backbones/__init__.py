@@ -1,7 +1,7 @@
 """Image backbones: timm's classes with a masked forward, registered with timm under names of ``mim4d_*``.
 
-``encoder`` says what all share; ``convnext`` and ``resnet`` are the families;
-``masked`` gives any other timm model a masked forward, CNNs by way of ``sites``.
+``encoder`` holds their common base class, ``convnext`` and ``resnet`` are the families. ``masked`` is a masked forward
+for any other timm model, which uses ``sites`` for CNNs.
 """
 
 from . import convnext, resnet

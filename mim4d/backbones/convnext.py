@@ -1,7 +1,7 @@
-"""ConvNeXt and ConvNeXt-V2 (arXiv 2201.03545, 2301.00808) with a masked forward whose cost follows the visible share.
+"""ConvNeXt and ConvNeXt-V2 (arXiv 2201.03545, 2301.00808) with a masked forward that computes visible patches alone.
 
-The visible patches are a batch of small images, [P, k, k, C] with k x k sites a patch, from the stem to the last block.
-Only the depthwise convolution needs an image around them.
+From the stem to the last block the visible patches are a batch of small images, [A, k, k, C] with k x k sites each.
+Only the depthwise convolution needs their neighbours, so it places them in whole images.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ _ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class MIM4DConvNeXt(MIM4DEncoder, ConvNeXt):
-    """timm's ConvNeXt; the arguments are those of :class:`timm.models.convnext.ConvNeXt`."""
+    """timm's ConvNeXt with a masked forward; the arguments are those of :class:`timm.models.convnext.ConvNeXt`."""
 
     def parts(self) -> list[nn.Module]:
         stages: Any = self.stages
@@ -32,13 +32,17 @@ class MIM4DConvNeXt(MIM4DEncoder, ConvNeXt):
     def _forward_masked(self, images: Tensor, visible: Tensor, patches: Patches, groups: int) -> list[Tensor]:
         mixing = nn.GroupNorm, nn.BatchNorm2d
         if self.stem[0].kernel_size != self.stem[0].stride or isinstance(self.stem[1], mixing):
-            raise ValueError("forward_masked needs a patch stem and norms of single sites: others mix patches")
+            raise ValueError(
+                "forward_masked: expected a stem with kernel = stride and a norm of single sites: others mix patches"
+            )
         stages: Any = self.stages
-        # Stem and downsampling have kernel = stride: a patch sees itself alone, and hidden pixels are never read.
-        x = self.stem(tiles(images.permute(0, 2, 3, 1), PATCH)[patches].permute(0, 3, 1, 2))  # [P, C, 8, 8]
+        # Kernel and stride of the stem and the downsampling are equal, so that no site depends on another patch and
+        # hidden pixels are never read.
+        visible_pixels = tiles(images.permute(0, 2, 3, 1), PATCH)[patches]  # [A, 32, 32, 3]
+        x = self.stem(visible_pixels.permute(0, 3, 1, 2))  # [A, C, 8, 8]
         features = []
         for stage in stages:
-            x = stage.downsample(x).permute(0, 2, 3, 1)  # [P, k, k, C]
+            x = stage.downsample(x).permute(0, 2, 3, 1)  # [A, k, k, C]
             for block in stage.blocks:
                 if stage.grad_checkpointing:
                     x = torch.utils.checkpoint.checkpoint(
@@ -46,134 +50,168 @@ class MIM4DConvNeXt(MIM4DEncoder, ConvNeXt):
                     )
                 else:
                     x = masked_block(block, x, patches, visible.shape)
-            features.append(_images(x, patches, visible.shape))
-            x = x.permute(0, 3, 1, 2)
+            features.append(_to_images(x, patches, visible.shape))
+            x = x.permute(0, 3, 1, 2)  # [A, C, k, k]
         return features
 
 
 def tiles(x: Tensor, side: int, border: int = 0) -> Tensor:
-    """A view of images [N, H, W, C] as their tiles [N, H/side, W/side, side, side, C], less a border around each image.
+    """Return a view of images as their tiles, without a border around each image.
 
     Args:
         x: [N, H + 2 border, W + 2 border, C].
-        side: Of a tile.
-        border: To leave out on all four sides.
+        side: Side of a tile.
+        border: Rows and columns to leave out on all four sides.
+
+    Returns:
+        [N, H/side, W/side, side, side, C], which shares the memory of x.
+
+    >>> image = torch.arange(8).view(1, 2, 4, 1)
+    >>> image[0, ..., 0], tiles(image, side=2)[0, 0, 1, ..., 0]
+    (tensor([[0, 1, 2, 3],
+            [4, 5, 6, 7]]), tensor([[2, 3],
+            [6, 7]]))
     """
-    inner = x[:, border : x.shape[1] - border, border : x.shape[2] - border]
+    inner = x[:, border : x.shape[1] - border, border : x.shape[2] - border]  # [N, H, W, C]
     return inner.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
 
 
 def scatter(x: Tensor, patches: Patches, grid: tuple[int, ...], border: int = 0) -> Tensor:
-    """Put patches into images of zeros.
+    """Place patches in images of zeros.
 
     Args:
-        x: [P, k, k, C].
-        patches: Where they belong.
-        grid: Images, and patches a column and a row: (N, h, w).
-        border: Zeros around each image.
+        x: [A, k, k, C].
+        patches: Positions of the patches.
+        grid: (N, H/32, W/32): number of images, and patches per column and row of each.
+        border: Rows and columns of zeros to add on all four sides of each image.
 
     Returns:
-        [N, h k + 2 border, w k + 2 border, C].
+        [N, k H/32 + 2 border, k W/32 + 2 border, C].
+
+    >>> patches = Patches(image=torch.tensor([0]), row=torch.tensor([0]), column=torch.tensor([1]))
+    >>> scatter(torch.ones(1, 2, 2, 1), patches, grid=(1, 1, 2))[0, ..., 0]
+    tensor([[0., 0., 1., 1.],
+            [0., 0., 1., 1.]])
     """
-    (n, h, w), side = grid, x.shape[1]
-    images = x.new_zeros(n, h * side + 2 * border, w * side + 2 * border, x.shape[-1])
-    tiles(images, side, border)[patches] = x
+    (n, rows, columns), k = grid, x.shape[1]
+    images = x.new_zeros(n, rows * k + 2 * border, columns * k + 2 * border, x.shape[-1])
+    tiles(images, k, border)[patches] = x
     return images
 
 
 class DepthwiseConv(torch.autograd.Function):
-    """A depthwise convolution of patches [P, k, k, C] among their visible neighbours; it keeps no whole image."""
+    """A depthwise convolution of patches [A, k, k, C] and their visible neighbours.
+
+    Unlike autograd's own, it saves the patches and not the whole images for the backward pass.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, grid: tuple[int, ...], *patches: Tensor
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, grid: tuple[int, ...], *indices: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, *patches)
+        ctx.save_for_backward(x, weight, *indices)
         ctx.grid = grid
-        where = Patches(*patches)
-        y = F.conv2d(_images(x, where, grid, weight.shape[-1] // 2), weight, bias, groups=len(weight))
-        return tiles(y.permute(0, 2, 3, 1), x.shape[1])[where]
+        patches = Patches(*indices)
+        y = F.conv2d(_to_images(x, patches, grid, weight.shape[-1] // 2), weight, bias, groups=len(weight))
+        return tiles(y.permute(0, 2, 3, 1), x.shape[1])[patches]  # [A, k, k, C]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *patches = ctx.saved_tensors
-        where, border, groups = Patches(*patches), weight.shape[-1] // 2, len(weight)
-        of_x = of_weight = of_bias = None
-        around = _images(grad, where, ctx.grid, border)
+        x, weight, *indices = ctx.saved_tensors
+        patches, border, groups = Patches(*indices), weight.shape[-1] // 2, len(weight)
+        grad_x = grad_weight = grad_bias = None
+        padded_grad = _to_images(grad, patches, ctx.grid, border)  # [N, C, h + 2 border, w + 2 border]
         if ctx.needs_input_grad[0]:
-            of_x = F.conv2d(around, weight.to(grad.dtype).flip(2, 3), groups=groups)
-            of_x = tiles(of_x.permute(0, 2, 3, 1), x.shape[1])[where].to(x.dtype)
+            grad_x = F.conv2d(padded_grad, weight.to(grad.dtype).flip(2, 3), groups=groups)  # [N, C, h, w]
+            grad_x = tiles(grad_x.permute(0, 2, 3, 1), x.shape[1])[patches].to(x.dtype)  # [A, k, k, C]
         if ctx.needs_input_grad[1]:
-            whole = _images(x.to(grad.dtype), where, ctx.grid, border)
-            inner = around[:, :, border : around.shape[2] - border, border : around.shape[3] - border]
-            of_weight = _gradient_of_weight(whole, inner, weight)
+            padded_x = _to_images(x.to(grad.dtype), patches, ctx.grid, border)  # [N, C, h + 2 border, w + 2 border]
+            inner = padded_grad[:, :, border : padded_grad.shape[2] - border, border : padded_grad.shape[3] - border]
+            grad_weight = _weight_gradient(padded_x, inner, weight)
         if ctx.needs_input_grad[2]:
-            of_bias = grad.sum((0, 1, 2), dtype=weight.dtype)
-        return of_x, of_weight, of_bias, None, *(None for _ in patches)
+            grad_bias = grad.sum((0, 1, 2), dtype=weight.dtype)
+        return grad_x, grad_weight, grad_bias, None, *(None for _ in indices)
 
 
-def _images(x: Tensor, patches: Patches, grid: tuple[int, ...], border: int = 0) -> Tensor:
-    """Patches [P, k, k, C] among zeros, as convolutions take images: [N, C, H, W], channels last."""
+def _to_images(x: Tensor, patches: Patches, grid: tuple[int, ...], border: int = 0) -> Tensor:
+    """Place patches [A, k, k, C] in images of zeros [N, C, h, w], channels last in memory."""
     return scatter(x, patches, grid, border).permute(0, 3, 1, 2)
 
 
-def _gradient_of_weight(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    """The gradient [C, 1, K, K] of a depthwise convolution's weight.
+def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """Compute the gradient of a depthwise convolution by its weight.
 
     Args:
-        x: Its input with the border, [N, C, H + K - 1, W + K - 1].
-        grad: The gradient of its output, [N, C, H, W].
-        weight: [C, 1, K, K].
+        x: Input of the convolution with its border, [N, C, h + kernel - 1, w + kernel - 1].
+        grad: Gradient by the output, [N, C, h, w].
+        weight: [C, 1, kernel, kernel].
+
+    Returns:
+        [C, 1, kernel, kernel].
     """
     if x.device.type != "cpu":
         return conv2d_weight(x, weight.shape, grad, groups=len(weight)).to(weight.dtype)
-    # oneDNN's own is slow: it computes 16 x 16 channels for each one. But the sum over sites is itself a depthwise
-    # convolution, whose kernel is the output's gradient and whose channels are those of all images.
+    # oneDNN's own function computes 16 x 16 channels for each one. But the sum over sites is a depthwise convolution,
+    # too: its kernel is the gradient by the output, and its channels are the channels of all images.
     image, kernel = (t.to(weight.dtype).permute(2, 3, 0, 1).flatten(2).permute(2, 0, 1) for t in (x, grad))
-    of_each = F.conv2d(image[None], kernel[:, None], groups=len(image))  # [1, N*C, K, K]
-    return of_each.view(len(x), *weight.shape).sum(0)
+    per_image = F.conv2d(image[None], kernel[:, None], groups=len(image))  # [1, N*C, kernel, kernel]
+    return per_image.view(len(x), *weight.shape).sum(0)
 
 
 def masked_block(block: ConvNeXtBlock, x: Tensor, patches: Patches, grid: tuple[int, ...]) -> Tensor:
-    """One block on patches [P, k, k, C]."""
+    """Run one of timm's blocks on visible patches.
+
+    Args:
+        block: The block.
+        x: [A, k, k, C].
+        patches: Positions of the patches.
+        grid: (N, H/32, W/32).
+
+    Returns:
+        [A, k, k, C].
+    """
     y: Tensor = DepthwiseConv.apply(x, block.conv_dw.weight, block.conv_dw.bias, grid, *patches)
     y = block.norm(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if block.use_conv_mlp else block.norm(y)
     mlp: Any = block.mlp
-    y = mlp.drop1(mlp.act(_pointwise(mlp.fc1, y)))
+    y = mlp.drop1(mlp.act(_pointwise(mlp.fc1, y)))  # [A, k, k, 4 C]
     if isinstance(mlp, GlobalResponseNormMlp):
         y = _response_norm(mlp.grn, y, patches.image, grid[0])
-    y = mlp.drop2(_pointwise(mlp.fc2, y))
+    y = mlp.drop2(_pointwise(mlp.fc2, y))  # [A, k, k, C]
     if block.gamma is not None:
         y = y * block.gamma
-    if not isinstance(block.drop_path, nn.Identity):  # it drops whole images
+    if not isinstance(block.drop_path, nn.Identity):  # stochastic depth drops whole images, not patches
         y = y * block.drop_path(y.new_ones(grid[0]))[patches.image, None, None, None]
     return x + y
 
 
 def _pointwise(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-    """A linear layer or a 1x1 convolution over the last dimension of patches [P, k, k, C]."""
+    """Apply a linear layer or a 1x1 convolution to the last axis of patches [A, k, k, C]."""
     weight = layer.weight.flatten(1)
     if not (x.device.type == "cpu" and _ONEDNN and len(x)):
         return F.linear(x, weight, layer.bias)
-    # oneDNN's 1x1 convolution can be twice as fast as BLAS's product; on one thread it takes 16 images or more.
-    sites = x.flatten(0, 2)  # [M, C]
-    filled = F.pad(sites, (0, 0, 0, -len(sites) % 16)) if len(sites) % 16 else sites
-    y = F.conv2d(filled.view(16, -1, 1, x.shape[-1]).permute(0, 3, 1, 2), weight[:, :, None, None], layer.bias)
+    # oneDNN's 1x1 convolution can be twice as fast as BLAS's matrix product; on one thread only with 16 or more images.
+    sites = x.flatten(0, 2)  # [A*k*k, C]
+    padded = F.pad(sites, (0, 0, 0, -len(sites) % 16)) if len(sites) % 16 else sites
+    y = F.conv2d(padded.view(16, -1, 1, x.shape[-1]).permute(0, 3, 1, 2), weight[:, :, None, None], layer.bias)
     return y.permute(0, 2, 3, 1).flatten(0, 2)[: len(sites)].view(*x.shape[:-1], -1)
 
 
 def _response_norm(norm: GlobalResponseNorm, x: Tensor, image: Tensor, images: int) -> Tensor:
-    """Global response normalisation (arXiv 2301.00808, section 3.3) over each image's visible sites.
+    """Apply global response normalisation (arXiv 2301.00808, section 3.3) over the visible sites of each image.
+
+    With γ, β and ε of the layer::
+
+        G_c = sqrt(sum over sites of x_c²),    y_c = x_c + γ_c x_c G_c / (mean over c of G_c + ε) + β_c
 
     Args:
         norm: The layer.
-        x: Patches [P, k, k, C].
-        image: Which image each is of, [P].
-        images: How many there are.
+        x: Patches [A, k, k, C].
+        image: Image of each patch, [A].
+        images: Number of images, N.
     """
-    energy = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum((1, 2))  # [P, C]
-    energy = energy.new_zeros(images, x.shape[-1]).index_add(0, image, energy)
-    length = energy.clamp_min(torch.finfo(energy.dtype).tiny).sqrt()  # the root has no gradient at 0
+    energy = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum((1, 2))  # [A, C]
+    energy = energy.new_zeros(images, x.shape[-1]).index_add(0, image, energy)  # [N, C]
+    length = energy.clamp_min(torch.finfo(energy.dtype).tiny).sqrt()  # sqrt has an infinite gradient at 0
     scale = 1 + norm.weight * length / (length.mean(1, keepdim=True) + norm.eps)  # [N, C]
     return torch.addcmul(norm.bias.to(x.dtype), x, scale.to(x.dtype)[image, None, None])
 
@@ -209,89 +247,89 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 @register_model
 def mim4d_convnext_atto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """3.4 M parameters, widths 40 to 320."""
+    """ConvNeXt-Atto: 3.4 M parameters, widths 40 to 320."""
     return _create("mim4d_convnext_atto", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnext_femto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """4.8 M parameters, widths 48 to 384."""
+    """ConvNeXt-Femto: 4.8 M parameters, widths 48 to 384."""
     return _create("mim4d_convnext_femto", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnext_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """8.5 M parameters, widths 64 to 512."""
+    """ConvNeXt-Pico: 8.5 M parameters, widths 64 to 512."""
     return _create("mim4d_convnext_pico", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnext_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """15.0 M parameters, widths 80 to 640."""
+    """ConvNeXt-Nano: 15.0 M parameters, widths 80 to 640."""
     return _create("mim4d_convnext_nano", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """27.8 M parameters, widths 96 to 768."""
+    """ConvNeXt-T: 27.8 M parameters, widths 96 to 768."""
     return _create("mim4d_convnext_tiny", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnext_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """49.5 M parameters, widths 96 to 768: the published setting's."""
+    """ConvNeXt-S of the published setting: 49.5 M parameters, widths 96 to 768."""
     return _create("mim4d_convnext_small", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnext_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """87.6 M parameters, widths 128 to 1024."""
+    """ConvNeXt-B: 87.6 M parameters, widths 128 to 1024."""
     return _create("mim4d_convnext_base", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnext_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """196.2 M parameters, widths 192 to 1536."""
+    """ConvNeXt-L: 196.2 M parameters, widths 192 to 1536."""
     return _create("mim4d_convnext_large", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnextv2_atto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """3.4 M parameters, widths 40 to 320."""
+    """ConvNeXt-V2-Atto: 3.4 M parameters, widths 40 to 320."""
     return _create("mim4d_convnextv2_atto", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnextv2_femto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """4.8 M parameters, widths 48 to 384."""
+    """ConvNeXt-V2-Femto: 4.8 M parameters, widths 48 to 384."""
     return _create("mim4d_convnextv2_femto", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnextv2_pico(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """8.6 M parameters, widths 64 to 512."""
+    """ConvNeXt-V2-Pico: 8.6 M parameters, widths 64 to 512."""
     return _create("mim4d_convnextv2_pico", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnextv2_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """15.0 M parameters, widths 80 to 640."""
+    """ConvNeXt-V2-Nano: 15.0 M parameters, widths 80 to 640."""
     return _create("mim4d_convnextv2_nano", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnextv2_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """27.9 M parameters, widths 96 to 768."""
+    """ConvNeXt-V2-T: 27.9 M parameters, widths 96 to 768."""
     return _create("mim4d_convnextv2_tiny", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnextv2_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """49.5 M parameters, widths 96 to 768."""
+    """ConvNeXt-V2-S: 49.5 M parameters, widths 96 to 768."""
     return _create("mim4d_convnextv2_small", pretrained, **kwargs)
 
 
 @register_model
 def mim4d_convnextv2_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """87.7 M parameters, widths 128 to 1024."""
+    """ConvNeXt-V2-B: 87.7 M parameters, widths 128 to 1024."""
     return _create("mim4d_convnextv2_base", pretrained, **kwargs)
