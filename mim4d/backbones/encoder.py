@@ -11,7 +11,7 @@ PATCH = 32
 
 
 class MIM4DEncoder(nn.Module):
-    """A backbone with the modules, parameters, keys and dense forward of timm's class, so that weights are exchangeable.
+    """A backbone with the modules, parameters, keys and dense forward of timm's class, so weights are exchangeable.
 
     The families in :mod:`mim4d.backbones` inherit from this class and from timm's. Create a model by name,
     ``timm.create_model("mim4d_convnext_small")`` after ``import mim4d``; the arguments are those of timm's class.
