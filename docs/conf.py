@@ -11,9 +11,9 @@ project = "mim4d"
 copyright = author = "the mim4d developers"
 version = release = __version__
 
-exclude_patterns = ["evidence/details.md"]  # part of a page
+exclude_patterns = ["evidence/details.md"]  # included in another page
 extensions = [
-    "myst_parser",  # the pages are markdown, so that they also read well where the repository is browsed
+    "myst_parser",  # Markdown pages can also be read in the repository
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -40,16 +40,16 @@ html_copy_source = False
 
 
 def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are written to be read in the code and in --help: here flags become code."""
+    """Mark command-line flags as code: docstrings leave them plain, because --help shows them too."""
     for number, line in enumerate(lines):
         parts = line.split("``")
         parts[::2] = [re.sub(r"(?<![\w-])--[a-z][\w.-]*\b", r"``\g<0>``", part) for part in parts[::2]]
         lines[number] = "``".join(parts)
     if what in ("attribute", "data", "property"):
-        # Napoleon takes "words: more words" for type and meaning, unless something stands before: an empty comment.
+        # Napoleon reads "words: more words" as type and description unless something precedes it: an empty comment.
         lines[:0] = ["..", ""]
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Register the hooks; called by Sphinx."""
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon's, at 500

@@ -1,4 +1,4 @@
-"""Draw the pictures of the gallery: streets of the synthetic world, their LiDAR, and what pretraining hides.
+"""Draw the pictures of the gallery: streets of the synthetic world, their LiDAR, and hidden patches.
 
 python docs/gallery.py docs/gallery
 """

@@ -1,6 +1,6 @@
-"""From the comparison's results to what people read: means and spreads, tables, a plot.
+"""The comparison's report: means and spreads over seeds, tables, a plot.
 
-A table can be made at any time: what was not measured is a dash or is left out.
+A report can be written at any time: values that were not measured are a dash or left out.
 """
 
 import math
@@ -19,27 +19,27 @@ from mim4d.eval.labels import write_json
 from mim4d.io.files import make_folder, write_file
 
 Results = Mapping[str, Any]
-"""What ``results.json`` holds: ``cells`` (by initialisation, task, mode and share of labels), ``unlabelled`` (by
+"""The content of ``results.json``: ``cells`` (by initialisation, task, mode and share of labels), ``unlabelled`` (by
 initialisation), ``protocol``, ``command``, ``machine`` and ``hours``."""
 
 
 class Summary(TypedDict):
-    """A figure over seeds."""
+    """Statistics of a figure over seeds."""
 
     mean: float
     spread: float | None
-    """Sample standard deviation (n - 1); None of one seed."""
+    """Sample standard deviation (n - 1); None for one seed."""
     seeds: dict[str, float]
-    """The figure by the seed's number, as text: as JSON has it."""
+    """The figure of each seed; keys are text, as in JSON."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """How a figure is shown."""
+    """The format of a figure in a table."""
 
     figure: str
     title: str
-    scale: float = 100.0  # shares of 0 to 1, as percent points
+    scale: float = 100.0  # fractions as percent
     digits: int = 1
 
 
@@ -57,7 +57,7 @@ ABLATIONS = {
     "frames_4": "4 frames",
 }
 WHOLE = "whole"
-NAMES = MAIN | {WHOLE: "MIM4D, as briefly as those below"} | ABLATIONS
+NAMES = MAIN | {WHOLE: "MIM4D, same short pretraining"} | ABLATIONS
 MODES = {"frozen": "frozen", "full": "fine-tuned"}
 TASKS = {
     "bev-seg": "BEV segmentation",
@@ -96,7 +96,7 @@ OTHERS = {
     ),
 }
 DRAWN = ("ap_vehicle", "iou_drivable", "mAP_uncut", "map_AP")
-"""What of HEADLINES is plotted."""
+"""The figures of HEADLINES that are plotted."""
 UNLABELLED = (
     Column("depth_abs_rel", "depth error ↓, %"),
     Column("depth_delta", "depth within 1.25, %"),
@@ -116,28 +116,28 @@ VERDICTS = (GAIN, ("mim4d", "single"))
 """The differences shown in the summary."""
 SHORT = {
     "bev-seg": Column("iou_vehicle", "vehicle IoU"),
-    "det3d": Column("mAP", "mAP", digits=2),
-    "hd-map": Column("map_AP", "map AP"),
+    "det3d": Column("mAP", "detection mAP", digits=2),
+    "hd-map": Column("map_AP", "HD-map AP"),
 }
-"""The figure of each task in the summary: the one that papers report first."""
+"""The figure of each task in the summary: the one that papers lead with."""
 SHORT_LABELS = 0.1
 CAVEATS = {
-    "0.1.0": "These figures were made with BatchNorm statistics over all frames, which mixed the dropped frame into "
-    "the others. This is fixed; until they are made anew, they describe the old behaviour.",
+    "0.1.0": "These figures predate a fix: BatchNorm statistics spanned all frames of a clip, so the dropped frame "
+    "leaked into the others. They will be measured again.",
 }
-"""Known faults of published figures, by the version that made them."""
+"""Known faults of published figures, by the version that produced them."""
 GAINS = (GAIN, ("single", "random"), ("pixels", "random"), ("mim4d", "single"), ("single", "pixels"))
 ENOUGH_SEEDS = 3
-"""For a confidence interval: the spread of two seeds says next to nothing."""
+"""Least number of seeds for a confidence interval."""
 CONFIDENCE = 0.95
 NOTHING = "\N{EN DASH}"
 
 
 def summarise(figures_by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Summary]:
-    """The mean and spread of each figure over the seeds that have it.
+    """Return the mean and spread of each figure over the seeds that have it.
 
     Args:
-        figures_by_seed: What a task was scored by, by seed. What is not a finite number is left out.
+        figures_by_seed: A task's figures by seed. Values that are not finite numbers are left out.
     """
     seeds_by_name: dict[str, dict[str, float]] = {}
     for seed, figures in sorted(figures_by_seed.items()):
@@ -153,7 +153,7 @@ def _summary(seeds: dict[str, float]) -> Summary:
 
 
 def find(results: Results, init: str, task: str, mode: str, labels: float, figure: str) -> Summary | None:
-    """A cell's figure; None where it was not measured."""
+    """Return a cell's figure, or None if it was not measured."""
     wanted = {"init": init, "task": task, "mode": mode, "labels": labels}
     for cell in results["cells"]:
         if wanted.items() <= cell.items():
@@ -162,17 +162,17 @@ def find(results: Results, init: str, task: str, mode: str, labels: float, figur
 
 
 def gain(results: Results, init: str, over: str, task: str, mode: str, labels: float, figure: str) -> Summary | None:
-    """How much higher a figure is from ``init`` than from ``over``: the differences of the seeds that both have.
+    """Return the differences of a figure between two initialisations, ``init`` minus ``over``, paired by seed.
 
     Returns:
-        Their mean, their spread and themselves; None where no seed has both.
+        Mean, spread and differences over the seeds that both have; None if there are none.
     """
     one = find(results, init, task, mode, labels, figure)
     other = find(results, over, task, mode, labels, figure)
     if one is None or other is None:
         return None
-    # A seed draws the labelled samples and the head's first weights, the same ones for every initialisation. What it
-    # adds to both is no part of the gain and leaves the difference; the spread of two independent means would count it.
+    # A seed fixes the labelled samples and the head's initial weights for every initialisation. Its effect on both
+    # cancels in the difference; the spread of two independent means would include it.
     both = {seed: value - other["seeds"][seed] for seed, value in one["seeds"].items() if seed in other["seeds"]}
     return _summary(both) if both else None
 
@@ -201,52 +201,65 @@ def sign(summary: Summary) -> int:
 
 
 def verdict(results: Results) -> str:
-    """Return one sentence: how many headline scores MIM4D raises and lowers over random weights and single frames."""
+    """Return one sentence: in how many headline scores MIM4D differs from random weights and from single frames."""
+    counts = {over: [which for _, which in _headline_differences(results, over)] for over in ("random", "single")}
     parts = []
-    for init, over in VERDICTS:
-        signs = [
-            (f"{column.title}, {MODES[mode]}, {_percent(labels)} of labels", sign(found))
-            for task in TASKS
-            for column in HEADLINES[task]
-            for mode, labels in _measured(results, task, MAIN)
-            if (found := gain(results, init, over, task, mode, labels, column.figure)) and interval(found)
-        ]
-        if signs:
-            higher, lower = ([name for name, which in signs if which == wanted] for wanted in (1, -1))
-            other = {"random": "random weights", "single": "single-frame pretraining"}[over]
-            parts.append(f"beats {other} in {_some(higher, len(signs))} and loses in {_some(lower)}")
+    if signs := counts["random"]:
+        parts.append(f"MIM4D pretraining is {_counted(signs, 'random weights')}")
+    if signs := counts["single"]:
+        part = f"it is {_counted(signs, 'single-frame pretraining')}"
+        if signs.count(1) <= math.ceil((1 - CONFIDENCE) * len(signs) - 1e-9):
+            part += ", which chance alone explains: the temporal part shows no gain yet"
+        parts.append(part)
     if not parts:
         return "Nothing has been measured with enough seeds yet."
-    return f"On held-out synthetic video, MIM4D pretraining {'; it '.join(parts)}."
+    return f"On held-out synthetic video, {'; '.join(parts)}."
 
 
-def _some(names: Sequence[str], of: int | None = None) -> str:
-    """Such as: 1 of 20 scores (NDS, frozen, 10 % of the labels)."""
-    count = str(len(names)) if names else "none"
-    among = f" of {of} scores" if of else ""
-    which = f" ({'; '.join(names)})" if names else ""
-    return f"{count}{among}{which}"
+def _counted(signs: Sequence[int], other: str) -> str:
+    return f"better than {other} in {signs.count(1)} of {len(signs)} scores and worse in {signs.count(-1) or 'none'}"
+
+
+def _headline_differences(results: Results, over: str) -> list[tuple[str, int]]:
+    """Names and signs of the differences of all headline scores between MIM4D and another initialisation."""
+    return [
+        (f"{column.title} ({MODES[mode]}, {_percent(labels)} of labels)", sign(found))
+        for task in TASKS
+        for column in HEADLINES[task]
+        for mode, labels in _measured(results, task, MAIN)
+        if (found := gain(results, "mim4d", over, task, mode, labels, column.figure)) and interval(found)
+    ]
+
+
+def _significant(results: Results) -> str:
+    """Name the headline scores whose interval excludes 0, such as: Better than random: NDS (frozen, 10 % of labels)."""
+    text = ""
+    for over in ("random", "single"):
+        for word, wanted in (("Better", 1), ("Worse", -1)):
+            names = [name for name, which in _headline_differences(results, over) if which == wanted]
+            if names:
+                text += f" {word} than {MAIN[over]}: {', '.join(names)}."
+    return text
 
 
 def summary(results: Results) -> str:
-    """Return the README's table, in Markdown: the verdict, and one score per task, frozen and fine-tuned."""
+    """Return the summary in Markdown: the verdict, and a table of one score per task, frozen and fine-tuned."""
     rows = []
-    for task, title in TASKS.items():
-        column = SHORT[task]
+    for task, column in SHORT.items():
         for mode in MODES:
             cell = (task, mode, SHORT_LABELS, column.figure)
             means = [find(results, init, *cell) for init in ("random", "single", "mim4d")]
             if any(means):
                 shown = [f"{column.scale * m['mean']:.{column.digits}f}" if m else NOTHING for m in means]
                 differences = [_with_interval(gain(results, init, over, *cell), column) for init, over in VERDICTS]
-                rows.append([f"{title}: {column.title}", MODES[mode], *shown, *differences])
-    head = ["score", "backbone", *(MAIN[init] for init in ("random", "single", "mim4d")), *map(_minus, VERDICTS)]
+                rows.append([f"{column.title}, {MODES[mode]}", *shown, *differences])
+    head = ["score, backbone", *(MAIN[init] for init in ("random", "single", "mim4d")), *map(_minus, VERDICTS)]
     about = results["protocol"]
     read = (
-        f"Percent points with {_percent(SHORT_LABELS)} of the labels; single frame{RECIPES['single']}. Differences: "
-        "mean over seeds and its 95 % confidence interval; bold (above: beats, loses): the interval excludes 0, as it "
-        "does by chance in 1 of 20. "
-        f"Backbone {about['backbone']}; figures of `{results['command']}`, mim4d {results['mim4d']}."
+        f"Scores in percent, with {_percent(SHORT_LABELS)} of the labels; single frame is UniPAD's recipe. "
+        "Differences: mean over seeds [95 % confidence interval], bold if the interval excludes "
+        f"0.{_significant(results)} Backbone {about['backbone']}; produced by `{results['command']}`, "
+        f"mim4d {results['mim4d']}."
     )
     caveat = CAVEATS.get(results["mim4d"])
     return "\n\n".join([f"**{verdict(results)}**", _markdown(head, rows), read, *([caveat] if caveat else [])])
@@ -258,20 +271,19 @@ def _with_interval(difference: Summary | None, column: Column) -> str:
     text, found = f"{column.scale * difference['mean']:+.{column.digits}f}", interval(difference)
     if found:
         low, high = (f"{column.scale * bound:+.{column.digits}f}" for bound in found)
-        text += f" ({low} to {high})"
+        text += f" [{low}, {high}]"
     return f"**{text}**" if sign(difference) else text
 
 
 def table(results: Results) -> str:
-    """Return the headline figures by first weights, in Markdown, with what MIM4D gains over random ones."""
+    """Return all headline figures by initialisation in Markdown, with MIM4D's difference to random weights."""
     rows = [row for task in TASKS for row in _rows(results, task, HEADLINES[task], (GAIN,))]
     return "\n\n".join([_markdown([*HEAD, *MAIN.values(), _minus(GAIN)], rows), _read(results), _made(results)])
 
 
 def details(results: Results) -> str:
-    """Everything, in markdown, for the documentation: every figure with the differences between all pairs, ablations,
-    and what is known without labels."""
-    parts = [_read(results), "Best IoU counts cells surer than the threshold at which it is highest."]
+    """Return all figures in Markdown: scores with their differences, ablations, and figures that need no labels."""
+    parts = [_read(results), "Best IoU uses the threshold at which IoU is highest."]
     for task, title in TASKS.items():
         rows = _rows(results, task, (*HEADLINES[task], *OTHERS[task]), GAINS)
         head = [*HEAD, *(title + RECIPES.get(init, "") for init, title in MAIN.items()), *map(_minus, GAINS)]
@@ -285,7 +297,7 @@ HEAD = ("score", "backbone", "labels")
 
 
 def _rows(results: Results, task: str, columns: Sequence[Column], gains: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """A line for each figure, mode and share of the labels that was measured."""
+    """Return a row per figure, mode and fraction of labels that was measured."""
     rows = []
     for column in columns:
         for mode, labels in _measured(results, task, MAIN):
@@ -300,7 +312,7 @@ def _rows(results: Results, task: str, columns: Sequence[Column], gains: Sequenc
 
 
 def _measured(results: Results, task: str, inits: Iterable[str]) -> list[tuple[str, float]]:
-    """Modes and shares of the labels that one of ``inits`` was scored at."""
+    """Return the modes and fractions of labels at which one of ``inits`` was scored."""
     there = {(c["mode"], c["labels"]) for c in results["cells"] if c["task"] == task and c["init"] in inits}
     return sorted(there, key=lambda pair: (list(MODES).index(pair[0]), pair[1]))
 
@@ -316,11 +328,11 @@ def _read(results: Results) -> str:
     )
     beside = f" ({_numbers(of_random)} of random weights)" if counts and of_random != counts else ""
     return (
-        "Percent points unless a unit is given: mean ± sample standard deviation over "
+        "Percent unless a unit is given: mean ± sample standard deviation over "
         f"{_seeds(counts or of_random) or 'no seeds yet'}{beside}; ↓: lower is better. IoU uses a threshold of 0.5; AP "
         "needs none. nuScenes' mAP ignores precision and recall below 10 %; uncut mAP does not. Differences are paired "
         "by seed: same labelled samples, same initial head. Bold: the 95 % confidence interval of the difference "
-        f"(Student's t, {ENOUGH_SEEDS} seeds or more) excludes 0, as it does by chance in 1 of 20."
+        f"(Student's t, at least {ENOUGH_SEEDS} seeds) excludes 0, which happens by chance in 1 of 20."
     )
 
 
@@ -343,13 +355,12 @@ def _ablations(results: Results) -> str | None:
             shown = [_number(g, column, difference=True) for g, (_, column) in zip(gains, columns, strict=True)]
             rows.append([title, _numbers(_counts(gains)), *shown])
     steps = results["protocol"]["pretraining_steps_of_ablations"]
-    told = (
-        "What changes when MIM4D (30 % masked, 3 frames) is pretrained without one part, or with another setting: "
-        f"differences to MIM4D with the same seeds, all of them pretrained for {steps} steps. One seed alone does not "
-        "tell effect from chance."
+    text = (
+        "Differences to MIM4D (30 % masked, 3 frames) when one part is removed or one setting changed, with the same "
+        f"seeds; all pretrained for {steps} steps. One seed cannot separate an effect from chance."
     )
     head = ["ablation", "seeds", *(f"{c.title}, {MODES[cell[1]]}, {_percent(cell[2])}" for cell, c in columns)]
-    return f"{told}\n\n{_markdown(head, rows)}" if rows else None
+    return f"{text}\n\n{_markdown(head, rows)}" if rows else None
 
 
 def _unlabelled(results: Results) -> str | None:
@@ -357,18 +368,18 @@ def _unlabelled(results: Results) -> str | None:
     rows = []
     for init, title in NAMES.items():
         found = [figures.get(init, {}).get(column.figure) for column in UNLABELLED]
-        if init == "no_colour":  # nothing taught it any
+        if init == "no_colour":  # its colours are untrained
             found = [None if c.figure.endswith("_rgb") else f for f, c in zip(found, UNLABELLED, strict=True)]
         if any(found):
             shown = [_number(f, column, difference=False) for f, column in zip(found, UNLABELLED, strict=True)]
             rows.append([title, _numbers(_counts(found)), *shown])
-    told = (
-        "Held-out scenes, against the world's truth. A dropped frame's colour (mean absolute error, 100 is black "
-        "against white) and depth rendered from what the temporal path rebuilt, beside the same from the mean of the "
-        "other frames' warped features and from no features; flow on moving vehicles, beside no flow at all."
+    text = (
+        "Errors on held-out scenes against the world's exact geometry. Dropped frame: colour (mean absolute error; 100 "
+        "is black for white) and depth, rendered from the rebuilt volume, from the mean of the warped other frames, "
+        "and from empty features. Flow: error on moving vehicles, compared with predicting no motion."
     )
     head = ["pretraining", "seeds", *[column.title for column in UNLABELLED]]
-    return f"{told}\n\n{_markdown(head, rows)}" if rows else None
+    return f"{text}\n\n{_markdown(head, rows)}" if rows else None
 
 
 def _percent(share: float) -> str:
@@ -380,7 +391,7 @@ def _counts(summaries: Sequence[Summary | None]) -> set[int]:
 
 
 def _numbers(counts: set[int]) -> str:
-    """Such as 3, or 1 to 3 where a row's figures differ."""
+    """Return a range as text: 3, or 1 to 3 if the figures of a row differ."""
     return " to ".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else ""
 
 
@@ -404,31 +415,31 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _made(results: Results) -> str:
-    """How the results came about, in one line."""
-    told = []
+    """Return the provenance of the results in one line."""
+    settings = []
     for name, value in results["protocol"].items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{part} {number}" for part, number in value.items())
-        told.append(f"{name.replace('_', ' ')}: {value}")
+        settings.append(f"{name.replace('_', ' ')}: {value}")
     return (
-        f"Made by `{results['command']}` (mim4d {results['mim4d']}, {results['machine']}, {results['hours']:.3g} "
-        f"hours of training and scoring, all processes together). {'; '.join(told)}."
+        f"Produced by `{results['command']}` (mim4d {results['mim4d']}, {results['machine']}, {results['hours']:.3g} "
+        f"process hours of training and scoring). {'; '.join(settings)}."
     )
 
 
-# Okabe and Ito's colours, told apart by the colour-blind; the shapes tell them apart without any.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; markers differ too.
 COLOURS = {"random": "#5f5f5f", "pixels": "#D55E00", "single": "#009E73", "mim4d": "#0072B2"}
 MARKERS = {"random": "o", "pixels": "s", "single": "^", "mim4d": "D"}
 SEEDS = "#9a9a9a"
 LEAST_RANGE = 2.0
-"""Points that an axis spans at least, so that noise does not look like a gain."""
+"""Least range of an axis in percentage points, so that noise does not look like a gain."""
 
 
 def plot(results: Results, file: Path) -> None:
-    """Draw the headline figures: every initialisation with its seeds, panels for each mode and share of labels.
+    """Plot the headline figures of every initialisation and seed, one panel per score, mode and fraction of labels.
 
     Args:
-        results: Need not be complete.
+        results: May be incomplete.
         file: The PNG, 1600 pixels wide.
 
     Raises:
@@ -473,7 +484,7 @@ def _draw(axis: Axes, results: Results, task: str, mode: str, labels: float, fig
 
 
 def _finish(axis: Axes, values: Sequence[float]) -> None:
-    """Limits from what is drawn, and a plain frame."""
+    """Set the axis limits from the values, and style the frame."""
     axis.tick_params(labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
     if not values:
@@ -497,7 +508,7 @@ def write_report(results: Results, out: Path) -> None:
     """Write ``results.json``, ``summary.md``, ``table.md``, ``details.md`` and ``plot.png`` into a folder, atomically.
 
     Raises:
-        UserError: If the disk refuses.
+        UserError: If a file cannot be written.
     """
     make_folder(out)
     write_json(out / "results.json", results, indent=1)

@@ -143,24 +143,38 @@ def test_the_verdict_counts_scores_that_rise_and_fall():
         *(cell(init, values, "det3d", figure="mAP") for init, values in {"random": random, "mim4d": worse}.items()),
     ]
     assert verdict(results(cells)) == (
-        "On held-out synthetic video, MIM4D pretraining beats random weights in 1 of 2 scores (vehicle IoU, frozen, "
-        "10 % of labels) and loses in 1 (mAP, frozen, 10 % of labels); it beats single-frame pretraining in none of 1 "
-        "scores and loses in none."
+        "On held-out synthetic video, MIM4D pretraining is better than random weights in 1 of 2 scores and worse in 1; "
+        "it is better than single-frame pretraining in 0 of 1 scores and worse in none, which chance alone explains: "
+        "the temporal part shows no gain yet."
     )
+    text = summary(results(cells))
+    assert "Better than random: vehicle IoU (frozen, 10 % of labels). Worse than random: mAP (frozen, 10 % of" in text
+    assert "than single frame: " not in text
     assert verdict(results()) == "Nothing has been measured with enough seeds yet."
+
+
+def test_the_verdict_says_that_the_temporal_part_gains_only_beyond_chance():
+    better = [cell(init, [level, level + 0.1, level + 0.2]) for init, level in (("single", 0.1), ("mim4d", 0.2))]
+    more = [
+        {**cell, "task": task, "figures": {FIGURES[task]: cell["figures"]["iou_vehicle"]}}
+        for cell in better
+        for task in FIGURES
+    ]
+    assert "no gain" in verdict(results(better))  # 1 of 1: an interval excludes 0 by chance too
+    assert "no gain" not in verdict(results(more))
 
 
 def test_the_summary_has_a_row_per_task_and_mode_with_intervals():
     whole = plausible()
     lines = rows(summary(whole))
-    assert [line[:2] for line in lines[2:]] == [
-        [score, mode]
-        for score in ("BEV segmentation: vehicle IoU", "3D detection: mAP", "HD map: map AP")
+    assert [line[0] for line in lines[2:]] == [
+        f"{score}, {mode}"
+        for score in ("vehicle IoU", "detection mAP", "HD-map AP")
         for mode in ("frozen", "fine-tuned")
     ]
     difference = gain(whole, "mim4d", "random", "det3d", "full", 0.1, "mAP")
     low, high = interval(difference)
-    assert lines[5][5].strip("*") == f"{100 * difference['mean']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+    assert lines[5][4].strip("*") == f"{100 * difference['mean']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
     assert verdict(whole) in summary(whole)
 
 
