@@ -1,9 +1,9 @@
-"""How fast clips come from disk, and how long the index of a data set of nuScenes' full size takes to open.
+"""Measure how fast clips load from disk, and how long the index of a full-size nuScenes takes to open.
 
     python benchmarks/loading.py --dataroot /data/nuscenes --version v1.0-mini --split mini_train
 
-Loading is measured in this process, so the figure is for one core; files come from the page cache after the first
-round. The large index is made up: 850 scenes of 20 s with six cameras at 12 Hz and a LiDAR at 20 Hz.
+Loading runs in this process, so the figure is for one core; after the first round, files come from the page cache. The
+large index is synthetic: 850 scenes of 20 s with six cameras at 12 Hz and a LiDAR at 20 Hz.
 """
 
 import os
@@ -27,16 +27,16 @@ SCENES, SECONDS, CAMERA_HZ, LIDAR_HZ = 850, 20, 12, 20
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Benchmark the reader."""
+    """Measure the reader of clips."""
 
     data: tyro.conf.OmitArgPrefixes[DataConfig]
-    """What to read."""
+    """Data to read."""
     rounds: int = 5
-    """Clips to read."""
+    """Number of clips to read."""
 
 
 def time_clips(config: DataConfig, rounds: int) -> None:
-    """Print what a clip and an image cost."""
+    """Print the time per clip and per image."""
     dataset = NuScenesClips(config)
     dataset[0]
     start = time.process_time()
@@ -44,23 +44,21 @@ def time_clips(config: DataConfig, rounds: int) -> None:
         dataset[number % len(dataset)]
     clip = (time.process_time() - start) / rounds
     views = config.frames * len(config.cameras)
-    print(
-        f"a clip of {config.frames} frames x {len(config.cameras)} cameras at {config.image_size}: {1e3 * clip:.1f} ms"
-    )
-    print(f"  {1 / clip:.1f} clips/s a core; {views / 24 / clip:.1f} at the published 4 x 6 images")
+    print(f"clip of {config.frames} frames x {len(config.cameras)} cameras at {config.image_size}: {1e3 * clip:.1f} ms")
+    print(f"  {1 / clip:.1f} clips/s per core; {views / 24 / clip:.1f} with the published 4 x 6 images")
 
     record = dataset.index.records[dataset.frames.cameras[0, 0]]
     path, size = dataset.root / record["file"].decode(), (int(record["size"][0]), int(record["size"][1]))
     start = time.process_time()
     for _ in range(20):
         read_image(path, size, config.image_size)
-    print(f"an image of {size[1]}x{size[0]}: {1e3 * (time.process_time() - start) / 20:.2f} ms")
+    print(f"image of {size[1]}x{size[0]}: {1e3 * (time.process_time() - start) / 20:.2f} ms")
 
 
 def full_size_tables() -> tuple[dict, dict]:
-    """What :func:`mim4d.data.tables.build_tables` makes of a data set of the full size, with made-up content."""
+    """Return synthetic tables of full size in the form of :func:`mim4d.data.tables.build_tables`."""
     channels = sorted([*CAMERAS, LIDAR])
-    samples_a_scene = 2 * SECONDS
+    samples_per_scene = 2 * SECONDS
     times, bounds, samples, files = [], [], [], []
     rows = 0
     for channel in channels:
@@ -71,7 +69,7 @@ def full_size_tables() -> tuple[dict, dict]:
         for scene in range(SCENES):
             times.append(60_000_000 * scene + in_scene * (1_000_000 // rate))
             key = in_scene % (rate // 2) == 0
-            samples.append(np.where(key, scene * samples_a_scene + in_scene // (rate // 2), -1))
+            samples.append(np.where(key, scene * samples_per_scene + in_scene // (rate // 2), -1))
         name = f"sweeps/{channel}/n015-2018-07-24-11-22-45+0800__{channel}__1532402927647951.jpg"
         files += [name.encode()] * (in_scene.size * SCENES)
     records = np.zeros(rows, dtype=record_type(max(map(len, files))))
@@ -85,9 +83,9 @@ def full_size_tables() -> tuple[dict, dict]:
         "lens_faults": {},
         "splits": {"train": [f"scene-{number:04d}" for number in range(700)]},
         "record_bounds": bounds,
-        "sample_bounds": (samples_a_scene * np.arange(SCENES + 1)).tolist(),
+        "sample_bounds": (samples_per_scene * np.arange(SCENES + 1)).tolist(),
     }
-    sample_times = 60_000_000 * np.arange(SCENES)[:, None] + 500_000 * np.arange(samples_a_scene)
+    sample_times = 60_000_000 * np.arange(SCENES)[:, None] + 500_000 * np.arange(samples_per_scene)
     arrays = {
         "records": records,
         "calibrations": np.zeros(SCENES * len(channels), dtype=CALIBRATION),
@@ -97,16 +95,16 @@ def full_size_tables() -> tuple[dict, dict]:
 
 
 def time_index() -> None:
-    """Print how long a second start on the full train split takes."""
+    """Print how long the index takes to open on a second start with the full train split."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MIM4D_CACHE"] = folder + "/cache"
         version = Path(folder, "v1.0-trainval")
         version.mkdir()
         (version / "scene.json").write_text("[]")
-        index_module.build_tables = lambda root, version: full_size_tables()  # the tables are made up
+        index_module.build_tables = lambda root, version: full_size_tables()  # the tables are synthetic
         index = index_module.open_index(folder, version.name)
         megabytes = sum(file.stat().st_size for file in index.folder.iterdir()) / 1e6
-        print(f"an index of {len(index.records):,} images and sweeps takes {megabytes:.0f} MB")
+        print(f"index of {len(index.records):,} images and sweeps: {megabytes:.0f} MB")
         for sweeps in (False, True):
             start = time.perf_counter()
             dataset = NuScenesClips(DataConfig(dataroot=folder, sweeps=sweeps))

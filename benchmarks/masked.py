@@ -1,9 +1,9 @@
-"""What hiding patches saves: the masked forward and backward pass against the dense one on the same images.
+"""Measure the time that hiding patches saves: masked and dense forward and backward pass on the same images.
 
     python benchmarks/masked.py                 # one CPU thread
     python benchmarks/masked.py --device cuda --models mim4d_convnext_small mim4d_resnet50 --repeats 20
 
-Dense and masked passes take turns in one process, so that whatever else the machine does slows all of them.
+Dense and masked passes alternate in one process, so that other load on the machine affects both alike.
 """
 
 import statistics
@@ -21,23 +21,23 @@ from torch import Tensor
 from mim4d import MIM4DEncoder
 from mim4d.backbones.encoder import PATCH
 
-CAPTION = "share: of the dense pass's time; aim: the visible share + 0.10"
+CAPTION = "ratio: masked / dense time; goal: visible fraction + 0.10"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Benchmark the masked forward."""
+    """Compare the masked with the dense pass."""
 
     models: tuple[str, ...] = ("mim4d_convnext_tiny", "mim4d_convnext_base", "mim4d_resnet18")
-    """Encoders by their names in timm."""
+    """timm names of the encoders."""
     ratios: tuple[float, ...] = (0.3, 0.6, 0.75)
-    """Shares of patches to hide."""
+    """Fractions of patches to hide."""
     images: int = 6
-    """Images a pass."""
+    """Images per pass."""
     size: tuple[int, int] = (256, 704)
     """Height and width of the images, pixels."""
     repeats: int = 5
-    """Timed rounds after one to warm up; medians are printed."""
+    """Timed rounds after one warm-up round; medians are printed."""
     threads: int = 1
     """CPU threads."""
     device: str = "cpu"
@@ -45,7 +45,7 @@ class Options:
 
 
 def seconds(options: Options, run: Callable[[], list[Tensor]]) -> float:
-    """Time of a forward and backward pass: of the processor where it computes, so that other processes count little."""
+    """Return the time of a forward and backward pass; on a CPU, process time, which other processes affect little."""
     cuda = options.device.startswith("cuda")
     clock = time.perf_counter if cuda else time.process_time
     synchronise = torch.cuda.synchronize if cuda else lambda: None
@@ -57,7 +57,7 @@ def seconds(options: Options, run: Callable[[], list[Tensor]]) -> float:
 
 
 def measure(options: Options, model: str) -> tuple[list[float], list[float]]:
-    """Median seconds of the dense pass and of the masked one at each ratio, the dense one first, and visible shares."""
+    """Return median seconds of the dense pass and of the masked pass at each ratio, and the visible fractions."""
     encoder = timm.create_model(model).to(options.device).train()
     assert isinstance(encoder, MIM4DEncoder)
     images = torch.randn(options.images, 3, *options.size, device=options.device)
@@ -76,11 +76,11 @@ def measure(options: Options, model: str) -> tuple[list[float], list[float]]:
 
 
 def main() -> None:
-    """Print one table."""
+    """Print one table of all models and ratios."""
     options = tyro.cli(Options)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    table = Table("model", "hidden", "visible", "dense, s", "masked, s", "share", "aim", caption=CAPTION)
+    table = Table("model", "hidden", "visible", "dense, s", "masked, s", "ratio", "goal", caption=CAPTION)
     for model in options.models:
         (dense, *masked), shares = measure(options, model)
         for ratio, share, time_ in zip(options.ratios, shares, masked, strict=True):

@@ -2,10 +2,10 @@
 
     python -m benchmarks.memory --preset gpu24
 
-Weights, gradients and AdamW's moments follow from the parameters. What autograd keeps for the backward pass is counted
-in a forward pass of one clip on tensors without contents. The renderer keeps only its rays and computes one chunk anew
-at a time, which is counted by itself. A GPU's allocator, libraries and short-lived buffers come on top:
-``python -m benchmarks.gpu`` measures them.
+Weights, gradients and AdamW's moments follow from the parameters. Activations are what autograd keeps for the backward
+pass of one clip, counted on tensors without data. The renderer keeps only its rays and recomputes one chunk at a time,
+which is counted separately. A GPU's allocator, libraries and temporary buffers add to this: ``python -m
+benchmarks.gpu`` measures them.
 """
 
 from collections.abc import Callable
@@ -34,18 +34,18 @@ class Options:
     """Estimate the memory of a preset's step."""
 
     preset: Literal["demo", "paper", "gpu24"] = "gpu24"
-    """The preset whose settings are used."""
+    """Preset to use the settings of."""
     model: str = ""
-    """An encoder other than the preset's."""
+    """Encoder to use instead of the preset's."""
 
 
 def main(options: Options) -> None:
-    """Print the figures of one process, in GB (10^9 bytes)."""
+    """Print the memory of one process in GB (10^9 bytes)."""
     case = Case(preset=options.preset, encoder=options.model)
     config = case.config()
     clip = case.clip(1)
     model = MIM4D(config.model_config())
-    learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole, encoder = (sum(p.numel() for p in m.parameters()) for m in (model, model.encoder))
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -56,28 +56,28 @@ def main(options: Options) -> None:
             chunk = kept(model, partial(march, model))
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
-    state = 4 * whole + 12 * learnt
+    state = 4 * whole + 12 * trained
     total = state + config.batch_size * per_clip + chunk
     print(f"{options.preset}: {config.model}, {encoder / 1e6:.1f} M of {whole / 1e6:.1f} M parameters")
     print(f"weights, gradients, moments  {state / 1e9:6.2f} GB")
-    print(f"kept for the backward pass   {per_clip / 1e9:6.2f} GB per clip, x {config.batch_size}")
+    print(f"activations                  {per_clip / 1e9:6.2f} GB per clip, x {config.batch_size}")
     print(f"one chunk of the renderer    {chunk / 1e9:6.2f} GB")
-    print(f"together                     {total / 1e9:6.2f} GB per process (estimated)")
+    print(f"total                        {total / 1e9:6.2f} GB per process (estimated)")
 
 
 def empty(x: Tensor) -> Tensor:
-    """A tensor of the same layout; without contents inside of FakeTensorMode."""
+    """Return a tensor of the same layout; within FakeTensorMode it has no data."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)
 
 
 def forward(model: MIM4D, clip: Clip, config: PretrainConfig) -> Tensor:
-    """A training step's forward pass; the result keeps what the backward pass needs."""
+    """Run a training step's forward pass; the loss holds what the backward pass needs."""
     with autocast("cpu", config.precision):
         return model(clip)["loss"]
 
 
 def march(model: MIM4D) -> tuple[Tensor, ...]:
-    """One chunk of rays as the backward pass computes it anew."""
+    """Render one chunk of rays as the backward pass recomputes it."""
     renderer, grid = model.renderer, model.config.grid
     samples = renderer.config.uniform_samples + renderer.config.importance_samples
     z, y, x = grid.shape
@@ -89,9 +89,9 @@ def march(model: MIM4D) -> tuple[Tensor, ...]:
 
 
 def kept(model: nn.Module, run: Callable[[], object]) -> int:
-    """Bytes that autograd keeps of a run, beside the parameters."""
+    """Return the bytes that autograd keeps of a run, without the parameters."""
     seen = {p.untyped_storage()._cdata: 0 for p in model.parameters()}
-    held: list[Tensor] = []  # so that no address is used twice
+    held: list[Tensor] = []  # so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         held.append(tensor)

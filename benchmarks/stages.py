@@ -1,9 +1,9 @@
-"""Time and memory of each stage at the published sizes, forward and backward, for one frame of one clip.
+"""Measure time and memory of each stage at the published sizes, forward and backward, for one frame of one clip.
 
     python benchmarks/stages.py                 # one CPU thread
     python benchmarks/stages.py --device cuda --repeats 20
 
-Each stage runs in a process of its own, so that its peak memory is its own.
+Each stage runs in its own process, so that peak memory is measured per stage.
 """
 
 import json
@@ -34,20 +34,20 @@ CHANNELS = LiftConfig().channels
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Benchmark the stages of the method."""
+    """Measure the stages of the method."""
 
     device: str = "cpu"
     """Torch device."""
     threads: int = 1
     """CPU threads."""
     repeats: int = 5
-    """Timed runs of each stage after one to warm up; the median is printed, with the least and the most."""
+    """Timed runs of each stage after one warm-up run; median, minimum and maximum are printed."""
     stage: str | None = None
-    """Run this stage alone and print its figures as JSON."""
+    """Run only this stage and print its figures as JSON."""
 
 
 def rig(device: str) -> Clip:
-    """One frame of six cameras at 448 x 800, looking around from 1.5 m up; the images are noise."""
+    """Return one frame of six cameras at 448 x 800, 1.5 m above the ground, facing all around; images are noise."""
     camera_axes = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # ego_from_camera, looking ahead
     poses = []
     for yaw in torch.arange(6) * torch.pi / 3:
@@ -71,12 +71,12 @@ def rig(device: str) -> Clip:
 
 
 def volumes(count: int, device: str) -> Tensor:
-    """``count`` random volumes [count, C, Z, Y, X] that want a gradient, channels last as the lift leaves them."""
+    """Return random volumes [count, C, Z, Y, X] with gradient, channels last in memory like those of the lift."""
     return torch.randn(count, *GRID.shape, CHANNELS, device=device).permute(0, 4, 1, 2, 3).requires_grad_()
 
 
 def lift_stage(device: str) -> Callable[[], Tensor]:
-    """Splat alone: 6 x 14 x 25 pixels x 118 bins into 180 x 180 x 5 voxels, 32 channels."""
+    """Splat only: 6 x 14 x 25 pixels x 118 bins into 180 x 180 x 5 voxels, 32 channels."""
     clip = rig(device)
     lift = Lift(LiftConfig(), 256, 32, GRID).to(device)
     depth = torch.rand(6, LiftConfig().num_bins, 14, 25, device=device).softmax(1).requires_grad_()
@@ -85,7 +85,7 @@ def lift_stage(device: str) -> Callable[[], Tensor]:
 
 
 def warp_stage(device: str) -> Callable[[], Tensor]:
-    """Three volumes of 180 x 180 x 5 x 32 to a target 5 m and 3 degrees away."""
+    """Warp three volumes of 180 x 180 x 5 x 32 to a target 5 m and 3 degrees away."""
     angle = torch.tensor(3.0).deg2rad()
     turn = torch.tensor([[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0], [0, 0, 1]])
     pose = make_pose(turn, torch.tensor([5.0, 0.3, 0.0])).expand(1, 3, 4, 4).to(device)
@@ -94,7 +94,7 @@ def warp_stage(device: str) -> Callable[[], Tensor]:
 
 
 def temporal_stage(device: str) -> Callable[[], Tensor]:
-    """Both branches over three warped frames on 180 x 180 cells."""
+    """Decode three warped frames of 180 x 180 cells with both branches."""
     decoder = TemporalDecoder(TemporalConfig(), CHANNELS, GRID, frames=4).to(device)
     warped = volumes(3, device)
     gaps = torch.tensor([[-0.5, -1.0, -1.5]], device=device)
@@ -102,7 +102,7 @@ def temporal_stage(device: str) -> Callable[[], Tensor]:
 
 
 def render_stage(device: str) -> Callable[[], Tensor]:
-    """3,072 rays x (72 + 24) samples through one volume."""
+    """Render 3,072 rays x (72 + 24) samples through one volume."""
     renderer = Renderer(RenderConfig(), CHANNELS, GRID, sky=False).to(device)
     volume = volumes(1, device)
     flat = torch.tensor([1, 1, 0.1], device=device)
@@ -121,7 +121,7 @@ STAGES = {"lift": lift_stage, "warp": warp_stage, "temporal": temporal_stage, "r
 
 
 def measure(options: Options) -> dict[str, list[float]]:
-    """Seconds of the forward pass, and of forward and backward, in every timed run of one stage, and peak memory."""
+    """Return the seconds of each forward pass and of each forward and backward pass of a stage, and peak memory."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     assert options.stage is not None
@@ -144,12 +144,12 @@ def measure(options: Options) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Run every stage in its own process and print one table."""
+    """Run every stage in its own process and print a table."""
     options = tyro.cli(Options)
     if options.stage:
         print(json.dumps(measure(options)))
         return
-    table = Table("stage", "forward, ms", "forward + backward, ms (least to most)", "peak memory of the process, GiB")
+    table = Table("stage", "forward, ms", "forward + backward, ms (min to max)", "peak memory of the process, GiB")
     for stage in STAGES:
         command = [sys.executable, __file__, "--stage", stage, "--device", options.device]
         command += ["--threads", str(options.threads), "--repeats", str(options.repeats)]

@@ -1,10 +1,10 @@
-"""A feature pyramid on a backbone of your choice, in plain timm and torchvision.
+"""Build a feature pyramid on any backbone with timm and torchvision.
 
     python examples/feature_pyramid.py --backbone mim4d_convnext_small      # random weights
     python examples/feature_pyramid.py --backbone local-dir:runs/demo/encoder
     python examples/feature_pyramid.py --backbone hf-hub:org/name
 
-Exported encoders name timm's own architectures, so the last two need timm alone, not this package.
+Exported encoders use timm's own architecture names, so the last two commands need timm only, not this package.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ import mim4d  # noqa: F401  # registers the mim4d_* architectures
 
 
 class Pyramid(nn.Module):
-    """Maps of one width at strides 8, 16 and 32."""
+    """A feature pyramid with equally wide maps at strides 8, 16 and 32."""
 
     def __init__(self, backbone: str, channels: int = 64) -> None:
         super().__init__()
@@ -29,23 +29,23 @@ class Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(made.feature_info.channels(), channels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Take images [N, 3, H, W], return maps [N, C, H/s, W/s] by their stride s."""
+        """Turn images [N, 3, H, W] into maps [N, C, H/s, W/s], by stride s."""
         strides = [str(stride) for stride in self.backbone.feature_info.reduction()]
         return self.fpn(dict(zip(strides, self.backbone(images), strict=True)))
 
 
 def channels_and_strides(backbone: str) -> tuple[list[int], list[int]]:
-    """What a backbone will give, asked before it is built: on the meta device it takes no memory and no weights."""
+    """Return a backbone's channels and strides; on the meta device this needs no memory and no weights."""
     with torch.device("meta"):
         model: Any = timm.create_model(backbone, features_only=True, out_indices=(-3, -2, -1))
     return model.feature_info.channels(), model.feature_info.reduction()
 
 
 def main(backbone: str = "mim4d_convnext_atto") -> None:
-    """Print what comes out.
+    """Print the shapes of the pyramid.
 
     Args:
-        backbone: A name in timm, local-dir:FOLDER or hf-hub:ORG/NAME.
+        backbone: A timm name, local-dir:FOLDER or hf-hub:ORG/NAME.
     """
     print("channels {}, strides {}".format(*channels_and_strides(backbone)))
     for stride, features in Pyramid(backbone)(torch.randn(1, 3, 256, 704)).items():

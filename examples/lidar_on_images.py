@@ -1,9 +1,9 @@
-"""Look at a data set before training on it: draw the LiDAR of one clip into its images.
+"""Draw the LiDAR of one clip into its images, to check a data set by eye before training.
 
-    python examples/lidar_on_images.py                # the demo's world, or a tiny one, drawn first
+    python examples/lidar_on_images.py                # the demo's world or a tiny one, drawn if needed
     python examples/lidar_on_images.py --dataroot /data/nuscenes --version v1.0-mini --split mini_train
 
-Points must lie on what they belong to: poles, kerbs, cars. If they do not, poses, times or calibration are wrong.
+Points must lie on the objects that they belong to: poles, kerbs, cars. If not, poses, times or calibration are wrong.
 """
 
 from dataclasses import replace
@@ -25,16 +25,16 @@ def main(
     out: Path = Path("lidar_on_images.png"),
     clip: int = 0,
 ) -> None:
-    """Write the picture.
+    """Draw and save the picture.
 
     Args:
-        data: What to read; without --dataroot the demo's world and its training split, or a tiny one.
-        out: The picture.
-        clip: Which clip of the split; its last frame is drawn.
+        data: Data to read; without --dataroot, the demo's world or a tiny one.
+        out: Picture file to write.
+        clip: Number of the clip in the split; its last frame is drawn.
     """
     dataset = NuScenesClips(replace(on_drawn_world(data), lidar=True))
     if not 0 <= clip < len(dataset):
-        raise UserError(f"--clip {clip}: they are counted from 0 to {len(dataset) - 1}")
+        raise UserError(f"--clip {clip} does not exist: choose 0 to {len(dataset) - 1}")
     lidar_on_images(dataset[clip]).save(out)
     print(f"{dataset.name(clip)}: {out}")
 

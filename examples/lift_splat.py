@@ -1,11 +1,11 @@
-"""A BEV model in plain PyTorch on a backbone of your choice: Lift, Splat, Shoot (arXiv 2008.05711) in small.
+"""Train a BEV model in plain PyTorch on any backbone: a small Lift, Splat, Shoot (arXiv 2008.05711).
 
-    python examples/lift_splat.py                                          # random weights, a drawn world
-    python examples/lift_splat.py --backbone local-dir:runs/demo/encoder   # a run's; hf-hub:org/name for the Hub's
+    python examples/lift_splat.py                                          # random weights
+    python examples/lift_splat.py --backbone local-dir:runs/demo/encoder   # or hf-hub:org/name
     python examples/lift_splat.py --dataroot /data/nuscenes --version v1.0-trainval --split train
 
-The two marked lines are all that the backbone needs. What is learnt here for a few steps is where the LiDAR met
-something between 0.5 and 3 m above the ground: a label that any recording has.
+The backbone needs only the two marked lines. The model learns for a few steps where the LiDAR hit something between 0.5
+and 3 m above the ground, a label that any recording has.
 """
 
 from typing import Any
@@ -25,13 +25,13 @@ from mim4d.roots import on_drawn_world
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 STRIDE = 16
 DEPTHS = torch.arange(2.0, 50.0, 1.0)
-"""Metres along the camera's axis that a pixel's feature is spread over."""
+"""Depths along the camera's axis over which a pixel's feature is distributed, metres."""
 REACH, CELL = 48.0, 1.0
-"""The map covers +-REACH metres around the car, in cells of CELL metres."""
+"""The map covers +-REACH metres around the car in cells of CELL metres."""
 
 
 class LiftSplat(nn.Module):
-    """Images of a rig to a map around the car."""
+    """A model from multi-camera images to a map around the car."""
 
     def __init__(self, backbone: str, channels: int = 32) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class LiftSplat(nn.Module):
         )
 
     def forward(self, images: Tensor, intrinsics: Tensor, ego_from_camera: Tensor) -> Tensor:
-        """Scores of the map's cells.
+        """Score the cells of the map.
 
         Args:
             images: [B, V, 3, H, W], normalised.
@@ -69,13 +69,13 @@ class LiftSplat(nn.Module):
 
         cells = self._cells(intrinsics, ego_from_camera, height // STRIDE, width // STRIDE)  # [B, V*D*h*w]
         size = round(2 * REACH / CELL)
-        bev = lifted.new_zeros(b, size * size + 1, self.channels)  # one cell more for what falls outside
+        bev = lifted.new_zeros(b, size * size + 1, self.channels)  # one more cell for everything outside
         lifted = lifted.unflatten(0, (b, v)).movedim(2, -1).flatten(1, 4)  # [B, V*D*h*w, C]
         bev = bev.scatter_add(1, cells[..., None].expand_as(lifted), lifted)
         return self.head(bev[:, :-1].mT.unflatten(2, (size, size))).squeeze(1)
 
     def _cells(self, intrinsics: Tensor, ego_from_camera: Tensor, h: int, w: int) -> Tensor:
-        """The cell under each pixel of the features at each depth [B, V*D*h*w]; the last one for those outside."""
+        """Return the cell of each feature pixel at each depth [B, V*D*h*w]; the last cell stands for outside."""
         device = intrinsics.device
         rows = (torch.arange(h, device=device) + 0.5) * STRIDE
         columns = (torch.arange(w, device=device) + 0.5) * STRIDE
@@ -90,7 +90,7 @@ class LiftSplat(nn.Module):
 
 
 def batch_of(clip: Clip) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """The current frame as the model's inputs, and the cells [B, X, Y] in which the LiDAR met something."""
+    """Return the model's inputs for the current frame, and the cells [B, X, Y] in which the LiDAR hit something."""
     images = ((clip.images[:, -1].float() / 255).movedim(2, -1) - MEAN) / STD
     points = clip.points[:, -1][clip.points_valid[:, -1]]
     points = points[(points[:, 2] > 0.5) & (points[:, 2] < 3) & (points[:, :2].abs() < REACH).all(1)]
@@ -111,15 +111,15 @@ def main(
     """Train for a few steps.
 
     Args:
-        data: What to read; without --dataroot the demo's world and its training split, or a tiny one.
-        backbone: A name in timm, local-dir:FOLDER or hf-hub:ORG/NAME.
-        steps: Of AdamW, one clip each.
+        data: Data to read; without --dataroot, the demo's world or a tiny one.
+        backbone: A timm name, local-dir:FOLDER or hf-hub:ORG/NAME.
+        steps: Number of AdamW steps, one clip each.
     """
     torch.manual_seed(0)
     clips = NuScenesClips(on_drawn_world(data))
     model = LiftSplat(backbone)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    print(f"mim4d {mim4d.__version__}: {backbone} gives {model.backbone.feature_info.channels()} channels")
+    print(f"mim4d {mim4d.__version__}: {backbone} has {model.backbone.feature_info.channels()} channels")
     for step in range(steps):
         inputs, target = batch_of(clips[step % len(clips)])
         loss = F.binary_cross_entropy_with_logits(model(*inputs), target, pos_weight=torch.tensor(4.0))

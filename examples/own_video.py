@@ -1,19 +1,19 @@
-r"""Your own calibrated video as a root in nuScenes format, to pretrain on. LiDAR may be there or not.
+r"""Convert your own calibrated video, with or without LiDAR, to a folder in nuScenes format.
 
     python examples/own_video.py --recordings my-drives --out my-root
     mim4d-pretrain --dataroot my-root --version v1.0-own --split train --val-split val \
         --cameras front left --supervision rgb --out runs/own
 
-What it reads:
+Input:
 
     my-drives/calibration.json                  {"front": {"intrinsics": 3x3, "ego_from_sensor": 4x4}, "left": ...}
-    my-drives/DRIVE/poses.csv                   time,x,y,z,qw,qx,qy,qz: global_from_ego, more often than images
-    my-drives/DRIVE/front/1532402927612460.jpg  an image, undistorted; its name is its time
-    my-drives/DRIVE/LIDAR_TOP/....bin           a sweep, if you have any: float32 x, y, z, intensity, ring of its points
+    my-drives/DRIVE/poses.csv                   time,x,y,z,qw,qx,qy,qz: global_from_ego, at a higher rate than images
+    my-drives/DRIVE/front/1532402927612460.jpg  an undistorted image, named by its time
+    my-drives/DRIVE/LIDAR_TOP/....bin           a sweep (optional): float32 x, y, z, intensity, ring per point
 
-Times are in microseconds, lengths in metres. Intrinsics count pixel centres at integers, as OpenCV does. The ego frame
-is x forward, y left, z up, on the ground under the rear axle; a camera's is x right, y down, z forward. Look at what
-came out before you train:
+Times are in microseconds, lengths in metres. Intrinsics put pixel centres at integers, as OpenCV does. The ego frame is
+x forward, y left, z up, with its origin on the ground under the rear axle; a camera's frame is x right, y down, z
+forward. Check the result by eye before you train:
 
     python examples/lidar_on_images.py --dataroot my-root --version v1.0-own --split train --cameras front left
 """
@@ -39,16 +39,16 @@ from mim4d.flags import report_user_errors
 VERSION = "v1.0-own"
 LIDAR = "LIDAR_TOP"
 KEY_FRAME = 500_000
-"""Microseconds between samples: two a second, as in nuScenes. All else is a sweep, which --sweeps brings in."""
+"""Time between key frames, microseconds (nuScenes: two per second). Other records become sweeps, used with --sweeps."""
 NEAR = 100_000
-"""How far a sensor's record may be from its sample, microseconds."""
+"""Largest time between a key frame and a sensor's record, microseconds."""
 
 Row = dict[str, Any]
 
 
 @dataclass
 class Poses:
-    """Where the car was."""
+    """The car's poses during one drive."""
 
     times: NDArray[np.int64]
     translations: NDArray[np.float64]
@@ -69,38 +69,38 @@ class Poses:
             raise UserError(f"{file}: expected columns time,x,y,z,qw,qx,qy,qz ({error!r})") from error
 
     def at(self, time: int, what: Path) -> tuple[list[float], list[float]]:
-        """Translation and rotation at a time, between the two poses around it."""
+        """Return translation and rotation at a time, interpolated between its two neighbours."""
         if not len(self.times) or not self.times[0] <= time <= self.times[-1]:
-            raise UserError(f"{what}: its time lies outside those of the drive's poses.csv")
+            raise UserError(f"{what}: its time is outside the drive's poses.csv")
         after = max(int(np.searchsorted(self.times, time)), 1) if len(self.times) > 1 else 0
         before = max(after - 1, 0)
         span = self.times[after] - self.times[before]
-        share = float(time - self.times[before]) / float(span) if span else 0.0
-        translation = (1 - share) * self.translations[before] + share * self.translations[after]
-        rotation = Quaternion.slerp(self.rotations[before], self.rotations[after], share)
+        fraction = float(time - self.times[before]) / float(span) if span else 0.0
+        translation = (1 - fraction) * self.translations[before] + fraction * self.translations[after]
+        rotation = Quaternion.slerp(self.rotations[before], self.rotations[after], fraction)
         return translation.tolist(), rotation.elements.tolist()
 
 
 def convert(recordings: Path, root: Path) -> tuple[list[str], list[str]]:
-    """Write the root; images and sweeps are linked to, not copied.
+    """Write the nuScenes folder; images and sweeps become links, not copies.
 
     Returns:
-        The drives and the sensors.
+        Names of the drives and of the sensors.
 
     Raises:
-        UserError: If something is missing or does not fit together.
+        UserError: If a file is missing or inconsistent.
     """
     try:
         calibration = json.loads((recordings / "calibration.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{recordings / 'calibration.json'}: {error}") from error
     if not isinstance(calibration, dict):
-        raise UserError(f"{recordings / 'calibration.json'}: expected an object, a sensor's name each")
+        raise UserError(f"{recordings / 'calibration.json'}: expected an object with one entry per sensor")
     drives = sorted(path for path in recordings.iterdir() if path.is_dir())
     if not drives or not calibration:
-        raise UserError(f"{recordings}: no drives, or no sensors in calibration.json")
+        raise UserError(f"{recordings}: found no drives, or no sensors in calibration.json")
     if root.exists():
-        raise UserError(f"{root} is there already: name another folder")
+        raise UserError(f"--out {root} already exists: choose another folder")
     names = [drive.name for drive in drives]
 
     tables = _tables(calibration, names)
@@ -115,7 +115,7 @@ def convert(recordings: Path, root: Path) -> tuple[list[str], list[str]]:
 
 
 def _write(root: Path, tables: dict[str, list[Row]], drives: list[str]) -> None:
-    """The tables, the map that the devkit wants to see, and the splits: the last of several drives is held out."""
+    """Write the tables, the map that the devkit requires, and the splits: the last of several drives is held out."""
     (root / "maps").mkdir()
     Image.new("L", (8, 8)).save(root / "maps/none.png")
     (root / VERSION).mkdir()
@@ -126,7 +126,7 @@ def _write(root: Path, tables: dict[str, list[Row]], drives: list[str]) -> None:
 
 
 def _tables(calibration: dict[str, Any], drives: list[str]) -> dict[str, list[Row]]:
-    """All tables of the devkit, with what does not depend on a drive; there are no annotations."""
+    """Return all tables of the devkit, without annotations, filled with what does not depend on a drive."""
     empty = ("category", "attribute", "visibility", "instance", "sample_annotation")
     tables: dict[str, list[Row]] = {
         name: [] for name in (*empty, "sensor", "calibrated_sensor", "ego_pose", "scene", "sample", "sample_data")
@@ -155,7 +155,7 @@ def _tables(calibration: dict[str, Any], drives: list[str]) -> dict[str, list[Ro
 
 
 def _add_drive(tables: dict[str, list[Row]], drive: Path, channels: list[str], root: Path) -> None:
-    """One drive as a scene."""
+    """Add one drive as a scene."""
     poses = Poses.read(drive / "poses.csv")
     files = {channel: _files(drive / channel) for channel in channels}
     reference = np.array(list(files[LIDAR if files.get(LIDAR) else channels[0]]))
@@ -210,16 +210,16 @@ def _add_drive(tables: dict[str, list[Row]], drive: Path, channels: list[str], r
 
 
 def _size(image: Path) -> tuple[int, int]:
-    """Width and height."""
+    """Return an image's width and height."""
     try:
         with Image.open(image) as opened:
             return opened.size
     except OSError as error:
-        raise UserError(f"{image} is no image that can be read: {error}") from error
+        raise UserError(f"{image} is not a readable image: {error}") from error
 
 
 def _files(folder: Path) -> dict[int, Path]:
-    """A sensor's files by their times, in order."""
+    """Return a sensor's files by time, in order."""
     try:
         found = {int(file.name.partition(".")[0]): file for file in sorted(folder.iterdir())}
     except (OSError, ValueError) as error:
@@ -230,14 +230,14 @@ def _files(folder: Path) -> dict[int, Path]:
 
 
 def _nearest(times: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each wanted time the index of the nearest of ``times``, which are sorted."""
+    """Return the index of the nearest of the sorted ``times`` for each wanted time."""
     after = np.searchsorted(times, wanted).clip(0, len(times) - 1)
     before = np.maximum(after - 1, 0)
     return np.where(wanted - times[before] <= times[after] - wanted, before, after)
 
 
 def _linked(rows: list[Row]) -> list[Row]:
-    """The same rows, each with the tokens of its neighbours."""
+    """Return the rows, each with the tokens of its neighbours."""
     for row in rows:
         row.update(prev="", next="")
     for earlier, later in pairwise(rows):
@@ -246,17 +246,17 @@ def _linked(rows: list[Row]) -> list[Row]:
 
 
 def main(recordings: Path, out: Path) -> None:
-    """Write the root and say how to train on it; the last drive is held out.
+    """Write the nuScenes folder and print the training command; the last drive is held out.
 
     Args:
-        recordings: Folder of calibration.json and the drives.
-        out: The root to make.
+        recordings: Folder with calibration.json and the drives.
+        out: nuScenes folder to create.
     """
     drives, channels = convert(recordings, out)
     cameras = shlex.join(channel for channel in channels if channel != LIDAR)
     splits = f"--split train --val-split {'val' if len(drives) > 1 else 'none'}"
     supervision = "" if LIDAR in channels else " --supervision rgb"
-    print(f"{out}: {len(drives)} drives, {len(channels)} sensors. Now:")
+    print(f"{out}: {len(drives)} drives, {len(channels)} sensors. Train with:")
     dataroot = shlex.quote(str(out))
     print(f"mim4d-pretrain --dataroot {dataroot} --version {VERSION} {splits} --cameras {cameras}{supervision}")
 

@@ -93,7 +93,7 @@ def test_lift_splat_learns_on_a_named_backbone_and_on_a_folder(example, tiny_wor
     backbone = encoder if own else "mim4d_resnet18"
     data = ["--dataroot", str(tiny_world), "--image-size", "64", "128"]
     told = example("lift_splat.py", *data, "--backbone", backbone, "--steps", "5")
-    assert f"gives {[160, 320] if own else [256, 512]} channels" in told
+    assert f"has {[160, 320] if own else [256, 512]} channels" in told
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", told)]
     assert len(losses) == 5
     assert losses[-1] < losses[0]
@@ -130,7 +130,7 @@ def test_hub_round_trip(hub, environment, encoder):
     )
     assert told.returncode == 0, told.stderr
     assert f"pushed: {hub.endpoint}/org/name/commit/" in told.stdout
-    assert "pulled org/name: its features are those that were pushed" in told.stdout
+    assert "pulled org/name: same features as before the push" in told.stdout
     assert "model.safetensors" in hub.files("org/name")
 
 
@@ -246,8 +246,8 @@ def spoil_poses(folder):
         (spoil_calibration, "error: calibration.json: front"),
         (lambda folder: (folder / "calibration.json").unlink(), "calibration.json"),
         (spoil_name, "expected files named by their time in microseconds"),
-        (spoil_image, "is no image that can be read"),
-        (spoil_poses, "its time lies outside those of the drive's poses.csv"),
+        (spoil_image, "is not a readable image"),
+        (spoil_poses, "its time is outside the drive's poses.csv"),
         (lambda folder: (folder / "scene-0061/poses.csv").write_text("t,x\n1,2\n"), "expected columns time,x,y,z"),
     ],
 )

@@ -17,23 +17,23 @@ from .run import compare
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compare initialisations of a backbone on three tasks; run the same again to go on with what was cut short."""
+    """Compare initialisations of a backbone on three tasks. Run the same command again to resume."""
 
     size: Literal["cpu", "gpu"] = "cpu"
-    """cpu: 2 cores; gpu: one GPU."""
+    """cpu: sized for 2 cores; gpu: for one GPU."""
     out: Path = Path("runs/evidence")
-    """The folder of every run, and of results.json, table.md, details.md, plot.png and strip.jpg."""
+    """Folder for all runs and for results.json, summary.md, table.md, details.md, plot.png and strip.jpg."""
     starts: tuple[str, ...] = (RANDOM, *EVERY)
-    """What is compared."""
+    """Initialisations to compare."""
     workers: int = 1 if torch.cuda.is_available() else min(8, os.cpu_count() or 1)
-    """Processes that share the work; one needs up to 5 GB."""
+    """Number of processes; each needs up to 5 GB of memory."""
 
 
 def main(options: Options) -> None:
-    """Check, compare, report."""
+    """Check the options, run the comparison, write the report."""
     for start in options.starts:
         if start not in (RANDOM, *EVERY):
-            raise UserError(f"--starts {start}: there are {', '.join((RANDOM, *EVERY))}")
+            raise UserError(f"--starts {start} is unknown: choose from {', '.join((RANDOM, *EVERY))}")
     if options.workers < 1:
         raise UserError(f"--workers {options.workers} must be at least 1")
     command = f"python -m benchmarks.evidence --size {options.size}"

@@ -1,4 +1,4 @@
-"""What MIM4D is compared with: pixels filled in in 2D, and MIM4D without one of its parts."""
+"""Pretraining methods to compare with MIM4D: 2D pixel prediction, and MIM4D without one of its parts."""
 
 import dataclasses
 
@@ -14,15 +14,15 @@ from mim4d.method.neck import group_norm
 
 
 class Pixels(MaskedModel):
-    """Hidden patches of single images filled in by a small 2D decoder: SparK's recipe (arXiv 2301.03580, section 3).
+    """Predict the pixels of hidden patches by a small 2D decoder: SparK's recipe (arXiv 2301.03580, section 3).
 
-    Every stage's map, with a learned vector where nothing was seen, joins a U-Net from stride 32 to 4; the target is
-    each patch's own pixels less their mean, over their deviation; only hidden patches count. Unlike the original, the
-    decoder's norms are GroupNorms and its last two doublings are one pixel shuffle.
+    The maps of all stages, with a learned vector at hidden sites, enter a U-Net from stride 32 to 4. The target is each
+    patch's pixels, standardised by their own mean and deviation; only hidden patches count. Unlike in the original, the
+    decoder uses GroupNorm, and one pixel shuffle replaces its last two upsamplings.
     """
 
     WIDTH = 64
-    """Of the decoder at stride 4; twice as much at each coarser stage, up to four times."""
+    """Channels of the decoder at stride 4; doubled at each coarser stage, at most four times as many."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -39,7 +39,7 @@ class Pixels(MaskedModel):
         self.train()
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
-        """``loss``, the mean squared error over hidden patches in their variances, and the same without gradient."""
+        """Return ``loss``, the mean squared error of standardised hidden patches, and a detached copy."""
         maps, visible = self.features(clip)
         x: Tensor | None = None
         for stage in (3, 2, 1, 0):
@@ -64,7 +64,7 @@ def _standardised(patches: Tensor) -> Tensor:
 
 
 class NoTemporalPath(MIM4D):
-    """Without the temporal path: the same clips and target frames, each rendered from its own volume alone."""
+    """MIM4D without the temporal path: same clips and target frames, each rendered from its own volume only."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -72,7 +72,7 @@ class NoTemporalPath(MIM4D):
 
 
 class Unwarped(MIM4D):
-    """Without the ego-motion warp: other frames' volumes as they are, as if the car had not moved."""
+    """MIM4D without the ego-motion warp: other frames' volumes enter the decoder as if the car stood still."""
 
     def warp_others(self, volumes: Tensor, clip: Clip, targets: Tensor) -> tuple[Tensor, Tensor]:
         still = torch.eye(4, device=clip.device).expand_as(clip.current_from_ego)
@@ -80,10 +80,10 @@ class Unwarped(MIM4D):
 
 
 class Timeless(MIM4D):
-    """Without continuous time: the decoder is told how many frames away another is instead of its gap in seconds."""
+    """MIM4D without continuous time: the decoder gets the distance in frames instead of the gap in seconds."""
 
     def warp_others(self, volumes: Tensor, clip: Clip, targets: Tensor) -> tuple[Tensor, Tensor]:
         warped, gaps = super().warp_others(volumes, clip, targets)
         order = torch.arange(gaps.shape[1], device=gaps.device)
-        # Frames are in the order of time and the target, which stands between -1 and 1, is not among the others.
+        # Frames are ordered by time. The target, between -1 and 1, is not one of them.
         return warped, (order - (gaps < 0).sum(1, keepdim=True) + (gaps > 0)).to(gaps)

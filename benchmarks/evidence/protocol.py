@@ -1,4 +1,4 @@
-"""What is compared, on what data, and how it is scored: everything that the results follow from."""
+"""The protocol of the comparison: initialisations, data, tasks and sizes, which determine the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,16 +17,16 @@ from .methods import NoTemporalPath, Pixels, Timeless, Unwarped
 
 @dataclass(frozen=True)
 class Start:
-    """First weights of a backbone: what made them."""
+    """How the initial weights of a backbone are pretrained."""
 
     change: Callable[[PretrainConfig], PretrainConfig] = lambda config: config
-    """What is different from MIM4D's settings."""
+    """Changes MIM4D's settings."""
     method: Method = MIM4D
-    """What makes the model."""
+    """Builds the model."""
 
 
 def _frames(config: PretrainConfig, frames: int) -> PretrainConfig:
-    """Clips of another length and as many images in all: more or fewer clips a step, and steps where that is uneven."""
+    """Change the clip length but not the total number of images: adapt the batch size, then the steps if uneven."""
     images = config.frames * config.batch_size
     batch = max(1, round(images / frames))
     steps = round(config.steps * images / (frames * batch))
@@ -38,13 +38,13 @@ def _method(config: PretrainConfig, **changes: Any) -> PretrainConfig:
 
 
 RANDOM = "random"
-"""The start without any pretraining."""
+"""The initialisation without pretraining."""
 STARTS: Mapping[str, Start] = {
     "pixels": Start(lambda config: _method(_frames(config, 1), mask_ratio=0.6), Pixels),
     "single": Start(lambda config: _frames(config, 1)),
     "mim4d": Start(),
 }
-"""What is compared with each other and with random weights, by as many seeds as the size says."""
+"""Pretrainings that are compared with each other and with random weights, each with ``Size.seeds`` seeds."""
 ABLATIONS: Mapping[str, Start] = {
     "whole": Start(),
     "no_temporal": Start(method=NoTemporalPath),
@@ -57,7 +57,7 @@ ABLATIONS: Mapping[str, Start] = {
     "frames_2": Start(lambda config: _frames(config, 2)),
     "frames_4": Start(lambda config: _frames(config, 4)),
 }
-"""MIM4D, whole and with one thing different: more briefly than STARTS, for there are many."""
+"""MIM4D, whole and with one change each; pretrained for fewer steps than STARTS, because there are many."""
 EVERY = {**STARTS, **ABLATIONS}
 
 Task = Literal["bev-seg", "det3d", "hd-map"]
@@ -66,7 +66,7 @@ Mode = Literal["frozen", "full"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One downstream model to train and score."""
+    """One evaluation: task, frozen or fine-tuned backbone, fraction of labels."""
 
     task: Task
     mode: Mode
@@ -74,37 +74,37 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"{self.task}-{self.mode}-{100 * self.labels:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How large all of it is."""
+    """Sizes and settings of a whole comparison."""
 
     name: str
     pretraining: PretrainConfig
-    """MIM4D's settings; the seed is that of the run."""
+    """MIM4D's settings; the seed is replaced in each run."""
     evaluation: Mapping[Task, EvalConfig]
-    """Of each task, but for the steps; on the pretraining's world, version and image size."""
+    """Settings per task, without the steps; world, version and image size are those of the pretraining."""
     evaluation_steps: Mapping[float, int]
-    """By the share of the labels: what there is more of takes longer to learn."""
+    """Steps by fraction of labels: more labels need more steps."""
     cells: tuple[Cell, ...]
-    """Of random weights and each of STARTS."""
+    """Evaluations of random weights and of each of STARTS."""
     ablation_steps: int
-    """Of pretraining each of ABLATIONS, the whole among them."""
+    """Pretraining steps of each of ABLATIONS."""
     ablation_cells: tuple[Cell, ...]
-    """Of each of ABLATIONS."""
+    """Evaluations of each of ABLATIONS."""
     seeds: int = 3
-    """Of random weights and of each of STARTS."""
+    """Seeds of random weights and of each of STARTS."""
     yardstick_seeds: int = 5
-    """Of random weights, to know how far seeds alone scatter."""
+    """Seeds of random weights, which measure the spread due to seeds alone."""
     ablation_seeds: int = 1
     scored_clips: int = 32
-    """Held-out clips that a pretraining is scored on without labels."""
+    """Number of held-out clips for scores without labels."""
 
     def cells_of(self, start: str) -> tuple[Cell, ...]:
-        """What a start is scored on."""
+        """Return the evaluations of an initialisation."""
         return self.ablation_cells if start in ABLATIONS else self.cells
 
 
@@ -119,7 +119,7 @@ CPU = Size(
     name="cpu",
     pretraining=replace(
         DEMO,
-        model="mim4d_resnet18",  # from scratch it learns more in a minute of a CPU than the small ConvNeXts
+        model="mim4d_resnet18",  # trains faster from scratch on a CPU than the small ConvNeXts
         precision="bf16",
         steps=750,
         workers=0,
@@ -133,16 +133,16 @@ CPU = Size(
     evaluation={
         "bev-seg": _COARSE,
         "det3d": replace(_CPU_EVALUATION, task="det3d"),
-        # Not turned: in few steps its queries learn best where roads mostly lie, or else next to nothing.
+        # Not rotated: within few steps, the queries learn little more than where roads usually are.
         "hd-map": replace(_COARSE, task="hd-map", turn=0.0),
     },
     evaluation_steps={0.01: 700, 0.1: 700, 1.0: 1400},
-    # Other shares for bev-seg alone, whose heads learn fastest; 1 % of this world are six samples.
+    # Other fractions for bev-seg only, whose heads train fastest; 1 % of this world is six samples.
     cells=(*_grid(_TASKS, ["frozen", "full"], [0.1]), *_grid(["bev-seg"], ["frozen"], [1.0, 0.01])),
     ablation_steps=250,
     ablation_cells=(Cell("bev-seg", "frozen", 0.1), Cell("det3d", "frozen", 0.1)),
 )
-"""For 2 CPU cores."""
+"""Sized for 2 CPU cores."""
 
 GPU = Size(
     name="gpu",
@@ -165,6 +165,6 @@ GPU = Size(
     ablation_cells=_grid(_TASKS, ["frozen", "full"], [0.1]),
     scored_clips=128,
 )
-"""For one GPU of 24 GB or more."""
+"""Sized for one GPU of at least 24 GB."""
 
 SIZES = {size.name: size for size in (CPU, GPU)}

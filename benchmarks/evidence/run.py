@@ -1,8 +1,7 @@
-"""Every pretraining and every cell of the comparison, in processes side by side; what is done is not done again.
+"""Run all pretrainings and evaluations of the comparison in parallel processes; finished ones are not repeated.
 
 ``OUT/pretraining/START-SEED/`` is a run of ``mim4d-pretrain``, ``OUT/cells/START-SEED/TASK-MODE-LABELS/`` one of
-``mim4d-eval``; what they say goes to ``OUT/logs/START-SEED.txt``. Each time a start is done the report is written anew
-from all that there is.
+``mim4d-eval``; their output goes to ``OUT/logs/START-SEED.txt``. The report is updated whenever a job ends.
 """
 
 import itertools
@@ -44,14 +43,14 @@ from .strip import strip
 from .unlabelled import unlabelled
 
 ELSEWHERE = ("out", "dataroot", "workers")
-"""Settings that say where something ran, not what it was."""
+"""Settings that do not change the result."""
 FRESH_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_ARENA_MAX": "1"}
-"""Lets the C library keep what memory it has: fresh one is slow to map on some machines."""
+"""Make the C library keep freed memory: mapping new memory is slow on some machines."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All of one start and seed: its pretraining, its score without labels, its cells."""
+    """All work of one initialisation and seed: pretraining, scores without labels, evaluations."""
 
     size: Size
     out: Path
@@ -60,22 +59,22 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of its folders."""
+        """Name of its folders."""
         return f"{self.start}-{self.seed}"
 
     @property
     def pretraining(self) -> Path:
-        """The folder of its run."""
+        """Folder of its pretraining run."""
         return self.out / "pretraining" / self.name
 
     def pretraining_config(self) -> PretrainConfig:
-        """Complete settings of its run."""
+        """Return the complete settings of its pretraining."""
         steps = self.size.ablation_steps if self.start in ABLATIONS else self.size.pretraining.steps
         config = replace(self.size.pretraining, steps=steps, seed=self.seed, out=str(self.pretraining))
         return complete_pretraining(EVERY[self.start].change(config))
 
     def cells(self) -> dict[Cell, EvalConfig]:
-        """Its cells with their complete settings."""
+        """Return its evaluations with their complete settings."""
         return {cell: self._cell_config(cell) for cell in self.size.cells_of(self.start)}
 
     def _cell_config(self, cell: Cell) -> EvalConfig:
@@ -95,7 +94,7 @@ class Job:
 
 
 def on_data_of(pretraining: PretrainConfig, config: EvalConfig) -> EvalConfig:
-    """A cell's settings, on the world that the pretraining sees."""
+    """Return an evaluation's settings with the data settings of the pretraining."""
     shared: dict[str, Any] = {
         name: getattr(pretraining, name) for name in ("data", "dataroot", "version", "world", "image_size")
     }
@@ -103,7 +102,7 @@ def on_data_of(pretraining: PretrainConfig, config: EvalConfig) -> EvalConfig:
 
 
 def jobs_of(size: Size, out: Path, starts: Sequence[str]) -> list[Job]:
-    """All that there is to do, in the order in which it is wanted: a seed of all that is compared before the next."""
+    """Return all jobs in order of importance: one seed of all initialisations before the next."""
     every = [(start, seed) for seed in range(size.seeds) for start in (RANDOM, *STARTS)]
     every += [(start, seed) for seed in range(size.ablation_seeds) for start in ABLATIONS]
     every += [(RANDOM, seed) for seed in range(size.seeds, size.yardstick_seeds)]
@@ -111,17 +110,17 @@ def jobs_of(size: Size, out: Path, starts: Sequence[str]) -> list[Job]:
 
 
 def compare(size: Size, out: Path, starts: Sequence[str], workers: int, command: str) -> None:
-    """Do what is left to do, and write the report.
+    """Run all unfinished jobs and write the report.
 
     Args:
-        size: How large.
-        out: The folder of everything.
-        starts: Names of what is compared.
-        workers: Processes.
-        command: What was asked for, for the report.
+        size: Size of the comparison.
+        out: Folder for everything.
+        starts: Names of the initialisations to compare.
+        workers: Number of processes.
+        command: The command line, for the report.
 
     Raises:
-        UserError: If ``out`` holds another comparison, one is at work there, or one of its jobs failed.
+        UserError: If ``out`` holds another comparison, a comparison is running there, or a job failed.
     """
     with _alone(out):
         _do_all(size, out, starts, workers, command)
@@ -129,27 +128,27 @@ def compare(size: Size, out: Path, starts: Sequence[str], workers: int, command:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """While no other comparison is at work in a folder: two would write the same files.
+    """Lock a folder, because two comparisons would write the same files.
 
     Raises:
-        UserError: If one is.
+        UserError: If another process holds the lock.
     """
     make_folder(out)
     try:
         with FileLock(out / ".lock", timeout=0):
             yield
     except Timeout as error:
-        raise UserError(f"another comparison is at work in {out}: wait for it, or give another --out") from error
+        raise UserError(f"another comparison is running in {out}: wait for it, or choose another --out") from error
 
 
 def _do_all(size: Size, out: Path, starts: Sequence[str], workers: int, command: str) -> None:
     jobs = jobs_of(size, out, starts)
-    for job in jobs_of(size, out, (RANDOM, *EVERY)):  # the report is of all that is there
+    for job in jobs_of(size, out, (RANDOM, *EVERY)):  # the report includes everything in the folder
         _check(job)
     console = Console(stderr=True, highlight=False)
     root = synthetic_root(size.pretraining.dataroot, size.pretraining.version, size.pretraining.world)
-    console.print(f"{len(jobs)} starts on {root}, {workers} side by side; logs in {out / 'logs'}", soft_wrap=True)
-    os.environ.update(FRESH_MEMORY)  # of the processes to come
+    console.print(f"{len(jobs)} jobs on {root} in {workers} processes; logs in {out / 'logs'}", soft_wrap=True)
+    os.environ.update(FRESH_MEMORY)  # for the worker processes
     began = time.monotonic()
     failed: list[str] = []
     count = itertools.count(1)
@@ -165,17 +164,17 @@ def _do_all(size: Size, out: Path, starts: Sequence[str], workers: int, command:
         console.print(f"{next(count)}/{len(jobs)} {job.name}, {minutes:.0f} min: {how}", soft_wrap=True)
 
     threads = max(1, (os.cpu_count() or 1) // workers)
-    run_in_processes(do, [(job, threads) for job in jobs], workers, ended)
+    run_in_processes(run_job, [(job, threads) for job in jobs], workers, ended)
     if failed:
-        raise UserError(f"{failed[0]} (see {out / 'logs'}); what is done stays, run the same again to go on")
+        raise UserError(f"{failed[0]} (see {out / 'logs'}). Run the same command again to resume")
 
 
-def do(job: Job, threads: int) -> None:
-    """One job from where it stands."""
+def run_job(job: Job, threads: int) -> None:
+    """Run the unfinished parts of one job."""
     torch.set_num_threads(threads)
     log = job.out / "logs" / f"{job.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with _said_to(log):
+    with _output_to(log):
         try:
             if job.start != RANDOM:
                 _pretrain(job)
@@ -184,7 +183,7 @@ def do(job: Job, threads: int) -> None:
                     data = _data(complete_cell(on_data_of(job.size.pretraining, EvalConfig(task="bev-seg"))))
                     evaluate(config, data)
         except BaseException:
-            traceback.print_exc()  # the process that hears of it gets its words alone
+            traceback.print_exc()  # the parent process gets only the message
             raise
 
 
@@ -200,13 +199,13 @@ def _pretrain(job: Job) -> None:
 
 @lru_cache(maxsize=1)
 def _data(config: EvalConfig) -> EvalData:
-    """What the cells of a process share, for they read the same samples."""
+    """Load the data once per process: all its evaluations read the same samples."""
     return EvalData(config)
 
 
 @contextmanager
-def _said_to(log: Path) -> Iterator[None]:
-    """Everything that this process and its own say goes to the end of a file."""
+def _output_to(log: Path) -> Iterator[None]:
+    """Append all output of this process and its children to a file."""
     with log.open("a") as file:
         kept = [os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
         try:
@@ -222,10 +221,10 @@ def _said_to(log: Path) -> Iterator[None]:
 
 
 def _check(job: Job) -> None:
-    """See that what is there of a job was made with its settings.
+    """Check that a job's existing files were made with its settings.
 
     Raises:
-        UserError: If it was not.
+        UserError: If they were not.
     """
     folder = RunFolder(job.pretraining)
     pretrained = job.start != RANDOM
@@ -235,10 +234,10 @@ def _check(job: Job) -> None:
         figures = read_figures(Path(config.out))
         if figures is not None:
             if pretrained and not folder.config.exists():
-                raise UserError(f"{config.out} is of a pretraining that is not there any more: remove it as well")
+                raise UserError(f"{config.out} belongs to a pretraining that no longer exists: delete this folder too")
             now = plain(asdict(config)) | {"mim4d": __version__}
             if pretrained:
-                del now["backbone"]  # the folder of its pretraining, which was looked at above
+                del now["backbone"]  # the folder of its pretraining, checked above
             _compare(figures["settings"] | {"mim4d": figures["mim4d"]}, now, Path(config.out))
 
 
@@ -246,11 +245,11 @@ def _compare(then: dict[str, Any], now: dict[str, Any], made: Path) -> None:
     old = flatten(then)
     for name, value in flatten({name: value for name, value in now.items() if name not in ELSEWHERE}).items():
         if old.get(name) != value:
-            raise UserError(f"{made} was made with {name} = {old.get(name)}, not {value}: give another --out")
+            raise UserError(f"{made} was made with {name} = {old.get(name)}, not {value}: choose another --out")
 
 
 def results(size: Size, out: Path, command: str) -> dict[str, Any]:
-    """What ``results.json`` holds, of all that there is so far: figures by start, cell and seed, and what made them."""
+    """Return the content of ``results.json``: figures so far by initialisation and evaluation, and the protocol."""
     cells: dict[tuple[str, Cell], dict[int, Mapping[str, Any]]] = {}
     scores: dict[str, dict[int, Mapping[str, Any]]] = {}
     seconds = 0.0
@@ -290,7 +289,7 @@ def results(size: Size, out: Path, command: str) -> dict[str, Any]:
 
 
 def write_strip(size: Size, out: Path) -> None:
-    """``strip.jpg``: what the first seed's heads say of the map on frozen backbones, as far as it is there."""
+    """Write ``strip.jpg``: the segmentations of the first seed's heads on frozen backbones, as far as they exist."""
     cells = [cell for cell in size.cells_of("mim4d") if (cell.task, cell.mode) == ("bev-seg", "frozen")]
     shown = max(cells, key=lambda cell: cell.labels, default=None)
     pictures = {
@@ -304,7 +303,7 @@ def write_strip(size: Size, out: Path) -> None:
 
 
 def machine() -> str:
-    """What this ran on, in words."""
+    """Describe the hardware in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} CPU cores"

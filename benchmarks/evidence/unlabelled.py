@@ -1,6 +1,6 @@
-"""What a finished run has learnt, by the truth of clips it did not learn from: depth, rebuilt frames, and motion.
+"""Scores of a finished run that need no trained head: depth, rebuilt frames and motion on held-out clips.
 
-Whatever a run was trained with, it is scored in one way: with nothing masked, along the same LiDAR rays.
+All runs are scored in the same way, whatever their settings: nothing masked, along the same LiDAR rays.
 """
 
 import dataclasses
@@ -27,28 +27,28 @@ from mim4d.pretrain.trainer import Method, trained_model
 from .methods import Unwarped
 
 SEED = 0
-"""Of the rays, the same for runs of all seeds."""
+"""Seed of the rays, the same for all runs."""
 MOVING = 0.5
-"""Speed over ground from which a vehicle moves, m/s."""
+"""Least speed over ground of a moving vehicle, m/s."""
 MIN_VISIBILITY = 2
-"""nuScenes' visibility from which a vehicle counts, as in BEV segmentation."""
+"""Least nuScenes visibility level of a vehicle that counts, as in BEV segmentation."""
 
 
 def unlabelled(run: Path, method: Method, *, clips: int) -> dict[str, float]:
     """Score a finished run.
 
     Args:
-        run: Its folder.
-        method: What made its model.
-        clips: How many held-out clips, spread evenly over the split.
+        run: The run folder.
+        method: Builds the run's model.
+        clips: Number of held-out clips, spread evenly over the split.
 
     Returns:
-        Nothing for a method that renders nothing. Else ``depth_abs_rel`` and ``depth_delta`` (the share of rays within
-        a factor of 1.25) of frames that are seen. Where there is a temporal path, ``temporal_rgb`` (0 to 1) and
-        ``temporal_depth`` (metres) of frames rebuilt from the others, beside ``mean_*`` and ``zero_*`` as of
-        :func:`mim4d.pretrain.evaluate.evaluate`; and ``moving_vehicles``, how many there are in the clips' current
-        frames, with ``flow_epe``, how far the flow over them is from their velocity (m/s), and ``zero_flow_epe``,
-        how far no flow is. The last two are not there without a moving vehicle.
+        An empty dict for a method without rendering. Else ``depth_abs_rel`` and ``depth_delta`` (the fraction of rays
+        within a factor of 1.25) of visible frames. With a temporal path, also ``temporal_rgb`` (0 to 1) and
+        ``temporal_depth`` (metres) of frames rebuilt from the others; ``mean_*`` and ``zero_*`` as in
+        :func:`mim4d.pretrain.evaluate.evaluate`; the number of ``moving_vehicles`` in the clips' current frames; and,
+        if there are any, the error of the flow on them, ``flow_epe`` (m/s), and that of predicting no motion,
+        ``zero_flow_epe``.
 
     Raises:
         UserError: If there is no finished run, or no held-out clip with LiDAR.
@@ -58,7 +58,7 @@ def unlabelled(run: Path, method: Method, *, clips: int) -> dict[str, float]:
     model = trained_model(folder, method=method)
     if not isinstance(model, MIM4D):
         return {}
-    # Of the config, not of the renderer: what was trained with a sky keeps it.
+    # This changes the rays only: a renderer that was trained with a sky keeps it.
     model.config = dataclasses.replace(model.config, mask_ratio=0.0, supervision="rgbd")
     model.eval()
 
@@ -66,7 +66,7 @@ def unlabelled(run: Path, method: Method, *, clips: int) -> dict[str, float]:
         mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
     )
     model.to(accelerator.device)
-    # Key frames with LiDAR, for the boxes are theirs, and no clip in another's place.
+    # Key frames with LiDAR, because boxes are annotated there, and no replacement of broken clips.
     config = dataclasses.replace(config, supervision="rgbd", sweeps=False, on_error="raise")
     _, held_out = open_data(config, accelerator)
     if held_out is None:
@@ -99,17 +99,17 @@ def unlabelled(run: Path, method: Method, *, clips: int) -> dict[str, float]:
 
 @lru_cache(maxsize=1)
 def _annotations(root: Path, version: str) -> Annotations:
-    """Opening a large root takes the devkit many seconds, and runs to be compared share one."""
+    """Open the tables once: it takes the devkit many seconds for a large root, and all runs share it."""
     return Annotations(root, version)
 
 
 @torch.no_grad()
 def velocities(model: MIM4D, clip: Clip) -> Tensor:
-    """The flow of the current frame, from the other frames alone: [B, 2, Y, X] m/s over ground, in its ego frame.
+    """Return the flow of the current frame, from the other frames only: [B, 2, Y, X] m/s over ground, in its ego frame.
 
-    The decoder's flow is how far away the nearest frame shows what is here now, over the gap in the time it was told.
-    This is put into seconds for a model that was told otherwise, and taken back to the current ego frame for one that
-    does so itself at no other place: neither is blamed for what it could not know.
+    The decoder's flow is a displacement to the nearest frame, divided by the gap that it was given. For a model that
+    was given frames instead of seconds, this converts it to seconds; for one without the warp, it removes the car's own
+    motion. Neither model could know these, and neither is penalised for them.
     """
     if model.temporal is None:
         raise ValueError("a model of one frame has no flow: expected frames of 2 or more")
@@ -128,16 +128,16 @@ def velocities(model: MIM4D, clip: Clip) -> Tensor:
 
 
 def moving(boxes: NDArray[np.void]) -> NDArray[np.void]:
-    """Those of boxes [N] that are moving vehicles which the cameras see; without a known velocity a box is not."""
+    """Select the boxes [N] of visible moving vehicles; a box without a known velocity does not count."""
     speeds = np.linalg.norm(boxes["velocity"], axis=1)
     return boxes[boxes["vehicle"] & (boxes["visibility"] >= MIN_VISIBILITY) & (speeds > MOVING)]
 
 
 def flow_errors(flow: NDArray[np.float32], boxes: NDArray[np.void], grid: VoxelGrid) -> list[tuple[float, float]]:
-    """How far a flow [2, Y, X] in m/s is from the velocity of boxes, and how far no flow is.
+    """Compare a flow [2, Y, X] in m/s with the velocities of boxes, and with predicting no motion.
 
     Returns:
-        The mean of both over a box's cells, in m/s, for each box that has the middle of a cell in its footprint.
+        Both mean errors over a box's cells, in m/s, for each box whose footprint contains the centre of a cell.
     """
     errors = []
     for shape, velocity in zip(footprints(boxes), boxes["velocity"], strict=True):

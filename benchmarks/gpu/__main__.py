@@ -13,18 +13,18 @@ from .run import measure
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure mim4d on one GPU in under nine minutes; run the same command again to complete what was left over."""
+    """Measure mim4d on one GPU in under nine minutes. Run the same command again to complete unfinished parts."""
 
     out: Path
-    """The folder of results.json, of the page <card>.md, and of every finished part."""
+    """Folder for results.json, the page <card>.md, and every finished part."""
     toy: bool = False
-    """Run everything on the CPU, shrunk, to try the command."""
+    """Try the command on a CPU, with everything shrunk."""
     docs: bool = False
-    """Also copy the page and the figures to docs/gpu, and write the tables of docs/scale.md from them."""
+    """Also copy the page and the figures to docs/gpu, and update the tables of docs/scale.md."""
 
 
 def main(options: Options) -> None:
-    """Measure and report."""
+    """Run the measurements and write the report."""
     out = options.out.expanduser()
     if options.docs:
         check(Path("docs"), toy=options.toy)

@@ -13,13 +13,13 @@ from .speed import first_line
 from .stages import Step
 
 MOST = 256
-"""Clips per batch that are tried at most."""
+"""Largest batch to try."""
 TOY_MEMORY = 1
-"""Clips per batch that a toy run pretends to have memory for."""
+"""Largest batch that a toy run pretends to have memory for."""
 
 
 def largest_batch(case: Case, device: str) -> dict[str, Any]:
-    """Find the largest batch with which two whole steps run: the second has the optimiser's state beside it."""
+    """Find the largest batch with which two whole steps run; the second step also holds the optimiser's state."""
     config = case.config()
     row: dict[str, Any] = {"preset": case.preset, "encoder": config.model, "precision": config.precision}
     step, clip = Step(make_model(config, device), config), case.clip(1)
@@ -27,7 +27,7 @@ def largest_batch(case: Case, device: str) -> dict[str, Any]:
 
     def fits(batch: int) -> bool:
         reason = _try(case, step, clip, batch)
-        # Here, where the error and the tensors that its traceback holds are gone.
+        # After the error is gone, and with it the tensors that its traceback holds.
         step.optimizer.zero_grad()
         free_memory(device)
         if reason and reason not in stopped:
@@ -39,7 +39,7 @@ def largest_batch(case: Case, device: str) -> dict[str, Any]:
 
 
 def _try(case: Case, step: Step, clip: Clip, batch: int) -> str | None:
-    """Run two steps; None if they fit, else what was in the way."""
+    """Run two steps. Return None if they fit, else the reason."""
     try:
         if case.toy and batch > TOY_MEMORY:
             raise torch.cuda.OutOfMemoryError("out of memory")
@@ -49,10 +49,10 @@ def _try(case: Case, step: Step, clip: Clip, batch: int) -> str | None:
         if step.device == "cuda":
             torch.cuda.synchronize()
     except RuntimeError as error:
-        told = str(error)
-        # cuBLAS and cuDNN report in words of their own that their workspace does not fit. Tensors of more than 2^31
-        # elements stop some kernels before memory does: that is a limit too, and is named.
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "ALLOC_FAILED" in told or "out of memory" in told:
+        message = str(error)
+        # cuBLAS and cuDNN have their own messages if their workspace does not fit. Tensors of more than 2^31 elements
+        # stop some kernels before memory does; that limit is reported as it is.
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "ALLOC_FAILED" in message or "out of memory" in message:
             return "out of memory"
         return first_line(error)
     return None
@@ -71,7 +71,7 @@ def search(fits: Callable[[int], bool], most: int) -> int:
 
 
 def free_memory(device: str) -> None:
-    """Give back what nothing refers to any more."""
+    """Free all memory that is no longer referenced."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

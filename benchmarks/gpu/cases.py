@@ -1,4 +1,4 @@
-"""What is measured: the presets, as models and as clips in memory."""
+"""The measured cases: presets as models and clips in memory."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from mim4d.pretrain.presets import PRESETS
 
 Preset = Literal["gpu24", "paper", "demo"]
 PRESET_NAMES: tuple[Preset, ...] = ("gpu24", "paper", "demo")
-"""In order of importance."""
+"""Presets in order of importance."""
 POINTS = 35_000
 """LiDAR points per frame, as in a sweep of nuScenes."""
 TOY_POINTS = 300
@@ -30,13 +30,13 @@ class Case:
 
     preset: Preset
     encoder: str = ""
-    """An encoder other than the preset's."""
+    """Encoder to use instead of the preset's."""
     toy: bool = False
-    """Shrink everything, so that a step takes a fraction of a second on one CPU core."""
+    """Shrink everything so that a step takes a fraction of a second on one CPU core."""
 
     @property
     def name(self) -> str:
-        """Such as ``gpu24`` or ``gpu24-mim4d_resnet50``."""
+        """Name of the case, such as ``gpu24`` or ``gpu24-mim4d_resnet50``."""
         return f"{self.preset}-{self.encoder}" if self.encoder else self.preset
 
     def config(self) -> PretrainConfig:
@@ -75,10 +75,10 @@ def shrink(config: PretrainConfig, *, keep_encoder: bool = False) -> PretrainCon
 
 
 def medium(config: PretrainConfig) -> PretrainConfig:
-    """Reduce what only repeats the same arithmetic, for comparisons with the CPU: images, cameras, rays.
+    """Reduce images, cameras and rays, which only repeat the same arithmetic, for comparisons with the CPU.
 
-    The volume, all widths and the samples per ray stay. Stochastic depth is off, because two devices draw different
-    numbers.
+    The volume, all widths and the samples per ray stay. Stochastic depth is off, because its random numbers differ
+    between devices.
     """
     render = dataclasses.replace(config.method.render, rays_per_view=min(64, config.method.render.rays_per_view))
     method = dataclasses.replace(config.method, render=render, drop_path=0.0)
@@ -87,7 +87,7 @@ def medium(config: PretrainConfig) -> PretrainConfig:
 
 
 def make_model(config: PretrainConfig, device: str = "cpu") -> MIM4D:
-    """Return a model with the random weights that a run starts with, the same ones on every device."""
+    """Return a model with a run's initial random weights, the same on every device."""
     torch.manual_seed(0)
     return MIM4D(config.model_config()).to(device)
 
@@ -95,8 +95,8 @@ def make_model(config: PretrainConfig, device: str = "cpu") -> MIM4D:
 def make_generic_model(config: PretrainConfig) -> MIM4D:
     """Return a model on the CPU in which every weight matters.
 
-    First weights hide errors: layer scales of 1e-6 and layers of zeros count for nothing, and attention that samples at
-    whole cells has two gradients there, of which rounding chooses one.
+    Initial weights hide errors: layer scales of 1e-6 and layers of zeros have no effect, and attention that samples
+    exactly at cell centres has two gradients there, of which rounding selects one.
     """
     model = make_model(config)
     with torch.no_grad():
@@ -113,13 +113,13 @@ def make_generic_model(config: PretrainConfig) -> MIM4D:
 def synthetic_clip(config: PretrainConfig, batch: int, *, points: int, seed: int = 0) -> Clip:
     """Return clips of a car that drives 2 m and turns 0.05 rad per frame; images are noise.
 
-    No camera looks along an axis of the grid: points on the faces of voxels would fall to either side by rounding.
+    No camera looks along an axis of the grid, because rounding would put points on voxel faces to either side.
 
     Args:
-        config: For frames, cameras, image size and the gap between frames.
+        config: Gives frames, cameras, image size and the gap between frames.
         batch: B.
         points: LiDAR points per frame, within 20 m and from -0.5 to 2.5 m up.
-        seed: Of all random numbers.
+        seed: Seed of all random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     frames, cameras, (height, width) = config.frames, len(config.cameras), config.image_size

@@ -1,13 +1,13 @@
 """Agreement with the CPU: every stage and whole steps, values and gradients, in float32 and bfloat16.
 
-The bounds come from the CPU alone. Two right float32 programs differ by rounding, which acts like a random relative
-change of weights and inputs: one unit roundoff (2^-24) for each term that a sum adds up one after the other, growing
-with the root of their number. So the CPU runs the stage again with weights, inputs and geometry changed by
-2^-24 x sqrt(4096) (the longest sums of the forward pass have 2,304 to 4,096 terms); how far the result moves is what
-float32 can promise, discontinuities (a point that falls into the next voxel, a ray into the next pixel) included. For
-bfloat16 the CPU's own autocast adds its distance from float32. No result is taken to be surer than the change itself.
-The device may be 4 times as far from the CPU's float32
-result: twice, because both sides round, and twice again, because one draw is not the worst.
+The bounds are computed on the CPU. Two correct float32 programs differ by rounding, which acts like a random relative
+change of weights and inputs: one unit roundoff (2^-24) per term of a sequential sum, growing with the square root of
+the number of terms. So the CPU runs the stage again with weights, inputs and geometry changed by 2^-24 x sqrt(4096)
+(the longest sums of the forward pass have 2,304 to 4,096 terms). The change of the result is the uncertainty of
+float32, including discontinuities (a point that falls into the next voxel, a ray into the next pixel); it is taken to
+be at least the change of the inputs. For bfloat16, the distance of the CPU's own autocast from float32 is added. The
+device passes if its distance from the CPU's float32 result is at most 4 times the uncertainty: a factor of 2 because
+both sides round, and another 2 because one random change is not the worst case.
 """
 
 import math
@@ -27,40 +27,40 @@ from .cases import TOY_POINTS, Case, make_generic_model, medium, synthetic_clip
 from .stages import STAGES, Inputs, autocast, map_tensors, record, run_stage
 
 ROUNDOFF = 2.0**-24 * math.sqrt(4096)
-"""Relative change of weights and inputs that stands for float32's rounding."""
+"""Relative change of weights and inputs that models float32's rounding."""
 FACTOR = 4.0
-"""The device's distance from the CPU, at most, in units of the CPU's own uncertainty."""
+"""Largest allowed distance between device and CPU, in units of the CPU's uncertainty."""
 SMALL = 0.01
-"""A tensor below this fraction of the root mean square of all is measured against that fraction: some gradients are 0
-but for rounding, such as that of a bias before a norm."""
+"""Least reference size of a tensor, as a fraction of the root mean square of all: some gradients are 0 up to rounding,
+such as that of a bias before a norm."""
 TINY = 1e-30
-"""Keeps quotients finite."""
+"""Least denominator, so that quotients stay finite."""
 PRECISIONS = ("fp32", "bf16")
 STEP = "step"
-"""The whole forward pass, as a stage."""
+"""Name of the whole forward pass as a stage."""
 ENCODERS = ("mim4d_convnext_atto", "mim4d_convnext_tiny", "mim4d_convnextv2_atto", "mim4d_resnet18", "mim4d_resnet50")
-"""Both forms of ConvNeXt's MLP, V2's response norm, both kinds of ResNet block."""
+"""These cover both forms of ConvNeXt's MLP, V2's response norm, and both kinds of ResNet block."""
 TOY_ENCODERS = ("mim4d_convnextv2_atto", "mim4d_resnet18")
 
 
 class Result(NamedTuple):
-    """What a stage computed, in float64 on the CPU."""
+    """Results of a stage, in float64 on the CPU."""
 
     values: list[Tensor]
     gradients: list[Tensor]
 
 
 class Distance(NamedTuple):
-    """How far two results are apart."""
+    """Distance between two results."""
 
     rms: float
     """Root mean square of the difference over that of the reference, all tensors as one vector."""
     largest: float
-    """Largest difference over the largest absolute value of its tensor, of the worst tensor."""
+    """Largest difference relative to the largest absolute value of its tensor, for the worst tensor."""
 
 
 def compare_encoders(device: str, toy: bool) -> dict[str, Any]:
-    """Compare the masked forward pass of every family."""
+    """Compare the masked forward pass of every family of encoders."""
     rows = []
     for encoder in TOY_ENCODERS if toy else ENCODERS:
         config = _config(Case(preset="demo" if not toy else "gpu24", encoder=encoder, toy=toy))
@@ -69,12 +69,12 @@ def compare_encoders(device: str, toy: bool) -> dict[str, Any]:
 
 
 def compare_stages(device: str, toy: bool) -> dict[str, Any]:
-    """Compare every other stage, with the sizes of gpu24's volume and layers."""
+    """Compare every other stage at the sizes of gpu24's volume and layers."""
     return {"rows": compare(_config(Case(preset="gpu24", toy=toy)), STAGES[1:], device)}
 
 
 def compare_steps(device: str, toy: bool) -> dict[str, Any]:
-    """Compare whole steps, of a ConvNeXt and a ResNet."""
+    """Compare whole steps of a ConvNeXt and a ResNet."""
     rows = []
     for encoder in ("mim4d_convnext_atto", "mim4d_resnet18")[: 1 if toy else 2]:
         config = _config(Case(preset="gpu24", encoder=encoder, toy=toy))
@@ -89,7 +89,7 @@ def _config(case: Case) -> PretrainConfig:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Switch TensorFloat-32 off for the block: it keeps 10 bits of float32's 23 in every product."""
+    """Switch TensorFloat-32 off: it keeps only 10 of float32's 23 mantissa bits in every product."""
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -114,12 +114,12 @@ def compare(
     Args:
         config: The model's settings, without stochastic depth.
         stages: Which to compare: those of :data:`STAGES`, or :data:`STEP`.
-        device: Of the run under test.
+        device: The device under test.
         title: Name of a single stage in the table.
-        on_device: Called with the model under test, before it runs.
+        on_device: Called with the model under test before it runs.
 
     Returns:
-        A row per stage, precision and kind (values, gradients), with distances, bounds and ``passed``.
+        One row per stage, precision and kind (values, gradients), with distances, bounds and ``passed``.
     """
     model = make_generic_model(config)
     tested = copy_of(model).to(device)
@@ -158,7 +158,7 @@ def compare(
 def evaluate(model: MIM4D, stage: str, args: tuple[Any, ...], precision: str) -> Result:
     """Run a stage on the model's device, forward and backward.
 
-    The backward pass starts from random numbers, so that no gradient cancels; the same ones on every device.
+    The backward pass starts from random numbers, the same on every device, so that no gradients cancel.
     """
     with unchanged(model):
         return _evaluate(model, stage, args, precision)
@@ -175,14 +175,14 @@ def _evaluate(model: MIM4D, stage: str, args: tuple[Any, ...], precision: str) -
             inputs.append(x)
         return x
 
-    # Clips stay constants: nobody differentiates by the calibration.
+    # Clips stay constant: no gradient by the calibration is needed.
     placed = tuple(a.to(device) if isinstance(a, Clip) else map_tensors(a, place) for a in args)
     with autocast(device.type, precision):
         values = [model(*placed)["loss"]] if stage == STEP else run_stage(model, stage, placed)
     generator = torch.Generator().manual_seed(1)
     starts = [torch.randn(v.shape, generator=generator).to(device, v.dtype) for v in values]
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(values, [*inputs, *learnt], starts, allow_unused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(values, [*inputs, *trained], starts, allow_unused=True)
     return Result(
         [v.detach().double().cpu() for v in values],
         [g.double().cpu() for g in gradients if g is not None],
@@ -191,7 +191,7 @@ def _evaluate(model: MIM4D, stage: str, args: tuple[Any, ...], precision: str) -
 
 @contextmanager
 def unchanged(model: MIM4D) -> Iterator[None]:
-    """Restore BatchNorm's running statistics after the block, so that every run starts from the same model."""
+    """Restore BatchNorm's running statistics after the block, so that every run starts from the same state."""
     before = [buffer.clone() for buffer in model.buffers()]
     try:
         yield
@@ -201,7 +201,7 @@ def unchanged(model: MIM4D) -> Iterator[None]:
 
 
 def distances(reference: Result, got: Result) -> dict[str, Distance]:
-    """Distances of values and of gradients; infinite where the number of tensors differs."""
+    """Return the distances of values and of gradients; infinite if the number of tensors differs."""
     return {kind: _distance(getattr(reference, kind), getattr(got, kind)) for kind in Result._fields}
 
 
@@ -226,7 +226,7 @@ def _noisy(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _perturbed(model: MIM4D) -> MIM4D:
-    """A copy of a CPU model whose weights have been changed by rounding."""
+    """Return a copy of a CPU model with weights changed by about the rounding error."""
     other = copy_of(model)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -236,7 +236,7 @@ def _perturbed(model: MIM4D) -> MIM4D:
 
 
 def copy_of(model: MIM4D) -> MIM4D:
-    """A model of the same settings and weights."""
+    """Return a model with the same settings and weights."""
     other = MIM4D(model.config)
     other.load_state_dict(model.state_dict())
     return other

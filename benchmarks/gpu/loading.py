@@ -14,23 +14,23 @@ from .stages import Step
 
 
 class SkippedError(Exception):
-    """This machine lacks what the measurement needs."""
+    """Raised if this machine lacks a package that the measurement needs."""
 
 
 def time_loading(case: Case, device: str, root: Path) -> dict[str, Any]:
-    """Feed a preset's steps from a drawn world with images of nuScenes' size.
+    """Time a preset's steps with data from a synthetic world with images of nuScenes' size.
 
     Args:
         case: The preset.
         device: Where the steps run.
-        root: Folder of the world, which is drawn where it is missing.
+        root: Folder of the world, which is drawn if it does not exist.
 
     Returns:
-        Milliseconds per step with the loader and without, their difference (the wait for data), and what the loader
-        alone gives.
+        Milliseconds per step with and without the loader, their difference (the wait for data), and the throughput of
+        the loader alone.
 
     Raises:
-        SkippedError: Where the nuscenes-devkit or another package of the drawn world is not installed.
+        SkippedError: If the nuscenes-devkit or another package of the synthetic world is not installed.
     """
     config = case.config()
     try:
@@ -52,7 +52,7 @@ def time_loading(case: Case, device: str, root: Path) -> dict[str, Any]:
     arguments |= {"steps": warm + count, "pin_memory": device == "cuda"}
 
     batches = iter(make_loader(clips, **arguments))
-    for _ in islice(batches, warm):  # the workers start
+    for _ in islice(batches, warm):  # until the workers have started
         pass
     start = time.perf_counter()
     for _ in batches:

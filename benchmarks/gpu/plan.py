@@ -14,23 +14,23 @@ from .speed import time_stages, time_steps
 from .waits import count_waits
 
 ENCODERS = ("mim4d_convnext_tiny", "mim4d_convnext_base", "mim4d_resnet50")
-"""Encoders that gpu24 is timed with beside its own."""
+"""Further encoders to time gpu24 with."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One measurement that is run, stored and skipped as a whole."""
+    """One measurement, which is run, stored and skipped as a whole."""
 
     name: str
-    """Also the name of its file."""
+    """Name of the part and of its file."""
     seconds: float
     """Time limit."""
     run: Callable[[], dict[str, Any]]
-    """Runs in another process, so it must be picklable."""
+    """The measurement; it runs in another process, so it must be picklable."""
 
 
 def parts(device: str, world: Path, toy: bool) -> list[Part]:
-    """All parts of a run; ``world`` is the folder of the drawn world."""
+    """Return all parts of a run; ``world`` is the folder of the synthetic world."""
     cases = [Case(preset=name, toy=toy) for name in PRESET_NAMES]
     others = [Case(preset="gpu24", encoder=encoder) for encoder in ENCODERS] if not toy else []
     few = cases[:1] if toy else cases
@@ -49,5 +49,5 @@ def parts(device: str, world: Path, toy: bool) -> list[Part]:
     if not toy:  # a whole step takes a CPU core minutes to compile
         order = sorted(cases, key=lambda case: case.preset != "demo")  # the smallest first
         found += [Part(f"compiled-steps-{c.name}", 240, partial(time_steps, c, device, True)) for c in order]
-    # A toy run may share its core with others.
+    # A toy run may share its core with other processes.
     return [replace(part, seconds=5 * part.seconds) for part in found] if toy else found

@@ -1,4 +1,4 @@
-"""Figures of a card for the documentation: docs/gpu, and the tables of docs/scale.md."""
+"""Publish a card's figures in the documentation: docs/gpu, and the tables of docs/scale.md."""
 
 import json
 from pathlib import Path
@@ -9,24 +9,24 @@ from mim4d.io.files import make_folder, write_file
 from .report import BATCH_HEAD, STEP_HEAD, Results, batch_rows, file_name, page, slug, step_rows, table
 
 BEGIN, END = "<!-- begin: python -m benchmarks.gpu --docs -->", "<!-- end -->"
-UNMEASURED = """No GPU has run these presets yet, so there are no figures: measure your card before you plan.
+UNMEASURED = """No GPU has been measured yet: measure your card before you plan a run.
 """
 
 
 def check(docs: Path, *, toy: bool) -> None:
-    """See that figures can be published.
+    """Check that figures can be published.
 
     Raises:
         UserError: If they are a toy run's, or ``docs`` is not the documentation's folder.
     """
     if toy:
-        raise UserError("--docs: figures of a --toy run do not belong in the documentation; leave one of them out")
+        raise UserError("--docs: figures of a --toy run do not belong in the documentation; remove one of the flags")
     if not (docs / "scale.md").is_file():
         raise UserError(f"--docs: {docs / 'scale.md'} does not exist; run the command in the repository's root")
 
 
 def publish(results: Results, docs: Path) -> None:
-    """Write a card's page and figures to ``docs/gpu``, and renew the tables of ``docs/scale.md``.
+    """Write a card's page and figures to ``docs/gpu``, and update the tables of ``docs/scale.md``.
 
     Raises:
         UserError: As :func:`check` does.
@@ -40,12 +40,12 @@ def publish(results: Results, docs: Path) -> None:
 
 
 def published(docs: Path) -> list[Results]:
-    """The figures of all cards, by their names."""
+    """Return the published figures of all cards, sorted by name."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((docs / "gpu").glob("*.json"))]
 
 
 def renewed(text: str, cards: list[Results]) -> str:
-    """The page with its block of tables made anew.
+    """Return the page with its block of tables replaced.
 
     Raises:
         UserError: If the page has no block.
@@ -58,7 +58,7 @@ def renewed(text: str, cards: list[Results]) -> str:
 
 
 def scale_tables(cards: list[Results]) -> str:
-    """The tables of docs/scale.md: a section per card."""
+    """Return the tables of docs/scale.md, one section per card."""
     if not cards:
         return UNMEASURED
     parts = []

@@ -1,4 +1,4 @@
-"""The page of one card, and the tables of docs/scale.md, from ``results.json``."""
+"""Write the page of one card and the tables of docs/scale.md from ``results.json``."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,18 +10,18 @@ COMMAND = "python -m benchmarks.gpu --out DIR"
 
 
 def slug(results: Results) -> str:
-    """The card's name as a file's, such as ``nvidia-h100-80gb-hbm3``."""
+    """Return the card's name as a file name, such as ``nvidia-h100-80gb-hbm3``."""
     name = re.sub(r"[^a-z0-9]+", "-", results["machine"]["card"].lower()).strip("-")
     return f"toy-{name}" if results["toy"] else name
 
 
 def file_name(results: Results) -> str:
-    """The page's file name."""
+    """Return the page's file name."""
     return f"{slug(results)}.md"
 
 
 def page(results: Results) -> str:
-    """The page, in markdown."""
+    """Return the page in Markdown."""
     where = results["machine"]
     software = f"mim4d {results['mim4d']}, torch {where['torch']}, Python {where['python']}"
     if where["device"] == "cuda":
@@ -30,7 +30,7 @@ def page(results: Results) -> str:
     return "".join(
         [
             f"---\norphan: true\n---\n\n# {where['card']}\n\n{toy}{_headline(results)}\n\n",
-            f"Made by `{COMMAND}{' --toy' if results['toy'] else ''}` ({software}).\n",
+            f"Produced by `{COMMAND}{' --toy' if results['toy'] else ''}` ({software}).\n",
             _section("Whole steps", STEPS, table(STEP_HEAD, step_rows(results))),
             _section("Largest batch", BATCHES, table(BATCH_HEAD, batch_rows(results))),
             _section("Stages", TIMES, table(STAGE_HEAD, _stage_rows(results))),
@@ -42,20 +42,20 @@ def page(results: Results) -> str:
     )
 
 
-STEPS = """Forward and backward pass, clipped gradients and AdamW's step on one batch of synthetic clips that stays on
-the device: the median of repeated steps. Host: what the host needs to issue a step; where it comes near the step's own
-time, the GPU waits for the host. Memory: the peak of what tensors took, in GB (10^9 bytes). fp32 is torch's default:
-TensorFloat-32 in convolutions, float32 in matrix products."""
-BATCHES = "Clips per batch with which two whole steps run, found by doubling and bisecting."
-TIMES = """Medians with the preset's own batch. Encoder includes drawing the mask, losses choosing the rays; render is
-one of the step's two renderings. Memory: the peak on top of weights and inputs."""
-LOADING = """Steps fed by the real loader from a drawn world, against steps on one batch in memory; the wait is the
-difference."""
-AGREEMENT = """Differences relative to the CPU's float32 result, TensorFloat-32 off. rms: all tensors as one vector;
-largest: of the worst tensor, relative to its largest value. The bound is 4 times what the CPU itself is uncertain by:
-the change of its result when weights, inputs and geometry change by 2^-24 x sqrt(4096), float32's rounding in the
-longest sums; for bf16 also the distance of the CPU's own autocast from float32."""
-WAITS = """Places where the host cannot go on until the device has finished. On a GPU: warnings of
+STEPS = """Median time of a training step: forward and backward pass, gradient clipping and AdamW, on one batch of
+synthetic clips that stays on the device. Host: time to issue a step; if it is close to the step's own time, the GPU
+waits for the host. Memory: peak memory of tensors in GB (10^9 bytes). fp32 is torch's default: TensorFloat-32 in
+convolutions, float32 in matrix products."""
+BATCHES = "The largest number of clips per batch with which two whole steps run, found by doubling and bisecting."
+TIMES = """Median times with the preset's own batch. Encoder includes the sampling of the mask, losses that of the rays;
+render is one of the step's two renderings. Memory: the peak in addition to weights and inputs."""
+LOADING = """Steps with data from the real loader on a synthetic world, compared with steps on one batch in memory. The
+wait is the difference."""
+AGREEMENT = """Differences relative to the CPU's float32 result, with TensorFloat-32 off. rms: all tensors as one
+vector; largest: the worst tensor, relative to its largest value. The bound is 4 times the CPU's own uncertainty: the
+change of its result when weights, inputs and geometry change by 2^-24 x sqrt(4096), the rounding error of float32 in
+the longest sums; for bf16, the distance of the CPU's own autocast from float32 is added."""
+WAITS = """Places where the host waits until the device has finished. On a GPU: warnings of
 torch.cuda.set_sync_debug_mode in a whole step with its copy of the clip, or the profiler's operators, whichever are
 more. On the CPU: the profiler's operators in a forward and a backward pass."""
 
@@ -68,20 +68,20 @@ WAIT_HEAD = ("encoder", "waits", "operators and calls", "places")
 
 
 def done(results: Results, prefix: str) -> Iterable[dict[str, Any]]:
-    """What the finished parts whose names begin with ``prefix`` have found."""
+    """Yield the results of all finished parts whose names begin with ``prefix``."""
     for name, part in results["parts"].items():
         if name.startswith(prefix) and part["status"] == "done":
             yield part["result"]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in markdown; empty without rows."""
+    """Return a Markdown table; empty without rows."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) if rows else ""
 
 
 def step_rows(results: Results) -> list[list[str]]:
-    """Rows of :data:`STEP_HEAD`."""
+    """Return the rows of :data:`STEP_HEAD`."""
     rows = []
     for r in (*done(results, "steps-"), *done(results, "compiled-steps-")):
         cells = [r["preset"], f"`{r['encoder']}`", r["precision"], str(r["batch"]), _mode(r)]
@@ -94,7 +94,7 @@ def step_rows(results: Results) -> list[list[str]]:
 
 
 def batch_rows(results: Results) -> list[list[str]]:
-    """Rows of :data:`BATCH_HEAD`."""
+    """Return the rows of :data:`BATCH_HEAD`."""
     return [
         [
             r["preset"],
@@ -169,22 +169,22 @@ def _missing_rows(results: Results) -> list[list[str]]:
 
 
 def _headline(results: Results) -> str:
-    """What a busy reader should leave with."""
-    told = []
+    """Return the main results in one sentence."""
+    facts = []
     rows = [r for part in done(results, "compare-") for r in part["rows"]]
     if rows:
         failed = [r for r in rows if not r["passed"]]
-        told.append(f"{len(rows) - len(failed)} of {len(rows)} comparisons with the CPU are within their bounds")
+        facts.append(f"{len(rows) - len(failed)} of {len(rows)} comparisons with the CPU are within their bounds")
     for r in done(results, "steps-gpu24"):
         if r["encoder"] == "mim4d_convnext_small" or results["toy"]:
-            told.append(f"`gpu24` trains at {r['clips_per_s']:.2f} clips/s")
+            facts.append(f"`gpu24` trains at {r['clips_per_s']:.2f} clips/s")
             if "peak_gb" in r:
-                told[-1] += f" with a peak of {r['peak_gb']:.1f} GB"
+                facts[-1] += f" with a peak of {r['peak_gb']:.1f} GB"
             break
     waits = [r["waits"] for part in done(results, "waits") for r in part["rows"]]
     if waits:
-        told.append(f"a step makes the host wait {max(waits)} times")
-    text = "; ".join(told)
+        facts.append(f"the host waits {max(waits)} times per step")
+    text = "; ".join(facts)
     return f"{text[0].upper()}{text[1:]}." if text else "Nothing has been measured yet."
 
 
@@ -206,5 +206,5 @@ def _number(row: dict[str, Any], name: str, digits: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that fits a cell of a table."""
+    """Return text without characters that would break a table cell."""
     return " ".join(text.replace("|", "/").replace("`", "'").replace("<", "(").replace(">", ")").split())

@@ -1,4 +1,4 @@
-"""Run all parts within the time budget, store each one, and write the report after each."""
+"""Run all parts within the time budget; store each part and update the report after it."""
 
 import hashlib
 import json
@@ -20,30 +20,30 @@ from .report import file_name, page
 from .worker import Worker
 
 BUDGET = 520.0
-"""Seconds of one call; parts that are left over wait for the next."""
+"""Seconds per call; unfinished parts are left for the next call."""
 WORTHWHILE = 15.0
-"""Seconds below which no further part is begun."""
+"""Least remaining seconds to begin another part."""
 FINISHED = ("done", "skipped")
-"""Outcomes that are not tried again."""
+"""Outcomes that are final."""
 
 
 def measure(out: Path, *, toy: bool, budget: float = BUDGET) -> dict[str, Any]:
-    """Run what is not yet stored in ``out``, and write ``results.json`` and the page.
+    """Run the parts that are not yet stored in ``out``, and write ``results.json`` and the page.
 
     Args:
-        out: The folder; parts of an earlier call with the same code and card stay.
-        toy: Run everything on the CPU, shrunk.
+        out: Output folder; parts of an earlier call with the same code and card are kept.
+        toy: Run everything shrunk on the CPU.
         budget: Seconds.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
 
     Raises:
         UserError: If there is no GPU, or ``out`` holds figures of another card.
     """
     begun = time.monotonic()
     if not toy and not torch.cuda.is_available():
-        raise UserError("no CUDA device here: run on a machine with a GPU, or add --toy to try the command on the CPU")
+        raise UserError("no CUDA device found: run on a machine with a GPU, or add --toy to try the command on the CPU")
     device = "cpu" if toy else "cuda"
     console = Console(highlight=False, soft_wrap=True)
     plan = parts(device, out / "world", toy)
@@ -54,11 +54,11 @@ def measure(out: Path, *, toy: bool, budget: float = BUDGET) -> dict[str, Any]:
         for number, part in enumerate(plan, 1):
             label = f"[{number}/{len(plan)}] {part.name}"
             if _finished(stored.get(part.name)):
-                console.print(f"{label}: stored already", markup=False)
+                console.print(f"{label}: already stored", markup=False)
                 continue
             left = budget - (time.monotonic() - begun)
             if left < WORTHWHILE:
-                stored.setdefault(part.name, {"status": "not run", "reason": "the time was over"})
+                stored.setdefault(part.name, {"status": "not run", "reason": "no time left"})
                 continue
             outcome = _run(worker, part, min(part.seconds, left))
             stored[part.name] = outcome
@@ -71,13 +71,13 @@ def measure(out: Path, *, toy: bool, budget: float = BUDGET) -> dict[str, Any]:
     results = _report(out, stored, plan, here, toy)
     left_over = [part.name for part in plan if not _finished(stored.get(part.name))]
     if left_over:
-        console.print(f"not finished: {', '.join(left_over)}; run the same command again to go on", markup=False)
+        console.print(f"not finished: {', '.join(left_over)}; run the same command again to continue", markup=False)
     console.print(f"wrote {out / 'results.json'} and {out / file_name(results)}", markup=False)
     return results
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Identify the card and the software that the figures belong to."""
+    """Describe the card and the software."""
     found: dict[str, Any] = {"device": device, "torch": torch.__version__, "python": platform.python_version()}
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -93,18 +93,18 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def _machine(worker: Worker, device: str) -> dict[str, Any]:
-    """Ask the worker, so that this process takes no GPU memory for a context of its own."""
+    """Describe the machine by the worker, so that this process needs no CUDA context."""
     if device == "cpu":
         return machine(device)
     outcome = worker.run(Part("machine", 60, partial(machine, device)), 60)
     if outcome["status"] != "done":
-        raise UserError(f"the GPU does not answer: {outcome['reason']}")
+        raise UserError(f"the GPU does not respond: {outcome['reason']}")
     found: dict[str, Any] = outcome["result"]
     return found
 
 
 def code_digest() -> str:
-    """Identify the measured and the measuring code: the sha256 of all Python files, shortened."""
+    """Return a short sha256 of all Python files of the package and of this benchmark."""
     root, digest = Path(mim4d.__file__).parent, hashlib.sha256()
     for folder in (root, Path(__file__).parent):
         for path in sorted(folder.rglob("*.py")):
@@ -113,14 +113,14 @@ def code_digest() -> str:
 
 
 def _open(out: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read the stored parts that the code of today has made."""
+    """Read the stored parts that were made by the current code."""
     make_folder(out / "parts")
     path = out / "machine.json"
     there = _read_json(path) or here
     for name in ("card", "torch"):
         if there.get(name) != here[name]:
             raise UserError(
-                f"--out {out} holds figures of {name} {there.get(name)}, not {here[name]}: give another one"
+                f"--out {out} holds figures of {name} {there.get(name)}, not {here[name]}: choose another folder"
             )
     _write_json(path, here)
     code = code_digest()
@@ -155,7 +155,7 @@ def _report(
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None if there is none or it is broken, so that the part is run again."""
+    """Return a JSON object, or None if it is missing or broken; the part is then run again."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Times and peak memory of whole steps and of each stage, eager and compiled."""
+"""Measure time and peak memory of whole steps and of each stage, eager and compiled."""
 
 import itertools
 import statistics
@@ -16,9 +16,9 @@ from .stages import COMPILED, STAGES, Step, autocast, compile_stage, map_tensors
 SECONDS, TOY_SECONDS = 4.0, 0.1
 """Time spent on one measurement after the warm-up."""
 LEAST, MOST = 2, 30
-"""Repetitions of one measurement."""
+"""Bounds on the repetitions of one measurement."""
 WARM_UP = {"cuda": 3, "cpu": 1}
-"""Repetitions that are not measured."""
+"""Repetitions before the measurement."""
 
 
 def time_steps(case: Case, device: str, compiled: bool = False) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def time_steps(case: Case, device: str, compiled: bool = False) -> dict[str, Any
 
     Returns:
         Milliseconds per step, clips/s, peak memory in GB; for a compiled model also the time of its first two steps and
-        its graph breaks, or ``error``, the first line of what stopped it.
+        its graph breaks, or ``error``, the first line of the error.
     """
     config = case.config()
     step = Step(make_model(config, device), config)
@@ -73,7 +73,7 @@ def _time_stage(
     row: dict[str, Any] = {"preset": case.preset, "stage": name, "compiled": compiled}
 
     def learn(x: torch.Tensor) -> torch.Tensor:
-        # Features and rendered rays have gradients in a step; rays, gaps and the clip have none.
+        # In a step, features and rendered rays have gradients; rays, gaps and the clip have none.
         return x.requires_grad_() if x.is_floating_point() and (x.dim() >= 4 or name == "losses") else x
 
     placed = tuple(a if isinstance(a, Clip) else map_tensors(a, learn) for a in args)
@@ -101,8 +101,8 @@ def _time_stage(
 def measure(run: Callable[[], Any], device: str, seconds: float) -> dict[str, float]:
     """Repeat ``run`` and return its median, shortest and longest time in ms, and the peak memory in GB.
 
-    On a GPU each repetition is timed by events, and the host waits only after the last. ``host_ms`` is what the host
-    needs to issue one repetition: where it comes near ``ms``, the GPU waits for the host.
+    On a GPU, events time each repetition and the host waits only after the last. ``host_ms`` is the time to issue one
+    repetition: if it is close to ``ms``, the GPU waits for the host.
     """
     for _ in range(WARM_UP[device]):
         run()
@@ -142,12 +142,12 @@ def measure(run: Callable[[], Any], device: str, seconds: float) -> dict[str, fl
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done everything."""
+    """Wait until the device has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of its message."""
+    """Return the type of an error and the first line of its message."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""The stages of a training step, each to be run alone on inputs recorded from a real forward pass."""
+"""The stages of a training step, which can run alone on inputs recorded from a real forward pass."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from mim4d.method.model import MIM4D
 from mim4d.optim import make_optimizer
 
 STAGES = ("encoder", "neck", "lift", "warp", "temporal", "render", "losses")
-"""In the order of the forward pass. ``encoder`` includes drawing the mask, ``losses`` choosing the rays."""
+"""Stages in forward order. ``encoder`` includes the sampling of the mask, ``losses`` that of the rays."""
 COMPILED = ("encoder", "neck", "lift", "warp", "temporal", "render")
-"""Those that torch.compile is tried on alone."""
+"""Stages that are also compiled alone."""
 
 Inputs = dict[str, tuple[Any, ...]]
 """The arguments of each stage."""
@@ -26,7 +26,7 @@ class _StopError(Exception):
 
 
 def record(model: MIM4D, clip: Clip) -> Inputs:
-    """Run one forward pass and return the arguments that each stage was called with, detached."""
+    """Run one forward pass and return the detached arguments of each stage."""
     inputs: Inputs = {"encoder": (clip,)}
     rendered: list[Any] = []
 
@@ -65,10 +65,10 @@ def run_stage(model: MIM4D, name: str, args: tuple[Any, ...]) -> list[Tensor]:
     Args:
         model: On the device of ``args``.
         name: One of :data:`STAGES`.
-        args: As :func:`record` returned them, on any device.
+        args: As returned by :func:`record`, on any device.
 
     Returns:
-        The results that have a gradient.
+        The outputs that have a gradient.
     """
     if name == "encoder":
         out = _encoder(model, *args)
@@ -87,7 +87,7 @@ def run_stage(model: MIM4D, name: str, args: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _encoder(model: MIM4D, clip: Clip) -> Any:
-    """The encoder's maps: steps 1 and 2, which end where the neck is called."""
+    """Return the encoder's maps: run steps 1 and 2, up to the call of the neck."""
     found: list[Any] = []
 
     def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -124,10 +124,10 @@ def compile_stage(model: MIM4D, name: str, compiler: Callable[[Any], Any]) -> No
 
 
 class Step:
-    """One training step: forward, backward, clipped gradients, AdamW. The learning rate is 0, so nothing drifts."""
+    """One training step: forward, backward, gradient clipping, AdamW. The learning rate is 0: weights stay the same."""
 
     def __init__(self, model: MIM4D, config: Any) -> None:
-        """Make the optimiser of a :class:`mim4d.pretrain.config.PretrainConfig`."""
+        """Create the optimiser of a :class:`mim4d.pretrain.config.PretrainConfig`."""
         self.model, self.config = model, config
         self.optimizer = make_optimizer(model, config.optim)
         for group in self.optimizer.param_groups:
@@ -136,7 +136,7 @@ class Step:
         self.device = str(next(model.parameters()).device.type)
 
     def loss(self, clip: Clip) -> Tensor:
-        """The forward pass, in the preset's precision."""
+        """Run the forward pass in the preset's precision and return the loss."""
         with autocast(self.device, self.config.precision):
             return self.forward(clip)["loss"]
 
@@ -153,7 +153,7 @@ class Step:
 
 
 def autocast(device: str, precision: str) -> torch.autocast:
-    """The autocast of a run with ``--precision fp32`` or ``bf16``."""
+    """Return the autocast context of a run with ``--precision fp32`` or ``bf16``."""
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -189,7 +189,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """Every tensor in nested tuples, lists, dicts and dataclasses, in order."""
+    """Return all tensors in nested tuples, lists, dicts and dataclasses, in order."""
     found: list[Tensor] = []
 
     def add(x: Tensor) -> Tensor:

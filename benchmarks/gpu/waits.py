@@ -1,4 +1,4 @@
-"""Host waits in a training step: places where the host cannot go on until the device has finished."""
+"""Count host waits in a training step: places where the host waits until the device has finished."""
 
 import warnings
 from collections import Counter
@@ -13,17 +13,17 @@ from .cases import Case, make_model
 from .stages import Step
 
 OPERATORS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::lift_fresh")
-"""Operators that bring a number from the device to the host, or from the host to the device, on any device."""
+"""Operators that copy a number between device and host, on any device."""
 RUNTIME = ("cudaStreamSynchronize", "cudaEventSynchronize")
-"""Calls of CUDA's runtime that wait; the profiler itself calls cudaDeviceSynchronize."""
+"""CUDA runtime calls that wait; cudaDeviceSynchronize is not counted because the profiler itself calls it."""
 ENCODERS = ("mim4d_convnext_atto", "mim4d_resnet18")
 
 
 def count_waits(device: str, toy: bool) -> dict[str, Any]:
     """Count the waits in a step of a ConvNeXt and of a ResNet.
 
-    Forward and backward pass are counted on every device. Copying the clip, clipping the gradients and the optimiser's
-    step are counted on a GPU alone: on the CPU the same code reads numbers where the GPU's does not.
+    Forward and backward pass are counted on every device. The copy of the clip, gradient clipping and the optimiser's
+    step are counted on a GPU only: on a CPU, the same code reads numbers where it does not on a GPU.
     """
     rows = []
     for encoder in ENCODERS:
@@ -37,7 +37,7 @@ def count_waits(device: str, toy: bool) -> dict[str, Any]:
 
 def on_cpu(step: Step, clip: Clip) -> dict[str, Any]:
     """Count operators in a forward and a backward pass."""
-    step.loss(clip).backward()  # constants are made once
+    step.loss(clip).backward()  # creates constants
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step.loss(clip).backward()
     found = Counter(event.name for event in profiled.events() if event.name in OPERATORS)
@@ -47,14 +47,14 @@ def on_cpu(step: Step, clip: Clip) -> dict[str, Any]:
 def on_gpu(step: Step, clip: Clip) -> dict[str, Any]:
     """Count the warnings of CUDA's debug mode in whole steps, and operators and runtime calls by the profiler.
 
-    A step's copy from page-locked memory is part of it.
+    The copy of the clip from page-locked memory is part of the step.
     """
     pinned = clip.pin_memory()
 
     def run() -> None:
         step(pinned.to("cuda", non_blocking=True))
 
-    for _ in range(3):  # constants, libraries, the optimiser's state
+    for _ in range(3):  # creates constants, loads libraries, fills the optimiser's state
         run()
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:

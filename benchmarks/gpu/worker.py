@@ -1,4 +1,4 @@
-"""A process that runs one part after another and can be killed."""
+"""A worker process that runs parts one after another and can be killed."""
 
 import multiprocessing
 import os
@@ -16,17 +16,17 @@ from .plan import Part
 from .speed import first_line
 
 START_SECONDS = 180
-"""Time that a new process may take to import everything."""
+"""Time limit for a new process to import everything."""
 
 
 class Worker:
-    """Runs parts in a process of its own: a part that hangs, or breaks CUDA for its process, costs only itself."""
+    """Runs parts in a separate process, so that a part that hangs or breaks CUDA affects no other part."""
 
     def __init__(self, device: str) -> None:
-        """Start no process yet.
+        """Prepare the worker; the process starts with the first part.
 
         Args:
-            device: Where the parts run, ``cpu`` or ``cuda``.
+            device: Device of the parts, ``cpu`` or ``cuda``.
         """
         self._device = device
         self._process: Any = None
@@ -36,11 +36,11 @@ class Worker:
         """Run a part.
 
         Args:
-            part: Which.
-            seconds: Its time limit; the start of a process does not count.
+            part: The part to run.
+            seconds: Time limit, not counting the start of a process.
 
         Returns:
-            ``status``, one of done, skipped, failed and timeout, with ``result`` or ``reason``.
+            ``status`` (done, skipped, failed or timeout) with ``result`` or ``reason``.
         """
         if self._pipe is None:
             self._start()
@@ -48,7 +48,7 @@ class Worker:
         try:
             if not self._pipe.poll(START_SECONDS):
                 raise EOFError
-            self._pipe.recv()  # it is ready
+            self._pipe.recv()  # the ready message
             self._pipe.send(part)
             if not self._pipe.poll(seconds):
                 self.close()
@@ -59,11 +59,11 @@ class Worker:
             self.close()
             return {"status": "failed", "reason": f"its process ended (exit code {code})"}
         if outcome["status"] == "failed":
-            self.close()  # an error of CUDA stays with the process
+            self.close()  # CUDA errors persist in a process
         return outcome
 
     def close(self) -> None:
-        """Kill the process and those that it has started."""
+        """Kill the process and its children."""
         if self._process is None:
             return
         with suppress(ProcessLookupError, PermissionError):
@@ -99,7 +99,7 @@ def _serve(pipe: Connection, device: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """Kill this process and its own when the one that started it is gone, whatever it is doing."""
+    """Kill this process and its children as soon as its parent ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from benchmarks.evidence.methods import NoTemporalPath, Pixels, Timeless, Unwarped
 from benchmarks.evidence.protocol import ABLATIONS, EVERY, RANDOM, SIZES, STARTS, Cell, Size
-from benchmarks.evidence.run import compare, do, jobs_of
+from benchmarks.evidence.run import compare, jobs_of, run_job
 from mim4d.errors import UserError
 from mim4d.method.model import MIM4D
 from mim4d.pretrain.folder import RunFolder
@@ -82,13 +82,13 @@ def test_what_is_done_is_not_done_again(size: Size, compared: Path):
 
 def test_a_pretraining_killed_before_its_first_checkpoint_goes_on(size: Size, tmp_path: Path):
     (job,) = [job for job in jobs_of(size, tmp_path, ["mim4d"]) if job.seed == 0]
-    do(job, threads=1)
+    run_job(job, threads=1)
     folder = RunFolder(job.pretraining)
     before = (folder.encoder / "model.safetensors").read_bytes()
     for left in (folder.checkpoints, folder.encoder):
         shutil.rmtree(left)
     shutil.rmtree(tmp_path / "cells")
-    do(job, threads=1)
+    run_job(job, threads=1)
     assert (folder.encoder / "model.safetensors").read_bytes() == before
 
 
@@ -108,7 +108,7 @@ def test_another_comparison_is_refused(size: Size, compared: Path, change: str, 
 def test_cells_of_a_pretraining_that_is_gone_are_refused(size: Size, compared: Path, tmp_path: Path):
     """It would be made anew, and they would pass for its own."""
     shutil.copytree(compared / "cells", tmp_path / "cells")
-    with pytest.raises(UserError, match=r"cells/pixels-0/.* is of a pretraining that is not there any more"):
+    with pytest.raises(UserError, match=r"cells/pixels-0/.* belongs to a pretraining that no longer exists"):
         compare(size, tmp_path, SOME, workers=1, command="the command")
 
 
@@ -121,13 +121,13 @@ def test_cells_of_another_version_are_refused(size: Size, compared: Path, tmp_pa
 
 
 def test_two_comparisons_do_not_share_a_folder(size: Size, tmp_path: Path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another comparison is at work"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another comparison is running"):
         compare(size, tmp_path, [RANDOM], workers=1, command="the command")
 
 
 def test_what_failed_is_named_and_its_log_says_where(size: Size, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     broken = replace(size, evaluation={"bev-seg": replace(size.evaluation["bev-seg"], val_split="scene-9999")})
-    with pytest.raises(UserError, match=r"random-0 FAILED: .*scene-9999.*run the same again to go on"):
+    with pytest.raises(UserError, match=r"random-0 FAILED: .*scene-9999.*Run the same command again to resume"):
         compare(broken, tmp_path, [RANDOM], workers=1, command="the command")
     assert "random-0, 0 min: FAILED: " in capsys.readouterr().err
     assert "Traceback" in (tmp_path / "logs" / "random-0.txt").read_text()

@@ -58,7 +58,7 @@ def finished(tmp_path_factory) -> tuple[Path, str, bytes]:
 
 def test_a_killed_run_goes_on_with_the_part_that_is_missing(finished):
     out, told, before = finished
-    assert "waits: stored already" in told
+    assert "waits: already stored" in told
     assert (out / "parts/waits.json").read_bytes() == before
     assert len(re.findall(r"done in [\d.]+ s$", told, re.MULTILINE)) == len(parts("cpu", out, toy=True)) - 1
 
@@ -126,13 +126,13 @@ def test_no_time_left_runs_nothing(tmp_path):
 
 def test_figures_of_another_card_are_not_mixed_in(tmp_path):
     (tmp_path / "machine.json").write_text('{"card": "NVIDIA X", "torch": "2.4.0"}')
-    with pytest.raises(UserError, match="holds figures of card NVIDIA X, not CPU: give another"):
+    with pytest.raises(UserError, match="holds figures of card NVIDIA X, not CPU: choose another"):
         measure(tmp_path, toy=True, budget=0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path):
-    with pytest.raises(UserError, match="no CUDA device here"):
+    with pytest.raises(UserError, match="no CUDA device found"):
         measure(tmp_path, toy=False)
 
 
