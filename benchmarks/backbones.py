@@ -165,9 +165,11 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "# Which timm models can be pretrained",
         "",
         f"Of {len(results)} timm models tried, **{count[WORKS]} have a masked forward, {count[REFUSED]} are refused by "
-        f"name, {count[FAILED]} fail for another reason and {count[WRONG]} are wrong** (`python -m "
-        f"benchmarks.backbones --all`, timm {timm.__version__}, torch {torch.__version__.split('+')[0]}; models of up "
-        "to 60 million parameters, with random weights).",
+        f"name, {count[FAILED]} fail for another reason and {count[WRONG]} are wrong**: the smallest model of each "
+        f"class in timm (`python -m benchmarks.backbones`, timm {timm.__version__}, torch "
+        f"{torch.__version__.split('+')[0]}, random weights; `--all` tries every model of up to 60 million parameters). "
+        "Within a class a variant may be refused for a module that the smallest one does not have; "
+        "`mim4d-pretrain --model NAME` says so before the first step.",
         "",
         "CNNs of convolutions, poolings, norms and pooled gates work, and ViTs of timm's `VisionTransformer` and `Eva` "
         "classes (plain, DINOv2, DINOv3, EVA-02). Windowed and hierarchical transformers, and attention inside a CNN, "
@@ -182,7 +184,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "| model | result | relative difference to the reference | why |",
         "| --- | --- | --- | --- |",
     ]
-    for name, result in sorted(results.items(), key=lambda item: (item[1]["status"] != WRONG, item[0])):
+    order = (WRONG, WORKS, REFUSED, FAILED)
+    for name, result in sorted(results.items(), key=lambda item: (order.index(item[1]["status"]), item[0])):
         reference = result.get("reference")
         shown = "" if reference is None else f"{reference:.0e}"
         lines.append(f"| `{name}` | {result['status']} | {shown} | {result['why'].replace('|', ' ')} |")
