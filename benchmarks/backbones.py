@@ -167,7 +167,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         f"Of {len(results)} timm models tried, **{count[WORKS]} have a masked forward, {count[REFUSED]} are refused by "
         f"name, {count[FAILED]} fail for another reason and {count[WRONG]} are wrong**: the smallest model of each "
         f"class in timm (`python -m benchmarks.backbones`, timm {timm.__version__}, torch "
-        f"{torch.__version__.split('+')[0]}, random weights; `--all` tries every model of up to 60 million parameters). "
+        f"{torch.__version__.split('+')[0]}, random weights; `--all` tries all of up to 60 million parameters). "
         "Within a class a variant may be refused for a module that the smallest one does not have; "
         "`mim4d-pretrain --model NAME` says so before the first step.",
         "",
@@ -192,14 +192,20 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Try models and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Try which timm models have a masked forward, and write docs/backbones.md."
+    )
     parser.add_argument("names", nargs="*", help="models to try; the smallest of each class if left out")
     parser.add_argument("--all", action="store_true", help="try every model of up to 60 million parameters")
     parser.add_argument("--results", type=Path, default=ROOT / "build/backbones.json", help="where results are kept")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/backbones.md", help="the page to write")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Try models and write the page."""
+    given = _parser().parse_args()
     warnings.filterwarnings("ignore")
     with report_user_errors():
         results = json.loads(given.results.read_text()) if given.results.exists() else {}

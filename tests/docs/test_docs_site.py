@@ -16,7 +16,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
-from benchmarks import memory
+from benchmarks import backbones, memory
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.gpu import __main__ as gpu
 from mim4d.data import cli as data
@@ -122,6 +122,8 @@ def check(words: list[str], strict: bool) -> None:
         check(words[words.index("torchrun") :], strict)
     elif program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), rest
+    elif rest[:2] == ["-m", "benchmarks.backbones"]:
+        backbones._parser().parse_args(rest[2:])
     elif rest[:2] == ["-m", "benchmarks.evidence"]:
         tyro.cli(evidence.Options, args=rest[2:])
     elif rest[:2] == ["-m", "benchmarks.gpu"]:
