@@ -1,4 +1,4 @@
-"""A backbone as pretraining and BEV models see it: its name in timm, the maps that it gives, the parts that train."""
+"""Properties of any timm backbone that pretraining and BEV models need: its maps, its patches, its parts."""
 
 import copy
 import inspect
@@ -15,29 +15,30 @@ from .encoder import PATCH, MIM4DEncoder
 from .masked import masked_maps
 
 LEVELS = 4
-"""Maps that are used at most, the coarsest ones."""
+"""Most maps in a pyramid; a backbone with more gives its coarsest ones."""
 
 
 class Pyramid(NamedTuple):
-    """The deepest map of each stride, coarsest last; a ViT has one."""
+    """The maps of a backbone: the deepest one of each stride, coarsest last. A ViT has one."""
 
     indices: tuple[int, ...]
-    """Of those that the model gives."""
+    """Indices of the maps among those that the model returns."""
     strides: tuple[int, ...]
-    """Pixels per site."""
+    """Strides s_i, pixels."""
     channels: tuple[int, ...]
+    """Channels C_i."""
 
 
 def pyramid_of(model: Any) -> Pyramid:
-    """Return which of a timm model's maps make its pyramid.
+    """Find the maps of a timm model's pyramid.
 
     Args:
-        model: Plain or made with ``features_only=True``, or a :class:`mim4d.MIM4DEncoder`.
+        model: A timm model, plain or created with ``features_only=True``, or a :class:`mim4d.MIM4DEncoder`.
     """
     info = model.feature_info
     stages = [dict(stage) for stage in (info if isinstance(info, list) else info.get_dicts())]
     if isinstance(model, MIM4DEncoder):
-        stages = stages[-LEVELS:]  # what its masked forward gives
+        stages = stages[-LEVELS:]  # the maps of its masked forward
     deepest = {stage["reduction"]: index for index, stage in enumerate(stages)}  # by stride, the last one
     chosen = sorted(deepest.items())[-LEVELS:]
     return Pyramid(
@@ -48,7 +49,7 @@ def pyramid_of(model: Any) -> Pyramid:
 
 
 def patch_of(model: Any) -> int:
-    """Side of a mask patch in pixels: the coarsest stride, for a ViT the multiple of its patches nearest to 32."""
+    """Return the side of a mask patch in pixels: the coarsest stride, for a ViT its multiple that is nearest to 32."""
     if isinstance(model, MIM4DEncoder):
         return PATCH
     stride = pyramid_of(model).strides[-1]
@@ -57,9 +58,9 @@ def patch_of(model: Any) -> int:
 
 
 def any_size(name: str) -> dict[str, Any]:
-    """Return the arguments with which a timm model takes images of any size.
+    """Return the arguments of ``timm.create_model`` with which a model accepts images of any size.
 
-    A ViT's position embeddings stay as they are and are resampled in each forward, so that keys and shapes are timm's.
+    The position embeddings of a ViT keep timm's keys and shapes: they are resampled in each forward pass.
     """
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
@@ -68,42 +69,42 @@ def any_size(name: str) -> dict[str, Any]:
 
 
 def make_backbone(name: str, *, drop_path: float = 0.0) -> nn.Module:
-    """Make a timm model with random weights, without its classifier, for images of any size.
+    """Create a timm model with random weights, without its classifier, for images of any size.
 
     Args:
-        name: timm's or ours.
-        drop_path: Stochastic depth rate, where the model has it.
+        name: Name of a model in timm, mim4d's among them.
+        drop_path: Rate of stochastic depth; ignored for a model without it.
     """
     arguments = any_size(name)
     try:
         model: Any = timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **arguments)
-    except TypeError:  # it has no stochastic depth
+    except TypeError:  # the model has no stochastic depth
         model = timm.create_model(name, num_classes=0, **arguments)
-    if not isinstance(model, MIM4DEncoder):  # what an exported encoder's config.json has to say
+    if not isinstance(model, MIM4DEncoder):  # these go into the config.json of an exported encoder
         size = {"img_size": list(model.patch_embed.img_size)} if arguments else {}
         model.model_args = {**size, **arguments}
     return model
 
 
 class Part(NamedTuple):
-    """Parameters that are frozen together, and the modules that they belong to."""
+    """Parameters that are frozen together, and their modules."""
 
     parameters: list[nn.Parameter]
     modules: list[nn.Module]
 
     def freeze(self) -> None:
-        """Train the parameters no further."""
+        """Exclude the parameters from training."""
         for parameter in self.parameters:
             parameter.requires_grad_(False)
 
     def hold(self) -> None:
-        """Put the modules into evaluation mode."""
+        """Set the modules to evaluation mode."""
         for module in self.modules:
             module.eval()
 
 
 def parts_of(model: Any) -> list[Part]:
-    """Return what can be frozen, from the front: the stem, then stages (ViT: blocks), as timm groups them."""
+    """Return the parts that can be frozen, from the front: the stem, then the stages (blocks of a ViT)."""
     if isinstance(model, MIM4DEncoder):
         return [Part(list(part.parameters()), list(part.modules())) for part in model.parts()]
     parameters = dict(model.named_parameters())
@@ -116,9 +117,9 @@ def parts_of(model: Any) -> list[Part]:
 
 
 def trained_parameters(model: nn.Module) -> set[str]:
-    """Names of the parameters that a masked forward's maps depend on: not those of a head.
+    """Return the names of the parameters that the maps of a masked forward depend on, which excludes a head.
 
-    It runs a masked forward on the meta device, which costs no compute.
+    A masked forward on the meta device finds them without computing anything.
 
     Raises:
         NoMaskedForwardError: If the model has no masked forward.

@@ -1,8 +1,8 @@
-"""Runs a convolutional network's operations so that hidden sites take no part in any other site.
+"""Masked execution of any convolutional network, such that hidden sites have no influence on visible ones.
 
-Submanifold semantics (SparK, arXiv 2301.03580, section 3.1): after every operation hidden sites are zero; norms,
-pooling and pooled gates (squeeze-and-excitation and its like) count visible sites alone. The model is not touched: a
-torch function mode sees each function that the model calls.
+The semantics are those of submanifold convolution (SparK, arXiv 2301.03580, section 3.1): hidden sites are zero after
+every operation; norms, pooling and pooled gates (such as squeeze-and-excitation) use visible sites alone. The model is
+not modified: a torch function mode intercepts every function that it calls.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 
 class NoMaskedForwardError(ValueError):
-    """A model has an operation that is not known to keep hidden sites out of visible ones."""
+    """Raised for a model with an operation that may let hidden sites influence visible ones."""
 
 
 _POINTWISE = re.compile(
@@ -27,29 +27,33 @@ _POINTWISE = re.compile(
     r"|clamp_min|clamp_max|minimum|maximum|addcmul|addcdiv|lerp|relu6|gelu|celu|selu|softplus|logsigmoid|threshold|prelu"
     r"|dropout2d|feature_dropout|alpha_dropout|contiguous|clone|to|float|half|bfloat16|double|type|type_as|detach)"
 )
-"""Functions whose result at a site depends on that site alone."""
+"""Names of functions whose result at a site depends on that site alone."""
 _ZERO_STAYS = re.compile(
     r"(__[ir]?mul__|(mul|relu|silu|hardswish|leaky_relu|elu|mish|dropout)_?|relu6|gelu|tanh|neg|abs|square|contiguous"
     r"|clone|to|float|half|bfloat16|double|type|type_as|detach)"
 )
-"""Those that give 0 where one map is 0: their results need no mask."""
+"""Those of them that return 0 where one of the maps is 0, so that the result needs no masking."""
 _SUMS = re.compile(r"(__[ir]?add__|__sub__|add_?|sub)")
-"""Those that give 0 where all their operands are 0."""
+"""Those of them that return 0 where all operands are 0."""
 _NO_VALUES = re.compile(
     r"size|dim|ndimension|numel|nelement|stride|element_size|get_device|is_\w+|new_(empty|zeros|ones)"
     r"|(rand|empty|zeros|ones)_like|requires_grad_|__len__|__hash__|__format__|__repr__"
 )
-"""Functions that read no values, or make a tensor of the same size."""
+"""Names of functions that read no values of their arguments."""
 _ATTRIBUTES = re.compile(r"shape|device|dtype|ndim|requires_grad|layout|is_\w+")
-"""Attributes that hold no values."""
+"""Names of tensor attributes that do not depend on values."""
 
 
 class HiddenSites(TorchFunctionMode):
-    """Runs a model's operations so that hidden sites of every map are zero and take no part in any other site.
+    """Context in which the hidden sites of every map are zero and have no influence on other sites.
 
-    A map is a tensor that carries ``_sites``: its mask, broadcastable to it, and the two dimensions that are its rows
-    and columns. All other tensors (weights, pooled values) go through untouched. What takes a map and is not known
-    here raises :class:`NoMaskedForwardError`.
+    A map is a tensor with an attribute ``_sites``: its mask, which broadcasts to it, and the two dimensions that are
+    its rows and columns. Functions of other tensors (weights, pooled values) run as usual. A function of a map that is
+    not implemented here raises :class:`NoMaskedForwardError`.
+
+    Args:
+        visible: [N, H/patch, W/patch] bool, True where a patch is visible.
+        norm_group: Number of consecutive images that share the statistics of a BatchNorm in training mode.
     """
 
     def __init__(self, visible: Tensor, norm_group: int) -> None:
@@ -58,19 +62,23 @@ class HiddenSites(TorchFunctionMode):
         self._sites: dict[tuple[int, int], Tensor] = {}
 
     def spatial(self, x: Any) -> tuple[int, int] | None:
-        """The dimensions that are rows and columns; None for what is no map."""
+        """Return the dimensions of a map's rows and columns; None if x is not a map."""
         sites = getattr(x, "_sites", None)
         return sites[1] if sites is not None else None
 
     def mask(self, x: Any) -> Tensor:
-        """The mask of a map, bool, of as many dimensions, 1 in all but the first and the spatial ones."""
+        """Return the mask of a map: bool, with as many dimensions, of size 1 except for images, rows and columns."""
         return x._sites[0]
 
     def mark(self, x: Tensor, spatial: tuple[int, int]) -> Tensor:
-        """Make a map of a tensor: fill hidden sites with zeros.
+        """Make a tensor a map, with zeros at hidden sites.
+
+        Args:
+            x: Tensor whose first dimension is N.
+            spatial: Its dimensions that are rows and columns.
 
         Raises:
-            NoMaskedForwardError: If its sites are not whole patches' sites.
+            NoMaskedForwardError: If a patch does not hold a whole number of sites.
         """
         size = x.shape[spatial[0]], x.shape[spatial[1]]
         if size not in self._sites:
@@ -78,19 +86,19 @@ class HiddenSites(TorchFunctionMode):
             sides = size[0] / rows, size[1] / columns
             if sides[0] != sides[1] or not sides[0].is_integer() or len(x) != n:
                 raise NoMaskedForwardError(f"a map of {size[0]} x {size[1]} sites for {rows} x {columns} patches")
-            side = int(sides[0])
-            self._sites[size] = self.visible.repeat_interleave(side, 1).repeat_interleave(side, 2)  # [N, H, W]
-        mask = self._as(x, self._sites[size], spatial)
+            k = int(sides[0])
+            self._sites[size] = self.visible.repeat_interleave(k, 1).repeat_interleave(k, 2)  # [N, h, w]
+        mask = self._reshape_mask(x, self._sites[size], spatial)
         return self.tag(self._fill(x, mask), mask, spatial)
 
     def tag(self, x: Any, mask: Tensor, spatial: tuple[int, int]) -> Tensor:
-        """Make a map of a tensor whose hidden sites are zero already."""
+        """Make a tensor a map whose hidden sites are zero already."""
         x._sites = (mask, spatial)
         return x
 
     @staticmethod
-    def _as(x: Tensor, mask: Tensor, spatial: tuple[int, int]) -> Tensor:
-        """A mask of N x H x W values, laid out to be broadcast to a map."""
+    def _reshape_mask(x: Tensor, mask: Tensor, spatial: tuple[int, int]) -> Tensor:
+        """Reshape a mask of N h w values such that it broadcasts to a map."""
         shape = [1] * x.ndim
         shape[0], shape[spatial[0]], shape[spatial[1]] = len(x), x.shape[spatial[0]], x.shape[spatial[1]]
         return mask.reshape(shape)
@@ -102,10 +110,12 @@ class HiddenSites(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one function of torch's."""
+        """Run one function of torch that the model calls; torch calls this."""
         kwargs = kwargs or {}
         maps = [x for x in tree_flatten((args, kwargs))[0] if self.spatial(x)]
         if not maps:
+            # The model's images are a map. If a convolution of N images is not given a map, then some function before
+            # it was not intercepted.
             if func is torch.conv2d and len(args[0]) == len(self.visible) and args[0].shape[-2:].numel() > 1:
                 raise NoMaskedForwardError(UNSEEN)
             return func(*args, **kwargs)
@@ -113,7 +123,7 @@ class HiddenSites(TorchFunctionMode):
         if handler := _KNOWN.get(func) or _BY_NAME.get(name):
             try:
                 return handler(self, func, *args, **kwargs)
-            except (TypeError, AttributeError) as error:  # called in a way that is not known here
+            except (TypeError, AttributeError) as error:  # called with arguments that the handler does not have
                 raise NoMaskedForwardError(f"{name}: {error}") from error
         if name == "__get__":
             attribute = func.__self__.__name__  # type: ignore[attr-defined]
@@ -127,6 +137,7 @@ class HiddenSites(TorchFunctionMode):
         raise NoMaskedForwardError(name)
 
     def _pointwise(self, func: Callable[..., Any], name: str, maps: list[Tensor], args: Any, kwargs: Any) -> Tensor:
+        """Run a function of single sites on maps and on tensors that broadcast to them."""
         y = func(*args, **kwargs)
         x = max(maps, key=lambda map: map.ndim)
         mask, spatial = self.mask(x), self.spatial(x)
@@ -139,6 +150,7 @@ class HiddenSites(TorchFunctionMode):
             if self.spatial(other):
                 if size != self._size(x, x, spatial) or self.mask(other).numel() != mask.numel():
                     raise NoMaskedForwardError(f"{name} of maps of {list(x.shape)} and {list(other.shape)}")
+            # A tensor with rows and columns that depends on parameters, but is neither a map nor a pooled value.
             elif size and max(size) > 1 and other.requires_grad and not hasattr(other, "_pooled"):
                 raise NoMaskedForwardError(UNSEEN)
         if y.ndim != x.ndim or any(y.shape[d] != x.shape[d] for d in (0, *spatial)):
@@ -151,11 +163,12 @@ class HiddenSites(TorchFunctionMode):
 
     @staticmethod
     def _size(other: Tensor, x: Tensor, spatial: tuple[int, int]) -> tuple[int, ...]:
-        """Rows and columns of what is combined with a map; empty where it has neither."""
+        """Return the numbers of rows and columns of an operand beside map x, as far as it has these dimensions."""
         return tuple(other.shape[d - x.ndim] for d in spatial if x.ndim - d <= other.ndim)
 
 
 UNSEEN = "an operation that torch's function modes do not see, such as an autograd function of the model's own"
+"""Message for a result that should be a map and is none."""
 
 
 def _convolve(sites: HiddenSites, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -197,13 +210,13 @@ def _transpose(sites: HiddenSites, func: Any, x: Tensor, dim0: int, dim1: int) -
 
 
 def _reshape(sites: HiddenSites, func: Any, x: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
-    """Channels may be split and joined; images, rows and columns stay."""
+    """Reshape the channels of a map; images, rows and columns must stay."""
     y = func(x, *shape, **kwargs)
     spatial = sites.spatial(x)
     last = (y.ndim - 2, y.ndim - 1)
     if spatial != (x.ndim - 2, x.ndim - 1) or y.ndim < 3 or y.shape[-2:] != x.shape[-2:] or len(y) != len(x):
         raise NoMaskedForwardError(f"{func.__name__} of a map of {list(x.shape)} to {list(y.shape)}")
-    return sites.tag(y, sites._as(y, sites.mask(x), last), last)
+    return sites.tag(y, sites._reshape_mask(y, sites.mask(x), last), last)
 
 
 def _getitem(sites: HiddenSites, func: Any, x: Tensor, index: Any) -> Tensor:
@@ -262,7 +275,7 @@ def _dims(x: Tensor, dim: Any) -> list[int]:
 
 
 def _reduce(sites: HiddenSites, func: Any, x: Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
-    """A mean, sum or maximum: over channels it is a map; over rows and columns, of the visible sites alone."""
+    """Compute a mean, sum or maximum over channels, which gives a map, or over the visible sites."""
     dims, spatial, name = _dims(x, dim), sites.spatial(x), func.__name__
     assert spatial is not None
     over = [d for d in spatial if d in dims]
@@ -273,25 +286,25 @@ def _reduce(sites: HiddenSites, func: Any, x: Tensor, dim: Any = None, keepdim: 
         y = func(x, dims, keepdim, **kwargs)
         shift = 0 if keepdim else 1
         rows, columns = (d - shift * sum(r < d for r in dims) for d in spatial)
-        mask = sites._as(y, mask, (rows, columns))
+        mask = sites._reshape_mask(y, mask, (rows, columns))
         return sites.tag(sites._fill(y, mask), mask, (rows, columns))
     if name in ("amax", "max"):
         return func(sites._fill(x, mask, -math.inf), dims, keepdim, **kwargs)
     y = func(x, dims, keepdim, **kwargs)
     if name == "mean":
-        visible = mask.sum(spatial, keepdim=True)  # of each image
-        y = y * (x.shape[spatial[0]] * x.shape[spatial[1]] / (visible if keepdim else _drop(visible, dims)))
+        visible = mask.sum(spatial, keepdim=True)  # sites per image
+        y = y * (x.shape[spatial[0]] * x.shape[spatial[1]] / (visible if keepdim else _without_dims(visible, dims)))
     return y
 
 
-def _drop(x: Tensor, dims: list[int]) -> Tensor:
+def _without_dims(x: Tensor, dims: list[int]) -> Tensor:
     return x.reshape([size for d, size in enumerate(x.shape) if d not in dims])
 
 
 def _norm(
     sites: HiddenSites, func: Any, x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Tensor:
-    """A p-norm over rows and columns: hidden sites are zero."""
+    """Compute a p-norm over rows and columns; hidden sites are zero and do not contribute."""
     dims, spatial = _dims(x, dim), sites.spatial(x)
     assert spatial is not None
     if 0 in dims or not set(spatial) <= set(dims):
@@ -311,20 +324,23 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """In training the statistics of the visible sites, group by group of images; running ones move by their mean."""
+    """Normalise with the statistics of visible sites, in training separately for each group of images.
+
+    The running statistics move towards the mean of the groups' means and unbiased variances.
+    """
     if sites.spatial(x) != (2, 3) or x.ndim != 4:
         raise NoMaskedForwardError("batch_norm of maps with channels last")
     if not training:
         return sites.mark(func(x, running_mean, running_var, weight, bias, False, momentum, eps), (2, 3))
-    mask = sites.mask(x)  # [N, 1, H, W]
+    mask = sites.mask(x)  # [N, 1, h, w]
     groups = len(x) // sites.norm_group
-    grouped = x.float().unflatten(0, (groups, -1))  # [G, n, C, H, W]
-    seen = mask.unflatten(0, (groups, -1))  # [G, n, 1, H, W]
-    count = seen.sum((1, 3, 4), keepdim=True)  # [G, 1, 1, 1, 1]
-    mean = grouped.sum((1, 3, 4), keepdim=True) / count  # [G, 1, C, 1, 1]
-    deviation = (grouped - mean) * seen
+    grouped = x.float().unflatten(0, (groups, -1))  # [groups, N/groups, C, h, w]
+    visible = mask.unflatten(0, (groups, -1))  # [groups, N/groups, 1, h, w]
+    count = visible.sum((1, 3, 4), keepdim=True)  # [groups, 1, 1, 1, 1]
+    mean = grouped.sum((1, 3, 4), keepdim=True) / count  # [groups, 1, C, 1, 1]
+    deviation = (grouped - mean) * visible
     variance = deviation.square().sum((1, 3, 4), keepdim=True) / count
-    y = (deviation * (variance + eps).rsqrt()).flatten(0, 1)  # [N, C, H, W]
+    y = (deviation * (variance + eps).rsqrt()).flatten(0, 1)  # [N, C, h, w]
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             unbiased = variance * count / (count - 1)
@@ -348,13 +364,13 @@ def _group_norm(
 ) -> Tensor:
     if sites.spatial(x) != (2, 3) or x.ndim != 4:
         raise NoMaskedForwardError("group_norm of maps with channels last")
-    mask = sites.mask(x)[:, None]  # [N, 1, 1, H, W]
-    grouped = x.float().unflatten(1, (num_groups, -1))  # [N, G, C/G, H, W]
+    mask = sites.mask(x)[:, None]  # [N, 1, 1, h, w]
+    grouped = x.float().unflatten(1, (num_groups, -1))  # [N, groups, C/groups, h, w]
     count = mask.sum((2, 3, 4), keepdim=True) * grouped.shape[2]
-    mean = grouped.sum((2, 3, 4), keepdim=True) / count
+    mean = grouped.sum((2, 3, 4), keepdim=True) / count  # [N, groups, 1, 1, 1]
     deviation = (grouped - mean) * mask
     variance = deviation.square().sum((2, 3, 4), keepdim=True) / count
-    y = (deviation * (variance + eps).rsqrt()).flatten(1, 2)
+    y = (deviation * (variance + eps).rsqrt()).flatten(1, 2)  # [N, C, h, w]
     if weight is not None:
         y = y * weight[:, None, None]
     if bias is not None:
@@ -369,14 +385,15 @@ def _max_pool(sites: HiddenSites, func: Any, x: Tensor, *args: Any, **kwargs: An
 
 
 def _avg_pool(sites: HiddenSites, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The mean of the visible sites of each window."""
+    """Compute the mean of the visible sites of each window."""
     if sites.spatial(x) != (2, 3) or x.ndim != 4:
         raise NoMaskedForwardError("avg_pool2d of maps with channels last")
     mask = sites.mask(x).to(x.dtype)
-    # Where all is visible both are the same numbers, also where windows reach over the border.
-    whole, seen = func(torch.ones_like(mask), *args, **kwargs), func(mask, *args, **kwargs)
-    share = torch.where(seen > 0, whole / seen.clamp(min=1e-6), 0.0)
-    return sites.mark(func(x, *args, **kwargs) * share, (2, 3))
+    # Pooled ones are the fraction of a window within the map (1, if padding is not counted), and the pooled mask is its
+    # visible fraction. If all sites are visible the two are equal, and the result is that of the dense model.
+    whole, visible = func(torch.ones_like(mask), *args, **kwargs), func(mask, *args, **kwargs)
+    scale = torch.where(visible > 0, whole / visible.clamp(min=1e-6), 0.0)
+    return sites.mark(func(x, *args, **kwargs) * scale, (2, 3))
 
 
 def _adaptive_pool(sites: HiddenSites, func: Any, x: Tensor, output_size: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -388,14 +405,13 @@ def _adaptive_pool(sites: HiddenSites, func: Any, x: Tensor, output_size: Any, *
 
 
 def _pad(sites: HiddenSites, func: Any, x: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Tensor:
-    """Padding is hidden: pooling does not count it where the model's own pooling would not."""
+    """Pad rows and columns; constant padding counts as visible, because the dense model uses it, too."""
     spatial = sites.spatial(x)
     if spatial != (x.ndim - 2, x.ndim - 1) or len(pad) > 4:
         raise NoMaskedForwardError("pad of channels, or of maps with channels last")
     y = func(x, pad, mode, value)
     mask = sites.mask(x)
     if mode == "constant":
-        # What is padded is real to what follows, as in the dense model: its zeros count, its -inf loses.
         padded = func(mask.to(x.dtype), pad, mode, 1.0) > 0.5
     else:
         padded = func(mask.to(x.dtype), pad, mode) > 0.5
@@ -418,7 +434,7 @@ def _interpolate(
 
 
 def _expand_as(sites: HiddenSites, func: Any, x: Tensor, other: Tensor) -> Tensor:
-    """A pooled value for every site: no map of its own."""
+    """Repeat a pooled value at every site; the result is not a map, but may be combined with one."""
     if sites.spatial(x) is not None:
         raise NoMaskedForwardError("expand_as of a map")
     y = func(x, other)

@@ -37,16 +37,16 @@ class NeckConfig:
 
 
 class Neck(nn.Module):
-    """A feature pyramid (arXiv 1612.03144) with one output level, over the maps of a masked encoder."""
+    """A feature pyramid (arXiv 1612.03144) with one output level, over the maps of a masked encoder.
+
+    Args:
+        config: Stages and width.
+        channels: C_i of the encoder's maps, coarsest last. The coarsest is stage 3; stages that an encoder with fewer
+            than four maps does not have are left out.
+        strides: Strides s_i of the same maps, pixels.
+    """
 
     def __init__(self, config: NeckConfig, channels: Sequence[int], strides: Sequence[int] = (4, 8, 16, 32)) -> None:
-        """Make the neck.
-
-        Args:
-            config: Which maps, and how wide.
-            channels: C_i of the encoder's maps, coarsest last. Stage 3 is the coarsest; missing stages are left out.
-            strides: Of the same maps, pixels.
-        """
         super().__init__()
         missing = 4 - len(channels)
         self.indices = tuple(stage - missing for stage in config.stages if stage >= missing)
@@ -65,7 +65,7 @@ class Neck(nn.Module):
 
         Args:
             maps: The encoder's maps [N, C_i, H/s_i, W/s_i], coarsest last.
-            visible: [N, H/p, W/p] bool, True where a patch of p pixels is visible.
+            visible: [N, H/patch, W/patch] bool, True where a patch is visible.
 
         Returns:
             [N, C, H/stride, W/stride], at the stride of the finest stage.
