@@ -1,4 +1,4 @@
-"""The documentation: it builds, and its commands, settings and code are right."""
+"""The documentation builds, and its commands, settings and code work."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ PAGES = [
     *sorted(DOCS.rglob("*.md")),
 ]
 OURS = ("quickstart.md", "data.md", "scale.md", "weights.md", "migrating.md", "method.md")
-"""Pages whose every program is known here; others also show the commands of other codebases."""
+"""Pages that show commands of this project only; others also show those of other codebases."""
 PROJECT = (ROOT / "pyproject.toml").read_text()
 
 
@@ -57,8 +57,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     built = (tmp_path / "html/method.html").read_text()
     for picture in (DOCS / "pictures").glob("*.jpg"):
-        assert f"_images/{picture.name}" in built, f"{picture.name} is shown nowhere"
-    assert "submanifold" in (tmp_path / "html/api/encoder.html").read_text()  # docstrings are in
+        assert f"_images/{picture.name}" in built, f"{picture.name} is not shown"
+    assert "submanifold" in (tmp_path / "html/api/encoder.html").read_text()  # docstrings are included
 
 
 def test_the_reference_has_every_module():
@@ -97,7 +97,7 @@ def test_commands_are_right(page, tmp_path, monkeypatch):
 
 
 def check(words: list[str], strict: bool) -> None:
-    """See that a command exists and takes these arguments."""
+    """Check that a command exists and accepts these arguments."""
     program, rest = words[0], words[1:]
     if program == "mim4d-pretrain":
         complete(pretrain.parse(rest)[0])
@@ -154,7 +154,7 @@ def check_script(script: Path, arguments: list[str], strict: bool) -> None:
 
 def test_settings_files_are_right(page, tmp_path):
     for block in blocks(page, "yaml"):
-        if page.name not in OURS:  # another codebase's
+        if page.name not in OURS:  # settings of another codebase
             assert yaml.safe_load(block)
             continue
         (tmp_path / "settings.yaml").write_text(block)
@@ -179,7 +179,7 @@ def test_settings_named_in_the_text_exist():
 
 def test_python_is_python(page):
     for block in blocks(page, "python"):
-        if page.name not in OURS:  # it may go into another codebase's function
+        if page.name not in OURS:  # it may belong into a function of another codebase
             block = "def function():\n" + textwrap.indent(block, "    ")
         compile(block, str(page), "exec")
 
@@ -193,7 +193,7 @@ WITH_CODE = [
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_python_runs(page, tiny_world, tmp_path, monkeypatch):
-    """Each page's code as one, from the top, in a folder with a run and a drawn world."""
+    """Run all code of a page in order, in a folder with a run and a synthetic world."""
     monkeypatch.chdir(tmp_path)
     encoder = timm.create_model("mim4d_convnext_atto", num_classes=0).eval()
     save_encoder(encoder, tmp_path / "runs/demo/encoder", image_size=(64, 64))

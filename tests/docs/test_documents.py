@@ -1,4 +1,4 @@
-"""What the README and its neighbours say is so."""
+"""The claims of README and documentation are true."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_readme_modules_can_be_run():
         assert (ROOT / module.replace(".", "/") / "__main__.py").exists(), module
 
 
-def test_the_evidence_shown_is_the_evidence_kept():
+def test_the_published_evidence_is_up_to_date():
     for page, text in publish.pages(json.loads(publish.RESULTS.read_text())).items():
         assert page.read_text() == text, f"{page.name}: run python -m benchmarks.evidence.publish"
 

@@ -1,4 +1,4 @@
-"""The page of all models agrees with the registry, the weights and the architectures' papers."""
+"""The page of models agrees with the registry, the weights and the architectures' papers."""
 
 import importlib.util
 import re
