@@ -256,8 +256,8 @@ def summary(results: Results) -> str:
     head = ["score, backbone", *(MAIN[init] for init in ("random", "single", "mim4d")), *map(_minus, VERDICTS)]
     about = results["protocol"]
     read = (
-        f"Scores in percent, with {_percent(SHORT_LABELS)} of the labels. Random: no pretraining; single frame: UniPAD's "
-        "recipe, without a temporal part. Frozen: only a small head trains; fine-tuned: the backbone too. "
+        f"Scores in percent, with {_percent(SHORT_LABELS)} of the labels. Random: no pretraining; single frame: "
+        "UniPAD's recipe, without a temporal part. Frozen: only a small head trains; fine-tuned: the backbone too. "
         "Differences: mean over seeds [95 % confidence interval], bold if the interval excludes "
         f"0.{_significant(results)} Backbone {about['backbone']}; produced by `{results['command']}`, "
         f"mim4d {results['mim4d']}."
