@@ -1,4 +1,4 @@
-"""MIM4DConvNeXt: timm's ConvNeXt to the letter, and a masked forward that is submanifold convolution."""
+"""MIM4DConvNeXt: exactly timm's ConvNeXt, and a masked forward that is submanifold convolution."""
 
 import copy
 
@@ -21,7 +21,7 @@ NAMES = (
     *(f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")),
     *(f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base")),
 )
-"""timm's."""
+"""Names of the same models in timm."""
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24))
 KINDS = ("convnext_atto", "convnext_tiny", "convnextv2_atto", "convnextv2_tiny")
 """``atto`` has its MLPs as 1x1 convolutions, ``tiny`` as linear layers; V2 has a response norm in them."""
@@ -40,7 +40,7 @@ def test_timm_lists_every_size():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_keys_and_shapes_are_timms(name):
+def test_keys_and_shapes_equal_timms(name):
     with torch.device("meta"):
         ours = timm.create_model(f"mim4d_{name}")
         timms = timm.create_model(name, num_classes=0)
@@ -50,8 +50,8 @@ def test_keys_and_shapes_are_timms(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_numbers_are_timms(name):
-    """All models here have the very same tensors, so that the largest take their memory once."""
+def test_outputs_equal_timms(name):
+    """All models of this test share their tensors, so that the largest need memory once."""
     ours = shake(timm.create_model(f"mim4d_{name}", drop_path_rate=0.2))
     with torch.device("meta"):
         timms = timm.create_model(name, num_classes=0, drop_path_rate=0.2)
@@ -79,7 +79,7 @@ def test_numbers_are_timms(name):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(64, 96), (50, 70)])
-def test_features_only_has_timms_numbers(kind, shape):
+def test_features_only_equals_timms(kind, shape):
     ours = shake(timm.create_model(f"mim4d_{kind}", features_only=True, **SMALL)).eval()
     timms = timm.create_model(kind, features_only=True, **SMALL).eval()
     timms.load_state_dict(ours.state_dict(), strict=True)
@@ -89,13 +89,13 @@ def test_features_only_has_timms_numbers(kind, shape):
             assert torch.equal(a, b)
 
 
-def test_a_classifier_can_be_asked_for():
+def test_a_classifier_can_be_requested():
     model = timm.create_model("mim4d_convnext_atto", num_classes=7).eval()
     with torch.no_grad():
         assert model(noise(1, 3, 64, 64)).shape == (1, 7)
 
 
-def test_the_declared_config_is_what_the_model_takes():
+def test_the_model_matches_its_declared_config():
     model = timm.create_model("mim4d_convnextv2_atto").eval()
     config = timm.data.resolve_model_data_config(model)
     assert config["input_size"] == (3, 256, 704)
@@ -108,7 +108,7 @@ def test_the_declared_config_is_what_the_model_takes():
 
 @pytest.mark.parametrize("release", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_openmmlabs_names_lead_back(kind, release):
+def test_openmmlabs_names_convert_back(kind, release):
     model = small(kind)
     theirs = to_openmmlab_names(model.state_dict(), prefix="backbone.", release=release)
     ours = to_timm_names(theirs, model, "test")
@@ -141,7 +141,7 @@ def check_against_reference(model, images, visible, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masked_is_the_slow_reference(kind):
+def test_masked_equals_the_reference(kind):
     visible = torch.tensor([[[1, 0, 1], [1, 1, 0]], [[0, 0, 0], [0, 1, 0]]]).bool()
     check_against_reference(small(kind), noise(2, 3, 64, 96), visible)
 
@@ -149,12 +149,12 @@ def test_masked_is_the_slow_reference(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(visible=masks(2, 2, 2), seed=st.integers(0, 1000))
-def test_masked_is_the_slow_reference_whatever_the_mask(kind, visible, seed):
+def test_masked_equals_the_reference_for_any_mask(kind, visible, seed):
     check_against_reference(small(kind), noise(2, 3, 64, 64, seed=seed), visible)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_visible_is_dense(kind):
+def test_all_visible_equals_dense(kind):
     model, images = small(kind), noise(2, 3, 96, 64)
     with torch.no_grad():
         masked = model.forward_masked(images, torch.ones(2, 3, 2, dtype=torch.bool))
@@ -190,7 +190,7 @@ def test_hidden_pixels_get_no_gradient_and_hidden_sites_are_exactly_zero(visible
         assert m[sites].ne(0).any(dim=-1).all() if sites.any() else m.eq(0).all()
 
 
-def test_patch_indices_do_look_at_their_visible_neighbours():
+def test_visible_patches_depend_on_their_visible_neighbours():
     model, images = small(), noise(1, 3, 64, 64)
     both = torch.tensor([[[True, True], [False, False]]])
     alone = torch.tensor([[[True, False], [False, False]]])
@@ -213,7 +213,7 @@ def test_images_of_a_batch_do_not_mix(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_the_same_without_onednn_and_for_channels_last(kind, monkeypatch):
+def test_results_are_the_same_without_onednn_and_for_channels_last(kind, monkeypatch):
     model, images, visible = small(kind), noise(2, 3, 64, 96), some_mask(2, 2, 3)
     expected = model.forward_masked(images, visible)
     model = model.to(memory_format=torch.channels_last)
@@ -253,7 +253,7 @@ def test_strides_and_widths():
         ((2, 3, 33, 64), (2, 1, 2), r"33 x 64"),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(image, mask, message):
+def test_shapes_that_do_not_fit_are_refused(image, mask, message):
     with pytest.raises(ValueError, match=message):
         small().forward_masked(torch.zeros(image), torch.ones(mask, dtype=torch.bool))
 
@@ -346,7 +346,7 @@ def test_bf16_autocast(kind):
     assert all(m.eq(0).all() for m in nothing)
 
 
-def test_nothing_visible_at_all():
+def test_no_visible_patch():
     model = small()
     maps = model.forward_masked(noise(1, 3, 64, 64), torch.zeros(1, 2, 2, dtype=torch.bool))
     sum(m.sum() for m in maps).backward()
@@ -355,5 +355,5 @@ def test_nothing_visible_at_all():
 
 
 def test_it_is_timms_class():
-    """So isinstance checks and weight filters written for timm's ConvNeXt hold."""
+    """So isinstance checks and weight filters that were written for timm's ConvNeXt work."""
     assert issubclass(MIM4DConvNeXt, ConvNeXt)

@@ -1,4 +1,4 @@
-"""MIM4DEncoder: what all families have in common."""
+"""MIM4DEncoder: properties of all families."""
 
 import pytest
 import timm
@@ -16,7 +16,7 @@ def encoder(request):
         return timm.create_model(request.param)
 
 
-def test_every_model_is_one(encoder):
+def test_every_model_is_a_mim4d_encoder(encoder):
     assert isinstance(encoder, mim4d.MIM4DEncoder)
     assert encoder.num_classes == 0
 
@@ -37,13 +37,13 @@ def test_widths_are_the_four_last_maps(encoder):
 
 
 @pytest.mark.parametrize("visible", [(1, 2, 3), (2, 2, 2), (2, 64, 64)])
-def test_a_mask_that_does_not_fit_is_named(encoder, visible):
+def test_a_mask_that_does_not_fit_is_refused(encoder, visible):
     with pytest.raises(ValueError, match=r"expected \[2, 2, 3\] \(images are 64 x 96, a patch is 32 px\), got"):
         encoder.forward_masked(torch.empty(2, 3, 64, 96, device="meta"), torch.ones(visible, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_a_mask_that_is_not_bool_is_named(encoder, dtype):
+def test_a_mask_that_is_not_bool_is_refused(encoder, dtype):
     with pytest.raises(ValueError, match=f"^visible: expected a bool mask, got {dtype}$"):
         encoder.forward_masked(torch.empty(1, 3, 64, 64, device="meta"), torch.ones(1, 2, 2, dtype=dtype))
 
@@ -65,7 +65,7 @@ def test_no_image_gives_no_maps(name):
     ],
 )
 def test_a_given_count_changes_nothing_and_compiles_to_one_graph(name, small):
-    """Without a count the mask is read, which no graph of fixed shapes can hold."""
+    """Without a count the mask is read, which does not compile to one graph."""
     encoder, images = timm.create_model(name, **small).train(), noise(2, 3, 64, 96)
     visible = torch.tensor([[[1, 0, 1], [1, 1, 0]], [[0, 1, 1], [1, 1, 0]]]).bool()
     expected = encoder.forward_masked(images, visible)

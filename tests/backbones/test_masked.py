@@ -30,14 +30,14 @@ CNNS = [
     "skresnet18",
     "tf_efficientnet_lite0",
 ]
-"""Convolutions of all kinds, poolings, norms, pooled gates, splits, pyramids."""
+"""Models with all kinds of convolutions, poolings, norms, pooled gates, splits and pyramids."""
 VITS = ["test_vit", "test_vit2", "test_vit3", "test_vit4"]
-"""Class, register and no prefix tokens; average and map pooling."""
+"""Models with class tokens, register tokens or neither; average and map pooling."""
 
 
 @pytest.mark.parametrize("name", [*CNNS, *VITS])
-def test_hidden_pixels_have_no_part_in_what_is_visible(name):
-    """Features and gradients, in training and evaluation; all visible is timm's own; and against a reference."""
+def test_hidden_pixels_have_no_influence_on_visible_features(name):
+    """Features and gradients, in training and evaluation; all visible equals timm; and against a reference."""
     result = check(name)
     assert result["status"] == "works", result["why"]
     assert result["reference"] < 1e-5
@@ -52,7 +52,7 @@ def test_hidden_pixels_have_no_part_in_what_is_visible(name):
         ("eva02_tiny_patch14_224", dict(img_size=56, embed_dim=48, num_heads=3)),
     ],
 )
-def test_a_vit_without_hidden_tokens_is_one_that_does_not_attend_to_them(name, sizes):
+def test_a_vit_without_hidden_tokens_equals_one_that_does_not_attend_to_them(name, sizes):
     torch.manual_seed(0)
     model = timm.create_model(name, depth=2, num_classes=0, **sizes).eval()
     randomise(model)
@@ -68,7 +68,7 @@ def test_a_vit_without_hidden_tokens_is_one_that_does_not_attend_to_them(name, s
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("timms", "ours"), [("resnet18", "mim4d_resnet18"), ("convnext_atto", "mim4d_convnext_atto")])
-def test_the_fast_path_of_our_own_families_says_the_same(timms, ours, training):
+def test_the_fast_path_of_our_own_families_agrees(timms, ours, training):
     torch.manual_seed(0)
     model = timm.create_model(timms, num_classes=0)
     randomise(model)
@@ -113,7 +113,7 @@ def test_patches_of_several_tokens():
             assert torch.equal(one, other)
 
 
-def test_nothing_of_the_model_changes():
+def test_the_model_is_not_modified():
     for name in ("test_resnet", "test_vit"):
         model = timm.create_model(name, num_classes=0).eval()
         before, modules = copy.deepcopy(model.state_dict()), [type(m) for m in model.modules()]
@@ -157,7 +157,7 @@ def test_models_that_mix_patches_are_refused_by_name(name, why):
 
 
 class Shift(nn.Module):
-    """Mixes neighbours, in an operation that function modes see (or do not, as that of a C++ extension)."""
+    """Mixes neighbours in an operation that function modes intercept, or do not, as one of a C++ extension."""
 
     def __init__(self, seen: bool) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Shift(nn.Module):
 
 @pytest.mark.parametrize(("seen", "why"), [(True, "because of roll$"), (False, "do not see")])
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
-def test_an_operation_that_is_not_known_is_refused(name, seen, why):
+def test_an_unknown_operation_is_refused(name, seen, why):
     model = timm.create_model(name, num_classes=0)
     parent, _, last = next(n for n, m in model.named_modules() if type(m) is nn.Conv2d).rpartition(".")
     setattr(model.get_submodule(parent), last, nn.Sequential(getattr(model.get_submodule(parent), last), Shift(seen)))
@@ -178,7 +178,7 @@ def test_an_operation_that_is_not_known_is_refused(name, seen, why):
         mim4d.forward_masked(model, torch.randn(2, 3, 128, 160), torch.rand(2, 4, 5) < 0.5)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_refused():
     model = timm.create_model("test_resnet", num_classes=0)
     images = torch.randn(2, 3, 128, 160)
     with pytest.raises(ValueError, match="do not tile"):

@@ -1,4 +1,4 @@
-"""MIM4DResNet: timm's ResNet to the letter, and a masked forward whose BatchNorm sees visible sites alone."""
+"""MIM4DResNet: exactly timm's ResNet, and a masked forward whose BatchNorm uses visible sites alone."""
 
 import copy
 
@@ -42,7 +42,7 @@ def test_timm_lists_and_creates_every_size():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_keys_and_shapes_are_timms(size):
+def test_keys_and_shapes_equal_timms(size):
     with torch.device("meta"):
         ours = timm.create_model(f"mim4d_resnet{size}")
         timms = timm.create_model(f"resnet{size}", num_classes=0)
@@ -52,7 +52,7 @@ def test_keys_and_shapes_are_timms(size):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("training", [False, True])
-def test_dense_numbers_are_timms(size, training):
+def test_dense_outputs_equal_timms(size, training):
     ours = small(size, drop_path_rate=0.2).train(training)
     timms = timm.create_model(f"resnet{size}", num_classes=0, drop_path_rate=0.2, **SMALL).train(training)
     timms.load_state_dict(ours.state_dict(), strict=True)
@@ -68,7 +68,7 @@ def test_dense_numbers_are_timms(size, training):
 
 @pytest.mark.parametrize("shape", [(64, 96), (50, 70)])
 @BLOCKS
-def test_features_only_is_timms(size, shape):
+def test_features_only_equals_timms(size, shape):
     ours = shake(timm.create_model(f"mim4d_resnet{size}", features_only=True, **SMALL)).eval()
     timms = timm.create_model(f"resnet{size}", features_only=True, **SMALL).eval()
     timms.load_state_dict(ours.state_dict(), strict=True)
@@ -106,7 +106,7 @@ def check_against_reference(model, images, visible, tolerance=1e-5):
 
 
 @BLOCKS
-def test_masked_is_the_slow_reference(size):
+def test_masked_equals_the_reference(size):
     visible = torch.tensor([[[1, 0, 1], [1, 1, 0]], [[0, 0, 0], [0, 1, 0]]]).bool()
     check_against_reference(small(size), noise(2, 3, 64, 96), visible)
 
@@ -114,22 +114,22 @@ def test_masked_is_the_slow_reference(size):
 @BLOCKS
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(visible=masks(2, 2, 2))
-def test_masked_is_the_slow_reference_whatever_the_mask(size, visible):
+def test_masked_equals_the_reference_for_any_mask(size, visible):
     check_against_reference(small(size), noise(2, 3, 64, 64), visible)
 
 
 @BLOCKS
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(visible=masks(2, 2, 2))
-def test_masked_training_is_the_slow_reference_whatever_the_mask(size, visible):
-    """In float64: the norm of a few sites divides by what little they differ, and float32's rounding with it."""
+def test_masked_training_equals_the_reference_for_any_mask(size, visible):
+    """In float64, because the norm of a few sites divides by their small differences and amplifies rounding."""
     check_against_reference(small(size).double().train(), noise(2, 3, 64, 64).double(), visible, tolerance=1e-10)
 
 
 @pytest.mark.parametrize("training", [False, True])
 @BLOCKS
-def test_all_visible_is_dense(size, training):
-    """To the last bit of float64, running statistics and the draw of stochastic depth included."""
+def test_all_visible_equals_dense(size, training):
+    """To the last bit of float64, including running statistics and the draws of stochastic depth."""
     images, results = noise(2, 3, 64, 96).double(), []
     for masked in (True, False):
         model = small(size, drop_path_rate=0.5).double().train(training)
@@ -145,8 +145,8 @@ def test_all_visible_is_dense(size, training):
 
 @pytest.mark.parametrize("act_layer", ["relu", "gelu"])
 @BLOCKS
-def test_a_lone_patch_is_an_image_of_its_own(size, act_layer):
-    """Beyond its edges lies nothing, to the convolutions and to the pool: GELU has values below zero."""
+def test_a_single_visible_patch_equals_an_image_of_its_own(size, act_layer):
+    """Convolutions and pooling ignore hidden neighbours; with GELU the pooled values can be negative."""
     model, images = small(size, act_layer=act_layer), noise(1, 3, 96, 96)
     visible = torch.zeros(1, 3, 3, dtype=torch.bool)
     visible[0, 1, 2] = True
@@ -190,7 +190,7 @@ def test_strides_and_widths():
     assert small(50).widths() == [32, 48, 64, 96]
 
 
-def test_shapes_that_do_not_fit_are_named():
+def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(
         ValueError, match=r"expected \[2, 2, 3\] \(images are 64 x 96, a patch is 32 px\), got \[2, 3, 3\]"
     ):
@@ -210,7 +210,7 @@ def test_shapes_that_do_not_fit_are_named():
         dict(drop_block_rate=0.1),
     ],
 )
-def test_variants_that_it_does_not_know_are_refused(arguments):
+def test_unknown_variants_are_refused(arguments):
     with pytest.raises(ValueError, match="forward_masked"):
         small(**{**arguments, "channels": (32, 32, 32, 32)}).forward_masked(noise(2, 3, 64, 96), ALL)
 
@@ -220,8 +220,8 @@ def test_variants_that_it_does_not_know_are_refused(arguments):
 
 @pytest.mark.parametrize("shown", [0, 1])
 @BLOCKS
-def test_too_few_sites_for_a_variance_leave_running_statistics_alone(size, shown):
-    """Nothing visible, or one patch: a single site of the last stage."""
+def test_too_few_sites_for_a_variance_do_not_change_running_statistics(size, shown):
+    """No visible patch, or one: a single site of the last stage."""
     model = small(size).train()
     before = statistics(model)
     visible = torch.zeros(2, 2, 3, dtype=torch.bool)
@@ -238,7 +238,7 @@ def test_too_few_sites_for_a_variance_leave_running_statistics_alone(size, shown
 @pytest.mark.parametrize("checkpointing", [False, True])
 @BLOCKS
 def test_groups_of_images_are_normalised_as_if_alone(size, checkpointing):
-    """Maps, gradients, and running statistics: those move once, by the mean of what each group alone makes of them."""
+    """Maps, gradients and running statistics; the latter move once, towards the mean over the groups."""
     images = noise(6, 3, 64, 96).double()
     visible = torch.tensor([[[1, 0, 1], [1, 1, 0]], [[0, 0, 1], [1, 1, 1]]]).bool().repeat(3, 1, 1)
     results = []
@@ -264,8 +264,8 @@ def test_groups_that_do_not_fit_are_refused(arguments):
         small().forward_masked(noise(6, 3, 64, 96), torch.ones(6, 2, 3, dtype=torch.bool), **arguments)
 
 
-def test_drop_path_drops_images_whole():
-    """All-visible equality above has the draw; here sites of half-hidden images follow their own image's."""
+def test_drop_path_drops_whole_images():
+    """The sites of half-hidden images follow the draw of their own image."""
     model = small(18, layers=(1, 1, 1, 1), drop_path_rate=0.6)
     images, visible = noise(6, 3, 64, 64), some_mask(6, 2, 2, seed=4)
     with torch.no_grad():

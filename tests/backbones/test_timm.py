@@ -22,19 +22,19 @@ every_name = pytest.mark.parametrize("name", NAMES)
 every_kind = pytest.mark.parametrize(
     "name", ["mim4d_convnext_atto", "mim4d_convnext_tiny", "mim4d_convnextv2_atto", "mim4d_resnet18", "mim4d_resnet50"]
 )
-"""One of each kind of block."""
+"""One model of each kind of block."""
 every_family = pytest.mark.parametrize("name", ["mim4d_convnext_atto", "mim4d_convnextv2_atto", "mim4d_resnet18"])
-"""The smallest of each, for what is slow."""
+"""The smallest model of each family, for slow tests."""
 
 
 def narrow(name):
-    """What makes a model small and leaves its kind of blocks."""
+    """Arguments that make a model small and keep its kind of blocks."""
     depths, widths = (1, 1, 2, 1), (8, 12, 16, 24)
     return dict(layers=depths, channels=widths) if "resnet" in name else dict(depths=depths, dims=widths)
 
 
 def pair(name, **how):
-    """Ours and timm's, with the same weights at every parameter and running statistic."""
+    """mim4d's model and timm's, with the same parameters and running statistics."""
     how = {**narrow(name), **how}
     ours = shake(timm.create_model(name, **how))
     timms = timm.create_model(name.removeprefix("mim4d_"), **{"num_classes": 0, **how})
@@ -43,7 +43,7 @@ def pair(name, **how):
 
 
 def leaves(outputs):
-    """All tensors of an output, whatever it is made of."""
+    """All tensors of an output of any structure."""
     if isinstance(outputs, torch.Tensor):
         return [outputs]
     values = outputs.values() if isinstance(outputs, dict) else outputs
@@ -51,7 +51,7 @@ def leaves(outputs):
 
 
 def same(ours, timms):
-    """Bit for bit."""
+    """Compare bit for bit."""
     for a, b in zip(leaves(ours), leaves(timms), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
@@ -61,7 +61,7 @@ def same(ours, timms):
 # --- timm's ----------------------------------------------------------------------------------------------------------
 
 
-def test_all_of_the_families_are_there():
+def test_all_families_are_registered():
     sizes = ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
     expected = {f"mim4d_convnext_{size}" for size in sizes} | {f"mim4d_convnextv2_{size}" for size in sizes[:-1]}
     assert set(NAMES) == expected | {f"mim4d_resnet{depth}" for depth in (18, 34, 50, 101)}
@@ -85,7 +85,7 @@ def test_all_of_the_families_are_there():
     ],
     ids=lambda how: "-".join(how) or "plain",
 )
-def test_outputs_gradients_and_statistics_are_timms(name, training, how):
+def test_outputs_gradients_and_statistics_equal_timms(name, training, how):
     results = []
     for model in pair(name, **how):
         model.train(training)
@@ -98,7 +98,7 @@ def test_outputs_gradients_and_statistics_are_timms(name, training, how):
 
 
 @every_name
-def test_parts_of_the_forward_are_timms(name):
+def test_parts_of_the_forward_equal_timms(name):
     results = []
     for model in pair(name, num_classes=5):
         with torch.no_grad():
@@ -117,7 +117,7 @@ def test_parts_of_the_forward_are_timms(name):
 
 
 @every_name
-def test_a_pruned_model_is_timms(name):
+def test_a_pruned_model_equals_timms(name):
     results = []
     for model in pair(name):
         kept = model.prune_intermediate_layers([1, 2])
@@ -128,7 +128,7 @@ def test_a_pruned_model_is_timms(name):
 
 @every_kind
 @pytest.mark.parametrize("wrapper", ["list", "dict", "hook", "getter", "fx"])
-def test_every_feature_wrapper_gives_timms(name, wrapper):
+def test_every_feature_wrapper_equals_timms(name, wrapper):
     ours, timms = pair(name, features_only=True, feature_cls=wrapper, out_indices=(1, 2, 3))
     assert ours.feature_info.channels() == timms.feature_info.channels()
     assert ours.feature_info.reduction() == timms.feature_info.reduction()
@@ -136,7 +136,7 @@ def test_every_feature_wrapper_gives_timms(name, wrapper):
 
 
 @every_name
-def test_a_head_comes_and_goes(name):
+def test_a_head_can_be_added_and_removed(name):
     ours, timms = pair(name)
     for classes, pool in ((5, "avg"), (0, "avg"), (3, "max")):
         for model in (ours, timms):
@@ -148,7 +148,7 @@ def test_a_head_comes_and_goes(name):
 
 
 @every_name
-def test_layerwise_decay_groups_as_timm_does(name):
+def test_layerwise_decay_groups_equal_timms(name):
     scales = []
     for model in pair(name, num_classes=4):
         for setting in (True, False):
@@ -175,7 +175,7 @@ def test_checkpointing_changes_no_gradient(name):
 
 
 @every_name
-def test_the_config_is_complete_and_the_models_own(name):
+def test_the_config_is_complete_and_matches_the_model(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     config = model.pretrained_cfg
@@ -192,7 +192,7 @@ def test_the_config_is_complete_and_the_models_own(name):
 
 
 @every_kind
-def test_configs_can_be_given_and_overlaid(name):
+def test_configs_can_be_passed_and_overlaid(name):
     for how in ({}, dict(features_only=True)):
         made = timm.create_model(name, **narrow(name), pretrained_cfg_overlay=dict(mean=(0.5, 0.5, 0.5)), **how)
         assert made.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
@@ -202,7 +202,7 @@ def test_configs_can_be_given_and_overlaid(name):
     assert (made.num_classes, made.pretrained_cfg["input_size"]) == (9, (3, 32, 64))
 
 
-def test_tags_are_timms():
+def test_tags_equal_timms():
     assert "mim4d_convnext_small.uvtr_nuscenes" in timm.list_models("mim4d_*", pretrained=True)
     with torch.device("meta"):
         model = timm.create_model("mim4d_convnext_small.uvtr_nuscenes")

@@ -12,7 +12,7 @@ from tests.reference import temporal as reference
 
 
 def attend(attention: DeformableAttention, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
-    """One query per cell [B, Y, X, E], which adds each frame's key [B, S, Y, X, E] to what it asks of it."""
+    """Attend with one query per cell [B, Y, X, E], to which the key of each frame [B, S, Y, X, E] is added."""
     size = queries.shape[1:3]
     y, x = torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij")
     cells = torch.stack([x, y], dim=-1).flatten(0, 1)[None]
@@ -65,8 +65,8 @@ def test_attention_gradients_against_loops():
         assert (tensor.grad.double().numpy() * direction).sum() == pytest.approx(expected, abs=1e-4 * size), name
 
 
-def test_a_point_that_sits_on_a_cell_feels_both_neighbours_of_the_step_ahead():
-    """Training starts with whole-cell offsets: their gradient is the difference to the next cell, not a half of it."""
+def test_offset_gradient_at_a_cell_centre_is_the_forward_difference():
+    """Initial offsets are whole cells: their gradient is the difference to the next cell, not half of it."""
     attention = DeformableAttention(1, 1, 1)
     with torch.no_grad():
         attention.output.weight.fill_(1)
@@ -75,8 +75,8 @@ def test_a_point_that_sits_on_a_cell_feels_both_neighbours_of_the_step_ahead():
     torch.testing.assert_close(attention.offsets.bias.grad, torch.tensor([4.0 * 5, 0.0]))
 
 
-def test_new_attention_looks_in_all_directions_and_most_at_what_is_near():
-    """Deformable DETR's start, head h in direction h and point k at k cells, with shares that fall as exp(-k)."""
+def test_initial_offsets_point_in_all_directions_and_near_points_weigh_most():
+    """As in Deformable DETR, head h points in direction h and point k lies k cells away; attention falls as exp(-k)."""
     _, offsets, shares = attend(DeformableAttention(8, 4, 3), random(1, 5, 6, 8), *random(2, 1, 2, 5, 6, 8))
     fall = np.exp([0, -1, -2])
     for h, (x, y) in enumerate([(1, 0), (0, 1), (-1, 0), (0, -1)]):
@@ -87,8 +87,8 @@ def test_new_attention_looks_in_all_directions_and_most_at_what_is_near():
             torch.testing.assert_close(shares[..., h, p], torch.full((1, 2, 5, 6), share).float())
 
 
-def test_flow_and_features_agree_about_a_moving_thing():
-    """Offsets point to where a thing is in the other frame: a blob 2 cells farther forward there is found by +2."""
+def test_offsets_and_sampled_features_agree_on_a_moving_object():
+    """An offset points to the object in the other frame: a blob 2 cells farther forward there needs an offset of +2."""
     attention = DeformableAttention(4, 1, 1)
     shift = (2.0, 0.0)
     with torch.no_grad():
@@ -104,8 +104,8 @@ def test_flow_and_features_agree_about_a_moving_thing():
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_samples_anywhere_against_grid_sample(frames):
-    """Queries need not stand on cells: the map decoder's are points of lines."""
+def test_samples_at_any_position_against_grid_sample(frames):
+    """Queries need not be cells: those of the map decoder are points of lines."""
     b, q, heads, points, height, width, channels = 2, 7, 2, 4, 5, 6, 8
     values = random(b, frames, height, width, channels).requires_grad_()
     positions = torch.rand(b, frames, q, heads, points, 2, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""The field against its definition: lookup, decoders, and above all the derivatives written out by hand."""
+"""The field against its definition: trilinear features, decoders and the derivatives that are written out by hand."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def as_table(volumes: Tensor) -> Tensor:
 
 
 def make_points(count: int, seed: int = 2, spread: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Points in the box (beyond it where spread > 1), none on a cell's wall, and unit directions."""
+    """Points in the box (also outside it if spread > 1), none on a face of a cell, and unit directions."""
     g = torch.Generator().manual_seed(seed)
     size = torch.tensor([4.0, 4.0, 3.0]).double()
     index = (torch.rand(count, 3, generator=g).double() - 0.5) * spread * size + size / 2 - 0.5
@@ -50,7 +50,7 @@ def weights_of(field: Field) -> dict[str, np.ndarray]:
 
 
 def hat_lookup(volume: Tensor, points: Tensor) -> Tensor:
-    """Trilinear features [N, C] by another road, twice differentiable: a sum over *all* voxels with hat weights."""
+    """Trilinear features [P, C] in another, twice differentiable way: a sum over *all* voxels with hat weights."""
     index = GRID.index_of(points)
     hats = []
     for axis, size in enumerate(GRID.shape[::-1]):
@@ -95,7 +95,7 @@ def test_corner_derivatives_are_finite_differences(spread):
         np.testing.assert_allclose(derivatives[:, axis], (ahead - behind) / (2 * h), atol=1e-8)
 
 
-def test_beyond_the_outermost_centres_the_border_goes_on_unchanged():
+def test_points_outside_the_outermost_centres_get_the_border_value():
     volume = make_volumes()[0]
     rows, weights = corners(torch.tensor([[-0.4, 1.3, 0.2], [-7.0, 1.3, 0.2], [0.0, 1.3, 0.2]]).double(), GRID.shape)
     looked = weights @ volume.flatten(1).T[rows]
@@ -109,7 +109,7 @@ def test_beyond_the_outermost_centres_the_border_goes_on_unchanged():
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 5])
-def test_closed_form_derivatives_are_autograds(blocks):
+def test_closed_form_derivatives_equal_autograd(blocks):
     torch.manual_seed(0)
     decoder = SDFDecoder(CHANNELS, 7, blocks, 1 + 7).double()
     points = torch.randn(50, 3).double().requires_grad_()
@@ -122,7 +122,7 @@ def test_closed_form_derivatives_are_autograds(blocks):
     assert geometry.shape == (50, 7)
 
 
-def test_distance_alone_is_forwards_distance():
+def test_distance_equals_that_of_forward():
     field, volumes = make_field(), make_volumes(2)
     points, directions = make_points(100)
     first = torch.arange(100) % 2 * volumes[0, 0].numel()
@@ -152,7 +152,7 @@ def test_scale_is_the_farthest_reach():
 
 
 def test_normal_is_the_gradient_by_the_scaled_position():
-    """A volume that holds the height in metres: the normal must be straight up, of length 1 in scene units."""
+    """In a volume of heights in metres the normal must point straight up, with length 1 in scene units."""
     field = make_field()
     with torch.no_grad():
         for parameter in field.sdf.parameters():
@@ -181,14 +181,14 @@ def test_each_point_reads_its_own_volume():
 
 
 def normal_loss(sdf: Tensor, normals: Tensor, rgb: Tensor, directions: Tensor) -> Tensor:
-    """Something that leans on everything the renderer reads, and nonlinearly on the normals."""
+    """A loss of everything that the renderer reads, nonlinear in the normals."""
     return ((normals.norm(dim=-1) - 1).square() + F.relu(-(normals * directions).sum(-1))).sum() + (
         sdf[:, None] * rgb
     ).sum()
 
 
-def test_loss_on_normals_has_double_backwards_gradients():
-    """By hand-written derivatives and first-order autograd; by autograd twice. Nothing is shared but the weights."""
+def test_gradients_of_a_loss_on_normals_equal_those_of_double_backward():
+    """Hand-written derivatives with one backward pass against autograd twice, with the same weights."""
     field, volume = make_field(), make_volumes()
     points, directions = make_points(40)
     parameters = [*field.sdf.parameters(), *field.rgb.parameters()]
@@ -226,7 +226,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(run, (volume, *parameters), eps=1e-7, atol=1e-5)
 
 
-def test_every_parameter_learns():
+def test_every_parameter_gets_a_gradient():
     field, volume = make_field(), make_volumes()
     points, directions = make_points(40)
     sdf, normals, rgb = field(points, directions, as_table(volume), zeros(points))

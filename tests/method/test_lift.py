@@ -1,4 +1,4 @@
-"""The lift: features land in the voxels that contain what they see."""
+"""The lift: features land in the voxels that contain the points they show."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ BINS = slow.bin_centers(1, 9, 0.8)
 
 
 def random_clip(clips=1, frames=1, cameras=2, size=(32, 64), seed=0) -> Clip:
-    """A toy clip whose cameras stand anywhere and look anywhere, in float64 so that no point is on the wrong side."""
+    """A toy clip with cameras of any pose, in float64 so that rounding moves no point to another voxel."""
     generator = torch.Generator().manual_seed(seed)
     rotation = rotation_from_quaternion(
         torch.randn(clips, frames, cameras, 4, generator=generator, dtype=torch.float64)
@@ -43,7 +43,7 @@ def make(seed=0) -> Lift:
 
 
 def slow_voxels(clip, b, t):
-    """One dictionary a camera."""
+    """One dictionary per camera."""
     size = (clip.image_size[0] // STRIDE, clip.image_size[1] // STRIDE)
     return [
         slow.voxels(clip.intrinsics[b, t, v], clip.ego_from_camera[b, t, v], BINS, size, STRIDE, RANGES, SIZES)
@@ -97,7 +97,7 @@ def test_splat_against_loops_with_gradients(frames, cameras):
 
 
 def test_a_point_seen_at_a_known_depth_lands_in_the_voxel_that_contains_it():
-    """The camera is put so that the middle of one feature's cell, at the middle of one bin, is at the point."""
+    """The camera is placed such that the point is at the centre of a feature's cell and the middle of a depth bin."""
     lift, generator = make(), torch.Generator().manual_seed(2)
     for _ in range(30):
         i, j, k = (int(torch.randint(n, (), generator=generator)) for n in GRID.shape[::-1])
@@ -126,8 +126,8 @@ def looking_forward(position, dtype=torch.float32) -> Clip:
     return replace(clip, ego_from_camera=pose[None, None, None].to(dtype), intrinsics=clip.intrinsics.to(dtype))
 
 
-def test_a_voxel_owns_its_low_faces():
-    """A point exactly between two voxels belongs to the upper one, as ``VoxelGrid.contains`` has it at the box."""
+def test_a_voxel_includes_its_low_faces():
+    """A point exactly between two voxels belongs to the upper one, as in ``VoxelGrid.contains``."""
     grid = VoxelGrid(x=(0.5, 10.5), y=(-1, 1), z=(-2, 2), voxel=(1, 1, 1))
     lift = Lift(LiftConfig(depth_range=(0, 12), depth_step=1, depth_channels=16, channels=3), 8, 32, grid)
     voxels = lift.voxels(looking_forward([0.0, 0.0, 0.0]), (1, 1)).flatten()
@@ -136,7 +136,7 @@ def test_a_voxel_owns_its_low_faces():
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_point_a_hair_inside_the_box_stays_in_its_row(axis):
+def test_a_point_just_inside_the_box_stays_in_its_row(axis):
     """Rounding in float32 must not carry it past the last voxel, into the next row, layer or volume."""
     grid = VoxelGrid(x=(-54, 54), y=(-54, 54), z=(-54, 54), voxel=(0.6, 0.6, 0.6))
     lift = Lift(LiftConfig(depth_range=(1, 2), depth_step=1, depth_channels=16, channels=3), 8, 32, grid)
@@ -150,7 +150,7 @@ def test_a_point_a_hair_inside_the_box_stays_in_its_row(axis):
     assert int(lift.voxels(looking_forward(position.tolist()), (1, 1))) in (last, -1)
 
 
-def test_nothing_is_lost_where_the_grid_holds_everything():
+def test_a_grid_that_contains_all_points_sums_all_features():
     grid = VoxelGrid(x=(-100, 100), y=(-100, 100), z=(-100, 100), voxel=(10, 20, 25))
     lift = Lift(CONFIG, 8, STRIDE, grid)
     clip = random_clip(1, 2, 3, seed=5)
@@ -174,7 +174,7 @@ def test_the_whole_lift_against_loops():
                 torch.testing.assert_close(volumes[b, t], lift.refine(summed.float()[None])[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_is_its_clips_one_by_one():
+def test_a_batch_equals_its_clips_one_by_one():
     lift, clips = make(), [random_clip(1, 2, 2, seed=s) for s in range(3)]
     features = torch.randn(3, 2, 2, 8, 2, 4, generator=torch.Generator().manual_seed(8))
     together = lift(features, Clip.collate(clips))
@@ -183,7 +183,7 @@ def test_a_batch_is_its_clips_one_by_one():
 
 
 def test_cameras_add_up_before_the_convolution():
-    """Six cameras give the sum of what each gives: no order, no limit, no camera's own parameters."""
+    """The volume of six cameras is the sum of their volumes, because no camera has parameters of its own."""
     lift, clip = make(), random_clip(1, 1, 6, seed=9)
     lift.refine = torch.nn.Identity()
     features = torch.randn(1, 1, 6, 8, 2, 4)
@@ -216,7 +216,7 @@ def test_bf16_autocast_puts_features_into_the_same_voxels():
 
 
 def test_bf16_autocast_splats_in_float32():
-    """Values and gradients are those of float32, but for the digits that convolutions round off."""
+    """Values and gradients equal those of float32, up to the rounding of convolutions."""
     lift, clip = make(), random_clip(1, 1, 2)
     features = torch.randn(1, 1, 2, 8, 2, 4, generator=torch.Generator().manual_seed(3))
     weights = {name: p for name, p in lift.named_parameters() if p.dim() > 1}
@@ -231,7 +231,7 @@ def test_bf16_autocast_splats_in_float32():
 
 
 def reach_by_loops(clip, edges):
-    """(low, high, in view, reached) of each band, the current frame of the first clip alone."""
+    """(low, high, in view, reached) of each band, for the current frame of the first clip."""
     t = clip.num_frames - 1
     filled = {voxel for camera in slow_voxels(clip, 0, t) for voxel in camera.values()}
     counts = {band: [0, 0] for band in pairwise((0.0, *edges, math.inf))}
@@ -256,7 +256,7 @@ def test_reach_against_loops(seed, edges):
     assert len(expected) > 1 or edges == (20.0, 35.0)
 
 
-def test_nothing_is_in_view_of_cameras_that_look_away():
+def test_no_voxel_is_in_view_of_cameras_that_look_away():
     clip = random_clip()
     clip.ego_from_camera[..., :3, 3] += 1000
     assert reach(make(), clip) == []
@@ -272,7 +272,7 @@ def test_a_finer_stride_reaches_more():
     assert all(fine > coarse for coarse, fine in zip(*shares, strict=True))
 
 
-def test_reach_in_a_line():
+def test_reach_line():
     bands = [Reach(0.0, 20.0, 200, 199), Reach(20.0, 35.0, 3, 1), Reach(35.0, math.inf, 4, 0)]
     line = "lift: voxels in view that are reached: 100 % within 20 m, 33 % from 20 to 35 m, 0 % beyond 35 m"
     assert reach_line(bands).startswith(line)

@@ -14,7 +14,7 @@ from mim4d.method.render import Rendered
 
 
 def make(groups: int, rays: int, seed: int = 0, share: float = 0.7) -> tuple[Rendered, Rays]:
-    """Something rendered and something seen; a share of the rays valid, fewer with depth, some that missed."""
+    """Random renderings and observations; a fraction of the rays is valid, fewer have depth, some miss the volume."""
     g = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -43,7 +43,7 @@ KINDS = ("rgb", "depth", "abs_rel", "psnr", "delta", "rgb_hidden", "rgb_visible"
 
 
 def by_loops(rendered: Rendered, rays: Rays, clips: int, on_visible: Tensor) -> dict[str, list[float]]:
-    """Each measure of each clip; NaN where there is nothing to measure."""
+    """Each measure of each clip; NaN if there is nothing to measure."""
     per_clip: dict[str, list[float]] = {name: [] for name in KINDS}
     groups = len(rays.valid) // clips
     for clip in range(clips):
@@ -93,7 +93,7 @@ def test_against_loops(clips, targets, rays, share, seed):
         assert got.errors[name].item() == pytest.approx(learnt_from, rel=1e-4, abs=1e-6), name
 
 
-def test_a_clip_without_valid_rays_counts_as_zero_and_spoils_nothing():
+def test_a_clip_without_valid_rays_counts_as_zero():
     rendered, seen = make(2, 10)
     seen.valid[1] = False
     seen.has_depth[1] = False
@@ -112,13 +112,13 @@ def test_a_clip_without_valid_rays_counts_as_zero_and_spoils_nothing():
 
 
 def first_group(x: Rendered | Rays) -> Rendered | Rays:
-    """The first group alone."""
+    """The values of the first group alone."""
     if isinstance(x, Rendered):
         return Rendered(*(value.detach()[:1] for value in x))
     return Rays(**{name: value[:1] for name, value in vars(x).items()})
 
 
-def test_nothing_valid_anywhere():
+def test_no_valid_ray_in_any_clip():
     rendered, seen = make(2, 10, share=0.0)
     rendered = rendered._replace(rgb=rendered.rgb.requires_grad_(), depth=rendered.depth.requires_grad_())
     got = compare(rendered, seen, 2)
@@ -128,8 +128,8 @@ def test_nothing_valid_anywhere():
     assert (rendered.rgb.grad == 0).all()
 
 
-def test_what_is_void_has_no_say():
-    """Targets that are not valid and rays that missed may hold any number."""
+def test_rays_that_are_not_valid_or_miss_have_no_influence():
+    """Rays that are not valid or miss the volume may hold any number."""
     rendered, seen = make(2, 20)
     start = compare(rendered, seen, 2)
     with torch.no_grad():
@@ -143,8 +143,8 @@ def test_what_is_void_has_no_say():
             torch.testing.assert_close(now[name], before[name])
 
 
-def test_every_clip_counts_the_same_however_many_rays_it_has():
-    """Then processes that hold one clip each, averaged, are one process that holds them all."""
+def test_every_clip_has_the_same_weight_however_many_rays_it_has():
+    """So the average over processes with one clip each equals one process with all clips."""
     rendered, seen = make(4, 30)
     seen.valid[0, 3:] = False  # a clip of few rays
     seen.has_depth[0, 3:] = False

@@ -1,4 +1,4 @@
-"""Which patches are hidden, and which frames are rebuilt."""
+"""The masks: which patches are hidden, and which frames are rebuilt."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from mim4d.method.mask import count_visible, draw_targets, visible_patches
     frames=st.integers(1, 4),
     cameras=st.integers(1, 6),
 )
-def test_every_image_shows_exactly_its_share(seed, rows, columns, share, frames, cameras):
+def test_every_image_has_the_same_number_of_visible_patches(seed, rows, columns, share, frames, cameras):
     visible = visible_patches(torch.tensor([seed]), frames, cameras, (32 * rows, 32 * columns), share)
     assert visible.shape == (1, frames, cameras, rows, columns)
     assert visible.dtype == torch.bool
@@ -29,7 +29,7 @@ def test_every_image_shows_exactly_its_share(seed, rows, columns, share, frames,
 
 
 def test_the_published_setting():
-    """800 x 480 pixels, 0.3 hidden: 375 patches, of which 262 are seen."""
+    """800 x 480 pixels, mask ratio 0.3: 375 patches, of which 262 are visible."""
     visible = visible_patches(torch.arange(2), 4, 6, (480, 800), 0.3)
     assert visible.shape == (2, 4, 6, 15, 25)
     assert (visible.sum((-1, -2)) == round(0.7 * 375)).all()
@@ -40,13 +40,13 @@ def test_none_hidden_and_all_but_one_hidden():
     assert visible_patches(torch.tensor([1]), 2, 3, (64, 96), 0.999).sum((-1, -2)).eq(1).all()
 
 
-def test_seeds_frames_and_cameras_are_hidden_differently():
+def test_masks_differ_between_seeds_frames_and_cameras():
     visible = visible_patches(torch.arange(8), 3, 2, (128, 192), 0.5)
     patterns = {tuple(image.tolist()) for image in visible.flatten(0, 2).flatten(1)}
     assert len(patterns) == 8 * 3 * 2
 
 
-def test_the_same_seed_hides_the_same_in_any_batch():
+def test_the_mask_of_a_seed_does_not_depend_on_the_batch():
     alone = visible_patches(torch.tensor([5]), 2, 3, (128, 64), 0.3)
     among = visible_patches(torch.tensor([7, 5, 9]), 2, 3, (128, 64), 0.3)
     assert torch.equal(alone[0], among[1])
@@ -60,14 +60,14 @@ def test_every_patch_is_hidden_equally_often():
 
 
 def test_neighbouring_patches_are_hidden_independently():
-    """But for what the fixed count makes: the covariance of draws without replacement."""
+    """Up to the covariance of draws without replacement, which the fixed number of patches causes."""
     hidden = (~visible_patches(torch.arange(4000), 1, 1, (64, 128), 0.5)).flatten(1).double()  # [4000, 8]
     correlation = torch.corrcoef(hidden.T)
     off = correlation[~torch.eye(8, dtype=torch.bool)]
     assert (off + 1 / 7).abs().max() < 5 * 4000**-0.5
 
 
-def test_one_frame_has_itself_as_target():
+def test_a_single_frame_is_its_own_target():
     assert draw_targets(torch.arange(3), 1).tolist() == [[0], [0], [0]]
 
 

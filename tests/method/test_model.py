@@ -1,4 +1,4 @@
-"""The whole forward pass: what it promises to a trainer."""
+"""The whole forward pass, as a trainer uses it."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ ALL_LOSSES = LOSSES["direct"] + LOSSES["temporal"]
 
 
 def step(model, clip):
-    """One forward and backward pass: the values as floats, averaged over clips, and the gradients."""
+    """Run one forward and backward pass; return the values as floats, averaged over clips, and the gradients."""
     model.zero_grad()
     out = model(clip)
     out["loss"].backward()
@@ -29,7 +29,7 @@ def step(model, clip):
 
 
 def ragged(seed) -> Clip:
-    """Clips whose frames have different numbers of LiDAR points, and one frame none; noise stands beyond them."""
+    """A clip whose frames have different numbers of LiDAR points, one of them none, padded with noise."""
     clip = toy_clip(1, 3, 2, points=150 + 60 * seed, seed=seed)
     return replace(clip, num_points=torch.tensor([[20 + 40 * seed, 0, 150]]))
 
@@ -40,11 +40,11 @@ WAITS = {
     *("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::allclose"),
     *("aten::lift_fresh", "aten::lift_fresh_copy"),
 }
-"""Operators that make the host wait for a GPU: numbers copied there from Python, or read from it."""
+"""Operators that make the host wait for a GPU, because they copy numbers to it or read them from it."""
 
 
 def waits(run):
-    """The waits for the device in ``run()``, by torch's profiler."""
+    """The waits for the device during ``run()``, from torch's profiler."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:  # a dispatch mode would see other gradients than these
         run()
     return [event.name for event in profiled.events() if event.name in WAITS]
@@ -57,7 +57,7 @@ def test_a_training_step_computes_no_flow(monkeypatch):
 
 @FAMILIES
 def test_a_training_step_never_waits_for_the_device(encoder):
-    """Forward and backward pass and clipping. AdamW is left out: its fused CPU kernel reads its own step count."""
+    """Forward, backward and gradient clipping. AdamW is left out: its fused CPU kernel reads its step count."""
     model, clip = MIM4D(toy_config(encoder=encoder, drop_path=0.2)), toy_clip(1, 2, 1)
 
     def train_step():
@@ -70,7 +70,7 @@ def test_a_training_step_never_waits_for_the_device(encoder):
 
 @FAMILIES
 def test_a_mask_without_its_count_waits_once(encoder):
-    """Which also shows that a wait would be found."""
+    """This also shows that the profiler finds a wait."""
     model, clip = MIM4D(toy_config(encoder=encoder)), toy_clip(1, 2)
     images, visible = model.normalised(clip), model.visible(clip).flatten(0, 2)
     assert waits(lambda: model.encoder.forward_masked(images, visible)) == ["aten::nonzero"]
@@ -81,7 +81,7 @@ def test_a_mask_without_its_count_waits_once(encoder):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_batch_is_the_mean_of_its_clips(training):
-    """Values and gradients, with ragged LiDAR: so neither the batch nor the number of processes shows in a run."""
+    """Values and gradients, with ragged LiDAR: a run does not depend on the batch size or the number of processes."""
     model = toy_model().train(training)
     clips = [toy_clip(1, seed=1), ragged(2), ragged(3)]
     together, gradients = step(model, Clip.collate(clips))
@@ -109,7 +109,7 @@ def test_forward_is_deterministic():
     assert all(torch.equal(gradients[name], again[name]) for name in gradients)
 
 
-def test_seeds_are_what_varies():
+def test_results_vary_with_the_seed():
     model, clip = toy_model(), toy_clip()
     assert model(clip)["loss"] != model(replace(clip, seeds=clip.seeds + 1))["loss"]
 
@@ -117,7 +117,7 @@ def test_seeds_are_what_varies():
 # --- frames and cameras ----------------------------------------------------------------------------------------------
 
 
-def test_one_frame_goes_without_the_temporal_path():
+def test_one_frame_has_no_temporal_path():
     model = toy_model(frames=1)
     assert model.temporal is None
     assert not [name for name, _ in model.named_parameters() if "temporal" in name]
@@ -136,14 +136,14 @@ def test_two_frames_have_no_long_branch():
 
 
 @pytest.mark.parametrize("frames", [2, 3, 6])
-def test_a_model_takes_more_or_fewer_frames_than_it_was_made_for(frames):
+def test_a_model_accepts_more_or_fewer_frames_than_it_was_built_for(frames):
     out, _ = step(toy_model(frames=3), toy_clip(1, frames))
     assert out["frames"] == frames
     assert all(torch.tensor(out[name]).isfinite() for name in ALL_LOSSES)
 
 
 def test_every_frame_that_is_counted_is_used():
-    """The official release falls back to a single frame in silence: here each frame's pixels reach the loss."""
+    """The official release silently falls back to a single frame; here the pixels of each frame reach the loss."""
     model, clip = toy_model(), toy_clip(1, 5)
     before = model.eval()(clip)
     assert before["frames"] == 5
@@ -156,8 +156,8 @@ def test_every_frame_that_is_counted_is_used():
         assert after["direct_rgb"] == before["direct_rgb"], t
 
 
-def test_more_frames_than_a_model_without_a_long_branch_was_made_for():
-    """The short branch takes them all: what is given is used, and counted."""
+def test_more_frames_than_a_model_without_a_long_branch_was_built_for():
+    """The short branch takes all frames, and all are counted."""
     model, clip = toy_model(frames=2), toy_clip(1, 4)
     before = model.eval()(clip)
     assert before["frames"] == 4
@@ -167,7 +167,7 @@ def test_more_frames_than_a_model_without_a_long_branch_was_made_for():
     assert model(replace(clip, images=images))["temporal_rgb"] != before["temporal_rgb"]
 
 
-def test_a_single_frame_is_refused_where_the_model_is_temporal():
+def test_a_temporal_model_refuses_a_single_frame():
     with pytest.raises(ValueError, match=r"needs clips of 2 frames or more, got 1"):
         toy_model(frames=3)(toy_clip(frames=1))
 
@@ -209,13 +209,13 @@ def test_colour_alone_needs_no_lidar():
     assert all(g.isfinite().all() for g in gradients.values())
 
 
-def test_lidar_is_not_looked_at_for_colour_alone():
+def test_colour_alone_does_not_use_lidar():
     model = toy_model(supervision="rgb")
     assert model(toy_clip(points=0))["loss"] == model(toy_clip(points=200))["loss"]
 
 
-def test_without_lidar_depth_supervision_has_nothing_to_say():
-    """The loss of a clip without a single point is zero, and nothing is measured: ``rays`` says so."""
+def test_without_lidar_the_loss_of_depth_supervision_is_zero():
+    """The loss of a clip without a single point is zero, its measures are NaN, and ``rays`` is 0."""
     out, gradients = step(toy_model(), toy_clip(points=0))
     assert out["rays"] == 0
     assert out["loss"] == 0
@@ -223,7 +223,7 @@ def test_without_lidar_depth_supervision_has_nothing_to_say():
     assert all(g.isfinite().all() for g in gradients.values())
 
 
-def test_what_stands_beyond_the_points_is_void():
+def test_padding_of_the_points_has_no_influence():
     model, clip = toy_model(), ragged(2)
     void = ~clip.points_valid[..., None]
     clean, gradients = step(model, replace(clip, points=clip.points.masked_fill(void, 0.0)))
@@ -256,8 +256,8 @@ def test_the_terms_sum_to_the_loss_and_their_gradients_to_its_gradient():
         torch.testing.assert_close(one, part, rtol=1e-3, atol=1e-5)
 
 
-def test_rays_through_hidden_and_visible_patches_are_measured_apart():
-    """One ray after the other: the patch of its pixel in the mask of its own frame and camera."""
+def test_rays_through_hidden_and_visible_patches_are_measured_separately():
+    """Ray by ray, against the patch of its pixel in the mask of its frame and camera."""
     model, clip = toy_model().eval(), toy_clip()
     targets = draw_targets(clip.seeds, 3)
     rays = choose_rays(clip, targets, 16, model.config.grid, "rgbd")
@@ -296,7 +296,7 @@ def test_hidden_pixels_do_not_reach_the_volumes():
         assert torch.equal(model.encode(clip), model.encode(dirty))
 
 
-def test_visible_pixels_do_reach_them():
+def test_visible_pixels_reach_the_volumes():
     model, clip = toy_model(), toy_clip()
     with torch.no_grad():
         assert not torch.equal(model.encode(clip), model.encode(replace(clip, images=255 - clip.images)))
@@ -316,7 +316,7 @@ def test_a_target_frame_is_dropped_before_it_is_rebuilt():
 @FAMILIES
 @pytest.mark.parametrize("training", [True, False])
 def test_a_dropped_frame_does_not_reach_its_own_rebuilt_volume(encoder, training):
-    """Neither as features nor through the statistics of a norm; what it does to the other targets' shows it is seen."""
+    """Neither as features nor through the statistics of a norm; the other target's volume does depend on it."""
     model, clip = MIM4D(toy_config(encoder=encoder, drop_path=0.2)), toy_clip(1, 3)
     shake(model.encoder)
     model.train(training)
@@ -337,8 +337,8 @@ def test_a_dropped_frame_does_not_reach_its_own_rebuilt_volume(encoder, training
         assert not torch.equal(after[1 - k], before[1 - k])
 
 
-def test_others_come_with_their_own_poses_and_gaps():
-    """Every other frame, oldest first, moved by its own pose and labelled with its own signed gap."""
+def test_other_frames_have_their_own_poses_and_gaps():
+    """Every other frame, the oldest first, is warped by its own pose and has its own signed gap."""
     clip = toy_clip(2, 4, turn=0.2)
     model = toy_model(frames=4)
     grid = model.config.grid
@@ -373,8 +373,8 @@ def test_pick():
 
 
 @pytest.mark.parametrize("supervision", ["rgbd", "rgb"])
-def test_every_trainable_parameter_learns(supervision):
-    """Within a few steps: some start behind a zero."""
+def test_every_trainable_parameter_gets_a_nonzero_gradient(supervision):
+    """Within a few steps, because some parameters are multiplied by an initial zero."""
     model = toy_model(supervision=supervision)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     silent = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -388,7 +388,7 @@ def test_every_trainable_parameter_learns(supervision):
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2, 3])
-def test_frozen_parts_stay_and_only_they(frozen):
+def test_frozen_parts_alone_stay_unchanged(frozen):
     model = toy_model(frozen=frozen)
     parts = [model.encoder.stem, *model.encoder.stages]
     for i, part in enumerate(parts):
@@ -419,7 +419,7 @@ def test_drop_path_and_bf16_stay_finite():
     assert all(g.isfinite().all() for g in gradients.values())
 
 
-def test_bf16_looks_along_the_same_rays_and_gets_about_the_same():
+def test_bf16_uses_the_same_rays_and_gives_similar_losses():
     model, clip = toy_model(frames=2).eval(), toy_clip(1, 2, 2, (64, 64))
     with torch.no_grad():
         exact = model(clip)
@@ -430,14 +430,14 @@ def test_bf16_looks_along_the_same_rays_and_gets_about_the_same():
         assert float(rough[name]) == pytest.approx(float(exact[name]), rel=0.05), name
 
 
-def test_what_is_logged_carries_no_graph():
+def test_measures_have_no_graph():
     out = toy_model()(toy_clip(2))
     for name, value in out.items():
         assert value.shape == (() if name in ("loss", "frames", "rays") else (2,))
         assert value.requires_grad == (name == "loss"), name
 
 
-def test_baselines_stand_beside_the_losses():
+def test_baselines_are_returned_with_the_losses():
     model, clip = toy_model().eval(), toy_clip()
     compared, plain = model.baselines(clip), model(clip)
     assert set(compared) - set(plain) == {
@@ -462,8 +462,8 @@ def test_baselines_stand_beside_the_losses():
         ("test_vit", 32, (16,)),
     ],
 )
-def test_any_timm_model_with_a_masked_forward_will_do(encoder, patch, strides):
-    """A step trains all of it but heads, and what is hidden has no part in it."""
+def test_any_timm_model_with_a_masked_forward_works(encoder, patch, strides):
+    """A step trains all parameters but a head's, and hidden pixels have no influence."""
     torch.manual_seed(0)
     model = MIM4D(toy_config(encoder=encoder))
     assert (model.patch, model.pyramid.strides) == (patch, strides)
@@ -481,7 +481,7 @@ def test_a_model_that_mixes_patches_is_refused_by_name():
 
 
 @pytest.mark.parametrize(("changes", "message"), [(dict(frames=0), "frames"), (dict(mask_ratio=1.0), "mask_ratio")])
-def test_settings_that_make_no_sense_are_refused(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         toy_config(**changes)
 
@@ -499,8 +499,8 @@ def test_images_are_normalised_as_the_encoder_declares():
     torch.testing.assert_close(seen[0], ((clip.images / 255 - mean) / std).flatten(0, 2))
 
 
-def test_checkpoints_hold_parameters_alone():
-    """No grids, means or tables: they follow from the config."""
+def test_checkpoints_contain_only_parameters():
+    """Grids, means and tables follow from the config."""
     model = toy_model()
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 

@@ -1,4 +1,4 @@
-"""The neck: mask tokens in the gaps, stages joined."""
+"""The neck: mask tokens at hidden sites, and stages joined at one stride."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_the_first_stage_sets_the_stride(stages, stride):
 
 
 def slow(neck, maps, visible):
-    """Site by site: the token where hidden, else the stage's map; coarser stages spread over the finer sites."""
+    """The neck by loops over sites: the token at hidden ones, the map at others; coarser maps are repeated."""
     stride = neck.stride
     n, rows, columns = visible.shape
     joined = torch.zeros(n, neck.mask_tokens[0].numel(), rows * 32 // stride, columns * 32 // stride)
@@ -57,7 +57,7 @@ def slow(neck, maps, visible):
 
 
 @pytest.mark.parametrize("stages", [(3,), (2, 3), (1, 3)])
-def test_mask_tokens_stand_at_hidden_sites(stages):
+def test_hidden_sites_get_mask_tokens(stages):
     neck = make(stages)
     expected = slow(neck, maps(), half())
     torch.testing.assert_close(neck(maps(), half()), expected, rtol=1e-4, atol=1e-5)
@@ -71,7 +71,7 @@ def test_mask_tokens_stand_at_hidden_sites(stages):
         torch.testing.assert_close(fast, by_hand, rtol=1e-3, atol=1e-4)
 
 
-def test_what_hidden_sites_hold_cannot_leak():
+def test_values_at_hidden_sites_have_no_influence():
     neck, visible = make((0, 1, 2, 3)), half()
     clean = maps()
     dirty = [
@@ -107,11 +107,11 @@ def test_bf16_autocast():
 
 
 @pytest.mark.parametrize("stages", [(), (2,), (3, 2), (2, 2, 3), (-1, 3), (3, 4)])
-def test_stages_that_make_no_sense_are_refused(stages):
+def test_invalid_stages_are_refused(stages):
     with pytest.raises(ValueError, match=r"neck.stages"):
         NeckConfig(stages=stages)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(8, 1), (16, 1), (32, 2), (40, 2), (256, 16)])
-def test_group_norm_has_about_16_channels_a_group(channels, groups):
+def test_group_norm_has_about_16_channels_per_group(channels, groups):
     assert group_norm(channels).num_groups == groups

@@ -1,4 +1,4 @@
-"""Rays: through which pixels, to which points, and what was seen there."""
+"""Rays: their pixels, their LiDAR points, and the observations along them."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def view(rays: Rays, clip: Clip, g: int, v: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("per_view", [5, 40, 400])
-def test_every_valid_ray_goes_through_its_own_lidar_point(per_view, seed):
+def test_every_valid_ray_passes_through_its_lidar_point(per_view, seed):
     clip = toy_clip(points=300, seed=seed)
     clip.num_points[1, 2] = 100
     frames = [2, 0]
@@ -85,7 +85,7 @@ def test_rays_are_unit_length_and_start_at_the_camera():
         torch.testing.assert_close(view(rays, clip, 0, v)["origins"], centre[:1].expand(50, 3))
 
 
-def test_fewer_points_than_rays_leave_slots_that_are_not_valid():
+def test_fewer_points_than_rays_leave_rays_that_are_not_valid():
     clip = toy_clip(points=20)
     rays = choose_rays(clip, targets_of(clip, 2), 64, GRID, "rgbd")
     counts = [view(rays, clip, b, v)["valid"].sum().item() for b in range(2) for v in range(2)]
@@ -134,8 +134,8 @@ def test_which_points_are_used(point, seen):
     assert rays.valid.sum() == int(seen)
 
 
-def test_a_point_nobody_measured_cannot_spoil_the_depth():
-    """Void slots of ``points`` may hold anything, and real sweeps hold NaNs."""
+def test_padded_and_nan_points_have_no_influence_on_the_depth():
+    """The padding of ``points`` may hold anything, and real sweeps hold NaNs."""
     clip = toy_clip(points=40)
     clip.num_points[:] = 20
     clip.points[:, :, 20:] = float("nan")
@@ -146,8 +146,8 @@ def test_a_point_nobody_measured_cannot_spoil_the_depth():
     assert all(getattr(rays, name).isfinite().all() for name in FIELDS)
 
 
-def test_colour_is_the_pixels_and_rows_run_down():
-    """The image's colour is its own row and column; a point up and to the left shows low numbers of both."""
+def test_colour_is_that_of_the_pixel_with_rows_counted_downwards():
+    """The colour of a pixel encodes its row and column; both are low for a point up and to the left."""
     clip = one_point(10.0, 4.0, 4.0)  # left of and above the camera
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
     clip.images[0, 0, 0] = torch.stack([rows, columns, torch.zeros_like(rows)]).byte()
@@ -159,7 +159,7 @@ def test_colour_is_the_pixels_and_rows_run_down():
 
 
 def test_each_view_and_frame_uses_its_own_camera_and_sweep():
-    """Frames and cameras that differ in everything: each ray must agree with its own."""
+    """Frames and cameras differ in everything, and each ray must agree with its own."""
     clip = toy_clip(clips=2, frames=3, cameras=3, points=200)
     clip.intrinsics[:, :, 1, 0, 2] += 7  # a camera of its own
     clip.ego_from_camera[1, 0, 2] = make_pose(clip.ego_from_camera[1, 0, 2, :3, :3], torch.tensor([1.0, -2.0, 2.0]))
@@ -213,7 +213,7 @@ def test_another_seed_draws_other_rays():
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_every_point_is_drawn_as_often():
+def test_every_point_is_drawn_equally_often():
     clip = toy_clip(clips=1, frames=1, cameras=1, points=100)
     seen = seen_by_loops(clip, 0, 0, 0)
     depths = np.array([depth for _, depth in seen.values()])
@@ -230,7 +230,7 @@ def test_every_point_is_drawn_as_often():
 # Any pixels
 
 
-def test_rgb_rays_cover_the_image_evenly_and_know_no_depth():
+def test_rgb_rays_cover_the_image_evenly_and_have_no_depth():
     clip = toy_clip(clips=1, frames=1, cameras=2, points=0)
     rays = choose_rays(clip, targets_of(clip, 0), 8000, GRID, "rgb")
     assert rays.valid.all()

@@ -1,4 +1,4 @@
-"""The renderer against NeuS written as loops in float64; chunks, batches, misses and precision."""
+"""The renderer against NeuS as loops in float64; chunks, batches, misses and precision."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ CHANNELS = 4
 
 
 def make_renderer(chunk: int = 1000, uniform: int = 20, extra: int = 8, seed: int = 2) -> Renderer:
-    """Random decoders whose distance changes sign, so that rays meet surfaces; some go on into the background."""
+    """A renderer with random decoders whose distance changes sign: some rays hit surfaces, others the background."""
     config = RenderConfig(uniform_samples=uniform, importance_samples=extra, chunk=chunk)
     renderer = Renderer(config, CHANNELS, GRID, sky=True)
     torch.manual_seed(seed)
@@ -112,7 +112,7 @@ def test_against_loops(seed):
 
 
 def test_gradients_against_loops():
-    """The slope of a loss along random directions of each tensor: autograd here, differences of the slow twin there."""
+    """The slope of a loss along random directions of each tensor: autograd against differences of the reference."""
     renderer, volume = make_renderer(), make_volumes()
     volume.requires_grad_()
     origins, directions = make_rays(1, 5)
@@ -161,7 +161,7 @@ def test_chunks_change_neither_values_nor_gradients(chunk):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
-def test_a_batch_is_its_volumes_one_by_one():
+def test_a_batch_equals_its_volumes_one_by_one():
     renderer, volumes = make_renderer(chunk=13), make_volumes(3)
     volumes.requires_grad_()
     origins, directions = make_rays(3, 10)
@@ -177,7 +177,7 @@ def test_a_batch_is_its_volumes_one_by_one():
         torch.testing.assert_close(gradient[one], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_gradients_stay_in_the_volume_that_was_looked_at():
+def test_gradients_stay_in_the_volume_of_the_rays():
     volumes = make_volumes(3).requires_grad_()
     make_renderer()(volumes, *make_rays(3, 10)).depth[1].sum().backward()
     assert volumes.grad[1].abs().max() > 0
@@ -191,7 +191,7 @@ def test_values_are_the_same_with_and_without_gradients():
     same(renderer(volumes, *rays), still, atol=0)
 
 
-def test_no_jitter_means_the_middles():
+def test_no_jitter_gives_the_middles():
     renderer, volumes, rays = make_renderer(), make_volumes(), make_rays(1, 20)
     same(renderer(volumes, *rays), renderer(volumes, *rays, torch.full((1, 20, 20), 0.5)), atol=0)
     assert not torch.equal(renderer(volumes, *rays).depth, renderer(volumes, *rays, torch.full((1, 20, 20), 0.1)).depth)
@@ -205,7 +205,7 @@ def test_without_importance_samples():
 # Precision
 
 
-def test_bfloat16_autocast_leaves_it_in_float32():
+def test_it_runs_in_float32_inside_bfloat16_autocast():
     renderer, rays = make_renderer(chunk=6), make_rays(1, 20)
     results = []
     for enabled in (False, True):
@@ -219,7 +219,7 @@ def test_bfloat16_autocast_leaves_it_in_float32():
     torch.testing.assert_close(results[0][1], results[1][1])
 
 
-def test_bfloat16_volumes_are_taken():
+def test_bfloat16_volumes_are_accepted():
     volumes = make_volumes().bfloat16()
     rays = make_rays(1, 20)
     same(make_renderer()(volumes, *rays), make_renderer()(volumes.float(), *rays), atol=0)
@@ -270,7 +270,7 @@ def test_a_miss_does_not_change_its_neighbours():
     origin=st.tuples(*[st.floats(-60, 60)] * 3),  # inside, outside, and on faces
     direction=st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda d: np.linalg.norm(d) > 1e-3),
 )
-def test_any_ray_gives_sane_numbers(origin, direction):
+def test_any_ray_gives_finite_numbers_in_range(origin, direction):
     renderer, volumes = make_renderer(), make_volumes().requires_grad_()
     direction = F.normalize(torch.tensor(direction, dtype=torch.float64), dim=0).float()
     got = renderer(volumes, torch.tensor(origin)[None, None].float(), direction[None, None])
@@ -291,7 +291,7 @@ def test_any_ray_gives_sane_numbers(origin, direction):
 
 
 @pytest.mark.parametrize("setting", [{"uniform_samples": 1}, {"rays_per_view": 0}, {"chunk": -1}], ids=str)
-def test_settings_that_cannot_work_are_refused(setting):
+def test_invalid_settings_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         RenderConfig(**setting)
 

@@ -87,7 +87,7 @@ def rays_at(origin: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 
 
 def judged(name: str, origin: np.ndarray, directions: np.ndarray, depth: np.ndarray, cosine: np.ndarray) -> np.ndarray:
-    """Which hits [N] voxels can be held to: in the volume, not grazing, not beside an edge where two surfaces meet."""
+    """The hits [N] that voxels can represent: in the volume, not grazing, not near an edge between two surfaces."""
     reach = np.where(np.isfinite(depth), depth, 0)[:, None]
     ends = [GRID.contains(torch.from_numpy(origin + (reach + extra) * directions)).numpy() for extra in (0, 1.5)]
     clear = np.isfinite(depth) & (depth > 1.5) & ends[0] & ends[1] & (cosine > (0.5 if name == "sphere" else 0.05))
@@ -126,14 +126,14 @@ def test_depth_within_one_percent_of_the_range(name, camera):
     assert got.opacity[0].numpy()[clear].min() > 0.85
 
 
-def test_colour_is_that_of_the_surface_that_was_hit():
+def test_colour_is_that_of_the_surface_hit():
     origins = torch.tensor([[[0.0, 0.0, 1.6]]])
     directions = F.normalize(torch.tensor([[[1.0, 0.3, -0.3]]]), dim=-1)
     got = make_renderer()(make_volume("plane", colour=(1.0, -2.0, 0.5)), origins, directions)
     torch.testing.assert_close(got.rgb[0, 0], torch.sigmoid(torch.tensor([1.0, -2.0, 0.5])), atol=1e-3, rtol=0)
 
 
-def test_nothing_there_shows_the_sky():
+def test_an_empty_scene_shows_the_sky():
     volume = make_volume("plane", colour=(5.0, 5.0, 5.0))
     volume[:, 0] = 20.0  # metres to the nearest surface, everywhere
     origins = torch.tensor([[[0.0, 0.0, 1.6], [-75.0, 0.0, 2.0]]])
@@ -143,7 +143,7 @@ def test_nothing_there_shows_the_sky():
     torch.testing.assert_close(got.rgb[0], torch.sigmoid(torch.tensor([[2.0, 0.0, -2.0]] * 2)), atol=2e-3, rtol=0)
 
 
-def test_without_a_sky_what_is_not_opaque_is_dark():
+def test_without_a_sky_an_empty_scene_is_dark():
     volume = make_volume("plane", colour=(5.0, 5.0, 5.0))
     volume[:, 0] = 20.0
     renderer = Renderer(RenderConfig(), CHANNELS, GRID, sky=False)
@@ -153,7 +153,7 @@ def test_without_a_sky_what_is_not_opaque_is_dark():
 
 
 def test_a_surface_nearer_than_the_near_plane_is_not_seen_through_its_back():
-    """From 0.5 m before a wall the samples begin behind it, where all is solid: opaque at once."""
+    """From 0.5 m in front of a wall the samples begin behind its surface, in the solid: the first section is opaque."""
     origin = torch.tensor([[[24.6, 0.3, 2.0]]]).double()
     assert distances_to("wall", origin.numpy())[0, 0] == pytest.approx(0.5)
     direction = -torch.from_numpy(WALL[1]).float().view(1, 1, 3)
@@ -163,7 +163,7 @@ def test_a_surface_nearer_than_the_near_plane_is_not_seen_through_its_back():
 
 
 def test_a_depth_loss_pulls_the_surface_towards_the_target():
-    """Asked for 1 m more, the plane must sink: its signed distances must grow."""
+    """With a target 1 m farther away the plane must recede: its signed distances must grow."""
     volume = make_volume("plane").requires_grad_()
     origins = torch.tensor([[[0.0, 0.0, 1.6]]])
     directions = F.normalize(torch.tensor([[[1.0, 0.0, -0.3]]]), dim=-1)
@@ -178,7 +178,7 @@ def test_a_depth_loss_pulls_the_surface_towards_the_target():
 
 
 def test_a_soft_surface_is_still_centred_on_the_true_one():
-    """NeuS' weights are unbiased to first order: a surface 20 times as thick shows the same depth, seen head on."""
+    """NeuS' weights are unbiased to first order: head on, a surface 20 times as soft has the same depth."""
     origins, directions = torch.tensor([[[10.0, 10.0, 4.7]]]), torch.tensor([[[0.0, 0.0, -1.0]]])
     got = make_renderer(inv_s=100.0)(make_volume("plane"), origins, directions)
     assert got.depth.item() == pytest.approx(4.7, abs=0.1)

@@ -1,4 +1,4 @@
-"""Random numbers from seeds: the published hash, uniform, and independent wherever they should be."""
+"""Random numbers from seeds: equal to the published hash, uniform, and independent between seeds and streams."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def slow_uniform(seed, stream, count):
 
 
 def test_published_outputs_of_splitmix64():
-    """The first five numbers of the generator seeded with 1234567, as every implementation's test has them."""
+    """The first five numbers of the generator seeded with 1234567, as in the tests of other implementations."""
     gamma = 0x9E3779B97F4A7C15
     states = torch.tensor([signed((1234567 + k * gamma) & MASK64) for k in range(5)])
     published = [
@@ -54,8 +54,8 @@ def test_uniform_is_its_definition(seed, stream):
     assert uniform(torch.tensor([seed]), stream, (2, 3)).flatten().tolist() == slow_uniform(seed, stream, 6)
 
 
-def test_streams_are_told_apart():
-    """An Enum makes two names of one number into one member, in silence."""
+def test_streams_have_different_numbers():
+    """An Enum silently makes two names of one number one member."""
     assert len(Stream) == len(Stream.__members__)
 
 
@@ -72,7 +72,7 @@ def test_range_mean_and_variance():
     assert abs(x.var() - 1 / 12) < 4 * sigma * (1 / 180) ** 0.5
 
 
-def test_every_part_of_the_range_comes_up_equally_often():
+def test_every_part_of_the_range_is_equally_frequent():
     count, bins = 1 << 18, 256
     seen = torch.histc(numbers(count), bins=bins, min=0, max=1)
     chi_squared = ((seen - count / bins) ** 2 / (count / bins)).sum()
@@ -107,7 +107,7 @@ def test_streams_are_not_correlated(stream, other):
 
 @pytest.mark.parametrize("step", [1, 2, 256, 1 << 32, 1 << 48])
 def test_seeds_are_not_correlated(step):
-    """Neither number by number, nor along seeds that count up, which is how some callers make them."""
+    """Neither number by number nor along consecutive seeds, which some callers use."""
     x, y = numbers(1 << 16, seed=5), numbers(1 << 16, seed=5 + step)
     assert abs(correlation(x, y)) < 5 * len(x) ** -0.5
     first = uniform(torch.arange(1 << 14) * step, Stream.MASK, ())
@@ -115,7 +115,7 @@ def test_seeds_are_not_correlated(step):
     assert abs(correlation(first[:-1], first[1:])) < 5 * len(first) ** -0.5
 
 
-def test_a_seed_and_a_stream_do_not_make_up_for_each_other():
+def test_seed_and_stream_are_not_interchangeable():
     """Seed k in stream s is not seed k + 1 in stream s - 1."""
     shifted = [numbers(64, seed=10 - int(s), stream=s) for s in Stream]
     assert len({tuple(x.tolist()) for x in shifted}) == len(Stream)
@@ -131,14 +131,14 @@ def test_a_clips_numbers_do_not_depend_on_its_batch():
     assert torch.equal(together[0], together[2])
 
 
-def test_more_numbers_begin_with_the_same():
+def test_a_longer_draw_begins_with_the_shorter_one():
     """So padding a batch's LiDAR does not change which points are drawn."""
     seeds = torch.tensor([1, 2])
     few, many = uniform(seeds, Stream.RAYS, (10, 4)), uniform(seeds, Stream.RAYS, (25, 4))
     assert torch.equal(few, many[:, :10])
 
 
-def test_torchs_own_generator_is_left_alone():
+def test_torchs_generator_is_not_used():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     uniform(torch.tensor([1]), Stream.JITTER, (100,))

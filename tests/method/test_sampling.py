@@ -1,4 +1,4 @@
-"""Where along rays to look, against loops in float64."""
+"""Sampling along rays, against loops in float64."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def increasing(rays: int, samples: int, seed: int) -> torch.Tensor:
 
 @many
 @given(near=st.floats(0, 60), length=st.floats(1e-3, 100), count=st.integers(1, 40), seed=seeds)
-def test_stratified_has_one_sample_in_each_equal_piece(near, length, count, seed):
+def test_stratified_places_one_sample_in_each_equal_interval(near, length, count, seed):
     jitter = uniform(3, count, seed=seed)
     ends = torch.tensor([[near, near + length]] * 3, dtype=torch.float64)
     got = stratified(*ends.unbind(1), jitter)
@@ -43,7 +43,7 @@ def test_stratified_middles():
 
 @many
 @given(samples=st.integers(2, 30), inv_s=st.sampled_from([1.0, 64.0, 512.0]), seed=seeds)
-def test_surface_weights_are_neus_upsampling(samples, inv_s, seed):
+def test_surface_weights_against_loops(samples, inv_s, seed):
     distances = increasing(3, samples, seed)
     sdf = (uniform(3, samples, seed=seed + 1) - 0.4) * 0.3
     got = surface_weights(distances, sdf, inv_s)
@@ -60,15 +60,15 @@ def test_surface_weights_peak_where_the_distance_changes_sign():
     assert weights.sum().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_leaving_a_solid_weighs_nothing():
-    """Rays that start in the open near a surface and only draw away from it see nothing."""
+def test_rays_that_leave_a_surface_have_no_weight():
+    """A ray that starts outside, near a surface, and moves away from it has no weight."""
     distances = torch.linspace(0, 1, 65)[None]
     assert surface_weights(distances, 0.1 + distances, 64.0).max() < 1e-4
 
 
 @many
 @given(samples=st.integers(1, 30), seed=seeds)
-def test_transmittance_is_the_product_of_what_was_let_through(samples, seed):
+def test_transmittance_is_the_product_of_one_minus_alpha(samples, seed):
     alpha = uniform(2, samples, seed=seed)
     got = transmittance(alpha)
     for ray in range(2):
@@ -84,14 +84,14 @@ def test_transmittance_is_the_product_of_what_was_let_through(samples, seed):
     alphas=st.lists(st.one_of(st.sampled_from([0.0, 1e-6, 1e-5, 1.0]), st.floats(0, 1, width=32)), min_size=1),
     repeats=st.integers(1, 30),
 )
-def test_no_more_light_leaves_a_ray_than_entered_it_and_never_less_than_none(alphas, repeats):
+def test_transmittance_lies_between_zero_and_one(alphas, repeats):
     light = transmittance(torch.tensor([alphas * repeats]))
     assert light.min() >= 0
     assert light.max() <= 1
     assert light[0, 0] == 1
 
 
-def test_light_that_nothing_holds_up_arrives_whole():
+def test_transmittance_of_empty_sections_is_one():
     assert (transmittance(torch.zeros(1, 96)) == 1).all()
 
 
@@ -118,7 +118,7 @@ def test_importance_is_the_inverse_of_the_cumulative_weights(samples, count, see
 
 
 def test_samples_gather_at_a_known_surface():
-    """A wall at 0.37: of 24 samples added to 72 even ones, nearly all come within two pieces of it."""
+    """A wall at 0.37: of 24 samples added to 72 even ones, nearly all lie within two intervals of it."""
     distances = torch.linspace(0, 1, 72)[None]
     before = {tuple(distances[0].tolist())}
     weights = surface_weights(distances, 0.37 - distances, 500.0)
@@ -139,13 +139,13 @@ def test_degenerate_weights_spread_evenly(value, dtype):
     assert got.diff(dim=1).max() <= 0.5
 
 
-def test_one_piece_with_all_the_weight_gets_all_the_samples():
+def test_one_interval_with_all_the_weight_gets_all_samples():
     distances = torch.arange(6.0)[None]
     got = importance(distances, torch.tensor([[0, 0, 1.0, 0, 0]]), 10)[0]
     assert ((got > 2) & (got < 3)).sum() == 10
 
 
-def test_samples_on_one_spot_stay_finite():
+def test_samples_at_the_same_distance_stay_finite():
     distances = torch.tensor([[1.0, 2.0, 2.0, 2.0, 3.0]])
     weights = surface_weights(distances, torch.tensor([[1.0, 0.2, 0.2, 0.2, -1.0]]), 64.0)
     assert weights.isfinite().all()

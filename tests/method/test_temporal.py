@@ -1,4 +1,4 @@
-"""The temporal decoder: deformable attention against loops, continuous time, and a flow that means metres a second."""
+"""The temporal decoder: attention against loops, continuous time, and a flow in metres per second."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def shake(module: nn.Module, size: float = 0.2, seed: int = 0) -> None:
-    """Random weights everywhere, also where training starts from zero."""
+    """Set random weights everywhere, also where the initial ones are zero."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -53,7 +53,7 @@ def test_time_embedding_against_loops(gap, channels):
     np.testing.assert_allclose(got[0, 0], reference.time_embedding(gap, channels), atol=3e-5)
 
 
-def test_time_embedding_tells_past_from_future_and_any_two_gaps_apart():
+def test_time_embedding_differs_between_any_two_gaps_past_or_future():
     gaps = torch.arange(-200, 201) / 100  # 2 s each way, in steps of 10 ms
     embedded = time_embedding(gaps, 64)
     apart = torch.cdist(embedded, embedded) + 10 * torch.eye(len(gaps))
@@ -63,8 +63,8 @@ def test_time_embedding_tells_past_from_future_and_any_two_gaps_apart():
 # Start of training
 
 
-def test_new_decoder_hands_on_the_mean_of_its_branches():
-    """Volumes that are the same everywhere: no sampling point can miss. What is left are the queries' small starts."""
+def test_new_decoder_returns_the_mean_of_its_branches():
+    """In constant volumes no sampling point can miss; the rest are the small initial queries."""
     torch.manual_seed(0)
     decoder = TemporalDecoder(SMALL, CHANNELS, GRID, 3)
     near, far = random(2, 1, CHANNELS, 2, 1, 1).expand(2, 1, CHANNELS, *GRID.shape)
@@ -87,7 +87,7 @@ def test_order_of_the_frames_does_not_matter():
     torch.testing.assert_close(decoder.flow(a), decoder.flow(b))
 
 
-def test_order_does_not_matter_when_two_frames_are_as_near():
+def test_order_of_two_equally_near_frames_does_not_matter():
     decoder, volumes = make_decoder(4), warped(1, 3)
     gaps = torch.tensor([[-0.5, 0.5, 1.0]])
     order = [1, 0, 2]
@@ -105,7 +105,7 @@ def test_the_gap_matters():
 
 
 def test_short_branch_takes_the_nearest_in_time():
-    """With the long branch's share of the join cut, only the nearest frame can change the result."""
+    """With the long branch's weights of the join set to zero, only the nearest frame can change the result."""
     decoder, volumes = make_decoder(4), warped(1, 3)
     gaps = torch.tensor([[-1.5, -1.0, 0.4]])
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_long_branch_takes_all_the_others():
             assert (difference > 1e-3) == matters, frame
 
 
-def test_batch_is_its_clips_one_by_one():
+def test_a_batch_equals_its_clips_one_by_one():
     decoder, volumes = make_decoder(4), warped(3, 3)
     gaps = torch.tensor([[-1.5, -1.0, -0.5], [-0.5, 0.6, 1.0], [0.5, 1.0, 1.5]])  # another frame nearest in each
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_gradients_reach_every_parameter_and_frame():
 
 
 def test_volumes_are_laid_out_by_height_and_channel():
-    """Channel-to-height undoes height-to-channel: a join that passes a cell's channels on gives the volume back."""
+    """Channel-to-height inverts height-to-channel: a join that passes a cell's channels through returns the volume."""
 
     class Pass(nn.Module):
         def forward(self, bev: Tensor, gaps: Tensor) -> tuple[Tensor, None, None]:
@@ -224,8 +224,8 @@ def test_flow_against_loops():
 
 @pytest.mark.parametrize("gap", [-0.5, 0.5, 1.0])
 @pytest.mark.parametrize("shift", [(3, 0), (0, -2), (-1.5, 2.5)], ids=["forward", "right", "back and left"])
-def test_known_shift_over_known_gap_is_read_in_metres_a_second(shift, gap):
-    """Every head looks ``shift`` cells away in the source frame: what stood there moved that far over the gap."""
+def test_known_shift_over_known_gap_gives_metres_per_second(shift, gap):
+    """Every head samples ``shift`` cells away in the source frame: an object there moved that far during the gap."""
     decoder = make_decoder(2)
     for layer in decoder.short.layers:
         with torch.no_grad():
@@ -237,8 +237,8 @@ def test_known_shift_over_known_gap_is_read_in_metres_a_second(shift, gap):
     torch.testing.assert_close(flow[0, 1], torch.full((10, 7), metres[1] / gap))  # y: left
 
 
-def test_attention_decides_between_shifts():
-    """Two points look 2 cells forward and straight; shares 3 : 1 give three quarters of the speed."""
+def test_flow_is_weighted_by_attention():
+    """Two points lie 2 and 0 cells ahead; attention 3 : 1 gives three quarters of the speed."""
     config = TemporalConfig(short_channels=16, long_channels=8, points=2)
     decoder = make_decoder(2, config)
     attention = decoder.short.layers[-1].attention  # the flow is that of the last layer
@@ -259,7 +259,7 @@ def test_nothing_moves_at_the_start_of_training():
     assert flow.abs().max() < 1e-4
 
 
-def test_motion_is_learned_from_rebuilding_alone():
+def test_motion_is_learned_from_reconstruction_alone():
     """Patterns that drift 4 m/s to the left: asked to rebuild them from 0.5 s before, the offsets find the drift.
 
     The join must look at single cells here: a 3 x 3 one can carry a pattern one cell farther itself.
@@ -293,6 +293,6 @@ def test_motion_is_learned_from_rebuilding_alone():
         ({"points": 0}, "points = 0 must be at least 1"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TemporalConfig(**settings)

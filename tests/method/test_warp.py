@@ -1,4 +1,4 @@
-"""The warp: a world that stands still looks the same from wherever it was seen."""
+"""The warp: a static world looks the same from every pose."""
 
 import math
 
@@ -68,7 +68,7 @@ def test_each_volume_has_its_own_pose():
 
 
 @pytest.mark.parametrize("grid", [SMALL, STREET, PUBLISHED])
-def test_standing_still_changes_nothing(grid):
+def test_the_identity_changes_nothing(grid):
     volume = noise(1, 1, 1, *grid.shape)
     torch.testing.assert_close(warp(volume, pose(), grid), volume, rtol=0, atol=2e-4)
 
@@ -77,7 +77,7 @@ def test_standing_still_changes_nothing(grid):
     ("move", "axis"), [(dict(x=1.0), -1), (dict(y=0.8), -2), (dict(z=1.6), -3)], ids=["forward", "left", "up"]
 )
 def test_one_voxel_ahead(move, axis):
-    """The target stands one voxel further along: it sees everything one voxel nearer, and nothing in the last row."""
+    """The target is one voxel ahead: it sees everything one voxel nearer, and zeros in the last row."""
     volume = noise(1, 1, 2, *SMALL.shape)
     expected = volume.roll(-1, dims=axis)
     expected.select(axis, -1).zero_()
@@ -85,14 +85,14 @@ def test_one_voxel_ahead(move, axis):
 
 
 def test_a_quarter_turn():
-    """The target looks to the source's left: what was left of the source is ahead of it."""
+    """The target faces the source's left: an object to the left of the source is ahead of the target."""
     square = VoxelGrid(x=(-4, 4), y=(-4, 4), z=(0, 2), voxel=(1, 1, 1))
     volume = noise(1, 1, 1, *square.shape)
     expected = volume.transpose(-1, -2).flip(-2)  # target (x, y) is source (-y, x)
     torch.testing.assert_close(warp(volume, pose(math.pi / 2), square), expected, rtol=0, atol=1e-5)
 
 
-def test_what_lies_outside_is_zero():
+def test_points_outside_the_source_are_zero():
     volume = torch.ones(1, 1, 1, *STREET.shape)
     assert warp(volume, pose(x=30.0), STREET).eq(0).all()
     half = warp(volume, pose(x=12.0), STREET)  # the source's front edge is at the target's origin
@@ -100,7 +100,7 @@ def test_what_lies_outside_is_zero():
     torch.testing.assert_close(half[0, 0, 0], (x < 0).float(), rtol=0, atol=1e-5)
 
 
-def test_there_and_back():
+def test_warping_there_and_back():
     there = pose(0.2, x=1.0, y=-0.5)
     volume = world(STREET, torch.eye(4))[None, None]
     back = warp(warp(volume, there, STREET), invert(there), STREET)
@@ -123,13 +123,13 @@ def world(grid, global_from_ego):
 
 
 def interpolation_error(grid):
-    """How far linear interpolation can be off: h^2 / 8 times the largest second derivative, summed over the axes."""
+    """Bound on the error of linear interpolation: h^2 / 8 times the largest second derivative, summed over the axes."""
     bend = (2 * math.pi / min(WAVES)) ** 2 / 3
     return sum(size**2 / 8 * bend for size in grid.voxel[:2])
 
 
 def check_static_world(warp_function, angle, x, y, grid=STREET):
-    """The volume of one pose, warped, is the volume of the other, wherever the first one reaches."""
+    """The warped volume of one pose equals the volume of the other, wherever the first one reaches."""
     global_from_source = make_pose(yaw(0.4), torch.tensor([3.0, -2.0, 0.1]))
     source_from_target = pose(angle, x=x, y=y)[0, 0]
     source = world(grid, global_from_source)
@@ -145,7 +145,7 @@ def check_static_world(warp_function, angle, x, y, grid=STREET):
 
 
 def warp_of_indices(volumes, source_from_target, grid):
-    """Wrong on purpose, as the official release is: voxel *indices* go through a transform in metres."""
+    """A wrong warp, as in the official release: it applies a transform in metres to voxel *indices*."""
     counts = torch.tensor(grid.shape[::-1])
     axes = [torch.arange(n, dtype=torch.float32) for n in grid.shape]
     z, y, x = torch.meshgrid(*axes, indexing="ij")
@@ -163,26 +163,26 @@ def test_a_static_world_stands_still(angle, x, y):
 
 
 @pytest.mark.parametrize(("angle", "x", "y"), MOVES)
-def test_that_check_catches_indices_taken_for_metres(angle, x, y):
+def test_the_static_world_check_detects_indices_taken_for_metres(angle, x, y):
     with pytest.raises(AssertionError, match="off by"):
         check_static_world(warp_of_indices, angle, x, y)
 
 
-def test_that_check_catches_the_inverse_pose():
+def test_the_static_world_check_detects_the_inverse_pose():
     with pytest.raises(AssertionError, match="off by"):
         check_static_world(lambda v, p, g: warp(v, invert(p), g), 0.1, 2.0, -0.7)
 
 
 def blob_after(warp_function, source_from_target):
-    """Where a blob at the source's origin is in the target's frame: (x, y) in metres, in the published grid."""
+    """Position (x, y) in the target's frame of a blob at the source's origin, metres, in the published grid."""
     centers = PUBLISHED.centers(source_from_target)
     volume = torch.exp(-(centers[..., :2] / 3).square().sum(-1))
     warped = warp_function(volume[None, None, None], source_from_target, PUBLISHED)[0, 0, 0]
     return ((warped[..., None] * centers).sum((0, 1, 2)) / warped.sum())[:2]
 
 
-def test_metres_move_by_metres_and_a_turn_turns_about_the_car():
-    """The release moves 0.9 m for 1.5 m, and moves the car's own place by 1.3 m when it turns by one degree."""
+def test_translation_is_in_metres_and_rotation_is_about_the_car():
+    """The release moves by 0.9 m for 1.5 m, and a rotation by one degree moves the car itself by 1.3 m."""
     moved, turned = pose(x=1.5), pose(math.radians(1))
     torch.testing.assert_close(blob_after(warp, moved), torch.tensor([-1.5, 0]), rtol=0, atol=0.01)
     torch.testing.assert_close(blob_after(warp, turned), torch.zeros(2), rtol=0, atol=0.01)

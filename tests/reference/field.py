@@ -1,4 +1,4 @@
-"""The field in float64, a point at a time, from its definition; weights by the names of a state dict."""
+"""The field in float64, point by point, from its definition; weights by the names of a state dict."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Lift and splat (arXiv 2008.05711, section 3) a pixel and a depth bin at a time, in float64."""
+"""Lift and splat (arXiv 2008.05711, section 3) per pixel and depth bin, in float64."""
 
 import math
 

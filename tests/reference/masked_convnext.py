@@ -66,7 +66,7 @@ def block(sites, x, parameters, name):
 
 
 def response_norm(sites, x, weight, bias):
-    """Each channel by its length over the sites of an image, relative to the mean channel's; x [M, C]."""
+    """Scale each channel by its norm over the sites of an image, relative to the mean over channels; x [M, C]."""
     y = torch.zeros_like(x)
     for n in {n for n, _, _ in sites}:
         own = torch.tensor([k for k, site in enumerate(sites) if site[0] == n])
@@ -105,7 +105,7 @@ def halve(sites, x, weight, bias):
 
 
 def layer_norm(x, parameters, name):
-    """Over the channels of each site; x [M, C]."""
+    """Layer norm over the channels of each site; x [M, C]."""
     mean = x.mean(1, keepdim=True)
     variance = ((x - mean) ** 2).mean(1, keepdim=True)
     return (x - mean) / (variance + EPS).sqrt() * parameters[f"{name}.weight"] + parameters[f"{name}.bias"]

@@ -1,4 +1,4 @@
-"""The pinhole camera in float64, a point at a time; pixel centres at halves."""
+"""The pinhole camera in float64, point by point; pixel centres at halves."""
 
 import numpy as np
 

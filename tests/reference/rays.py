@@ -1,4 +1,4 @@
-"""Rays and boxes by trying."""
+"""Intersections of rays and boxes by small steps."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""NeuS (arXiv 2106.10689) in float64, a ray and a sample at a time."""
+"""NeuS (arXiv 2106.10689) in float64, per ray and sample."""
 
 import math
 
@@ -18,7 +18,7 @@ def opaque_share(before, after, inv_s, eps=EPS):
 
 
 def weights(alphas):
-    """What each section adds to the picture: alpha times what all before it let through."""
+    """Weight of each section: alpha times the transmittance of all sections before it."""
     result, light = [], 1.0
     for alpha in alphas:
         result.append(alpha * light)
@@ -27,7 +27,7 @@ def weights(alphas):
 
 
 def interval(origin, direction, low, high, nearest=1.0):
-    """Where a ray is inside a box and not nearer than ``nearest``: (near, far), or None."""
+    """The interval (near, far) of a ray inside a box and not nearer than ``nearest``, or None."""
     near, far = nearest, math.inf
     for axis in range(3):
         if direction[axis] == 0:
@@ -40,13 +40,13 @@ def interval(origin, direction, low, high, nearest=1.0):
 
 
 def stratified(near, far, jitter):
-    """A distance in each equal piece of a ray."""
+    """One distance in each equal interval of a ray."""
     size = (far - near) / len(jitter)
     return [near + i * size + share * size for i, share in enumerate(jitter)]
 
 
 def coarse_weights(distances, sdf, inv_s, eps=EPS):
-    """Weights of the pieces between samples, from signed distances alone (the supplement and the authors' code)."""
+    """Weights of the intervals between samples, from signed distances (the supplement and the authors' code)."""
     alphas, last = [], 0.0
     for i in range(len(distances) - 1):
         step = distances[i + 1] - distances[i]
@@ -59,7 +59,7 @@ def coarse_weights(distances, sdf, inv_s, eps=EPS):
 
 
 def importance(distances, shares, count):
-    """More distances where the cumulative share reaches 0.5/count, 1.5/count, ...: walk along the pieces."""
+    """More distances, where the cumulative weight reaches 0.5/count, 1.5/count, ... of its total."""
     shares = [share + 1e-5 for share in shares]
     total, added = sum(shares), []
     for k in range(count):

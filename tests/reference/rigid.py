@@ -1,4 +1,4 @@
-"""Rigid transforms in float64, a number at a time."""
+"""Rigid transforms in float64, number by number."""
 
 import math
 

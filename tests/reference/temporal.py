@@ -1,4 +1,4 @@
-"""Deformable attention over frames (arXiv 2010.04159, eq. 3) in float64, a cell, a head and a point at a time."""
+"""Deformable attention over frames (arXiv 2010.04159, eq. 3) in float64, per cell, head and point."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The voxel grid by counting."""
+"""The voxel grid, by loops."""
 
 import numpy as np
 

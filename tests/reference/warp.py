@@ -1,4 +1,4 @@
-"""The warp as a matrix: which share of which source voxel each target voxel takes, in float64, voxel by voxel."""
+"""The warp as a matrix of the weight of each source voxel in each target voxel, in float64."""
 
 import math
 
@@ -11,7 +11,7 @@ def metres_of(index, ranges, sizes):
 
 
 def shares(point, ranges, sizes):
-    """Trilinear shares of a point (x, y, z): {(i, j, k): share}, without what lies outside the grid."""
+    """Trilinear weights of a point (x, y, z): {(i, j, k): weight}, without voxels outside the grid."""
     place = [(value - low) / size - 0.5 for value, (low, _), size in zip(point, ranges, sizes, strict=True)]
     counts = [round((high - low) / size) for (low, high), size in zip(ranges, sizes, strict=True)]
     result = {}
