@@ -15,7 +15,7 @@ from mim4d.data import DataConfig, NuScenesClips
 from mim4d.data.pictures import lidar_on_images
 from mim4d.errors import UserError
 from mim4d.flags import report_user_errors
-from mim4d.roots import on_drawn_world
+from mim4d.roots import default_to_synthetic
 
 
 def main(
@@ -32,7 +32,7 @@ def main(
         out: Picture file to write.
         clip: Number of the clip in the split; its last frame is drawn.
     """
-    dataset = NuScenesClips(replace(on_drawn_world(data), lidar=True))
+    dataset = NuScenesClips(replace(default_to_synthetic(data), lidar=True))
     if not 0 <= clip < len(dataset):
         raise UserError(f"--clip {clip} does not exist: choose 0 to {len(dataset) - 1}")
     lidar_on_images(dataset[clip]).save(out)

@@ -20,7 +20,7 @@ import mim4d  # registers the mim4d_* architectures with timm
 from mim4d.clip import Clip
 from mim4d.data import DataConfig, NuScenesClips
 from mim4d.flags import report_user_errors
-from mim4d.roots import on_drawn_world
+from mim4d.roots import default_to_synthetic
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 STRIDE = 16
@@ -116,7 +116,7 @@ def main(
         steps: Number of AdamW steps, one clip each.
     """
     torch.manual_seed(0)
-    clips = NuScenesClips(on_drawn_world(data))
+    clips = NuScenesClips(default_to_synthetic(data))
     model = LiftSplat(backbone)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     print(f"mim4d {mim4d.__version__}: {backbone} has {model.backbone.feature_info.channels()} channels")

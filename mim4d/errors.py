@@ -1,28 +1,32 @@
-"""What a user can put right, and how a command says it."""
+"""Errors that a user can fix, and one-line messages for a lack of memory, files or shared memory."""
 
 import errno
 import re
 
 
 class UserError(Exception):
-    """Bad input, named in one line that says what to do. The command line prints it and exits with code 2."""
+    """Bad input. The message is one line that says what to do; commands print it and exit with code 2."""
 
 
 class WeightsError(UserError, RuntimeError):
-    """Weights that cannot be had, read or fitted; a ``RuntimeError`` because timm's own ones are."""
+    """Weights cannot be found, read or loaded. It is a ``RuntimeError`` too, as timm's own errors are."""
 
 
 class BadDataError(UserError):
-    """One file or record is missing or broken: the clip that needs it cannot be read, others can."""
+    """A file or record is missing or broken, so that one clip cannot be read; other clips may.
+
+    >>> str(BadDataError("samples/a.jpg", "no such file"))
+    'samples/a.jpg: no such file'
+    """
 
     def __init__(self, what: str, problem: str) -> None:
-        """Name the file or record in full and say what is wrong with it.
+        """Name the file or record and the problem.
 
         Args:
-            what: The path, or the sensor and the moment whose record is missing.
-            problem: Such as ``no such file``.
+            what: The whole path, or the sensor and the time of a missing record.
+            problem: The problem, such as ``no such file``.
         """
-        super().__init__(what, problem)  # both, so that it comes whole out of a worker's pickle
+        super().__init__(what, problem)  # both, because pickle calls the class with the arguments given here
 
     def __str__(self) -> str:
         what, problem = self.args
@@ -36,13 +40,12 @@ _SHORTAGES = (
     ),
     (
         r"Bus error|shared memory|\(shm\)|</torch_|torch_shm_manager",
-        "out of shared memory for the data that workers read: lower `workers` (0 needs none), or enlarge /dev/shm "
-        "(docker run --shm-size=8g, or --ipc=host)",
+        "the data-loading workers are out of shared memory: lower `workers` (0 needs no shared memory), or enlarge "
+        "/dev/shm (docker run --shm-size=8g, or --ipc=host)",
     ),
     (
         r"DataLoader worker .*(killed by signal|exited unexpectedly)",
-        "a worker that reads data was killed, perhaps because memory ran out: lower `workers`, then run again with "
-        "`resume`",
+        "a data-loading worker was killed, perhaps because memory ran out: lower `workers`",
     ),
     (
         r"CPUAllocator|can't allocate memory|not enough memory|Cannot allocate memory|bad_alloc|bad allocation",
@@ -51,22 +54,30 @@ _SHORTAGES = (
     (r"(?i)out of memory|STATUS_ALLOC_FAILED", "out of memory on the GPU: {remedy}"),
     (
         r"Connection (closed|reset) by peer|Broken pipe|Socket closed|remote process exited",
-        "another process of this run has ended: see its own message, and run again with `resume`",
+        "another process of this run has ended: see its error message",
     ),
     (
         r"Could not determine home directory",
-        "this user has no home folder: set MIM4D_CACHE to a folder that can be written to, and give paths without ~",
+        "this user has no home folder: set MIM4D_CACHE to a folder that can be written, and use paths without ~",
     ),
 )
-"""What the messages of torch and Python look like when a machine runs out of something, and what to do."""
+"""Regular expressions of messages of torch and Python for a lack of some resource, and the message to show."""
 
 
 def shortage(error: BaseException, remedy: str = "use smaller inputs") -> str | None:
-    """Say in a line what a machine has run out of; None if an error is of another kind.
+    """Explain in one line which resource a machine has run out of.
 
     Args:
-        error: Of torch, of a data-loading worker, or of Python.
-        remedy: What to lower if it was memory.
+        error: An error of torch, of a data-loading worker or of Python.
+        remedy: What to do if memory ran out.
+
+    Returns:
+        The message; None if the error has another cause.
+
+    >>> shortage(MemoryError(), remedy="lower `batch_size`")
+    'out of memory on the CPU: lower `batch_size`'
+    >>> shortage(RuntimeError("size mismatch")) is None
+    True
     """
     if isinstance(error, MemoryError):
         return f"out of memory on the CPU: {remedy}"
@@ -78,7 +89,7 @@ def shortage(error: BaseException, remedy: str = "use smaller inputs") -> str | 
 
 
 def printable(text: str) -> str:
-    r"""Escape what would steer a terminal, such as colours and cursor moves in a text from elsewhere; lines stay.
+    r"""Escape unprintable characters, such as terminal codes in text from a file, but not line ends.
 
     >>> printable("red: \x1b[31m")
     'red: \\x1b[31m'

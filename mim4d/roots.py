@@ -1,4 +1,4 @@
-"""The root that a command reads: a folder in nuScenes format, or a synthetic world, made when it is missing."""
+"""The root that a command reads: a folder in nuScenes format, or a synthetic world that is made if it is missing."""
 
 import dataclasses
 import hashlib
@@ -35,19 +35,21 @@ def check_root(
     cameras: Sequence[str],
     lidar: str,
 ) -> None:
-    """Check what is quick to check: the version's folder, or the settings of a synthetic world.
+    """Check the settings of a root without reading it.
+
+    Of a folder that exists, the version is checked; of a synthetic world, also the splits and the sensors.
 
     Args:
         kind: ``nuscenes`` or ``synthetic``.
-        dataroot: The root.
-        version: Of its tables.
-        world: What a synthetic root holds.
-        splits: Those that must have scenes in a synthetic world.
-        cameras: Those that it must have.
-        lidar: The LiDAR that it must have.
+        dataroot: Path of the root.
+        version: Name of the version.
+        world: Settings of a synthetic world.
+        splits: The splits that must have scenes in a synthetic world.
+        cameras: The cameras that must be in a synthetic world.
+        lidar: The LiDAR that must be in a synthetic world.
 
     Raises:
-        UserError: If the root does not have the version, or the synthetic world does not have all of this.
+        UserError: If the version, a split, a camera or the LiDAR does not exist.
     """
     root = Path(dataroot).expanduser()
     if kind == "synthetic":
@@ -62,15 +64,15 @@ def check_root(
 
 
 def synthetic_root(dataroot: str, version: str, config: WorldConfig) -> Path:
-    """The folder of a drawn world, which is made first if it is missing.
+    """Return the root of a synthetic world; make the world if it is missing.
 
     Args:
-        dataroot: Where it is or goes; empty for a cache folder.
-        version: Of the tables, such as v1.0-mini.
-        config: What is drawn.
+        dataroot: The folder of the world; empty for a folder in the cache.
+        version: Name of the version, such as v1.0-mini.
+        config: Settings of the world.
 
     Raises:
-        UserError: If it cannot be made, or ``dataroot`` holds something else.
+        UserError: If the world cannot be made, or ``dataroot`` holds other data.
     """
     world = dataclasses.asdict(config)
     root = Path(dataroot).expanduser() if dataroot else _cached(version, config)
@@ -79,18 +81,18 @@ def synthetic_root(dataroot: str, version: str, config: WorldConfig) -> Path:
     make_folder(root.parent)
     try:
         with FileLock(root.with_name(f".{root.name}.lock")):
-            if not _is_there(root, version, world):  # or another process has made it meanwhile
-                _draw(root, version, config)
+            if not _is_there(root, version, world):  # another process may have made it meanwhile
+                _make(root, version, config)
     except OSError as error:
         raise UserError(f"cannot make a world in {root}: {error.strerror or error}") from error
     return root
 
 
-def on_drawn_world(data: DataConfig) -> DataConfig:
-    """What an example reads where it is given no root: the demo's world if it has been drawn, else a tiny one.
+def default_to_synthetic(data: DataConfig) -> DataConfig:
+    """Set the root to a synthetic world if none is set: the world of the demo if it exists, else a tiny one.
 
     Args:
-        data: How to read; its root, version and split are replaced if it has no root.
+        data: Settings of the data; root, version and split are replaced if no root is set.
 
     Raises:
         UserError: If the tiny world cannot be made.
@@ -99,38 +101,43 @@ def on_drawn_world(data: DataConfig) -> DataConfig:
         return data
     root, version = _cached(DEMO_VERSION, DEMO_WORLD), DEMO_VERSION
     if world_in(root) != {"version": version, **dataclasses.asdict(DEMO_WORLD)}:
-        print(f"no --dataroot, and the demo's world is not in {root}: taking a tiny one", file=sys.stderr)
+        print(f"no dataroot is set and {root} has no demo world: using a tiny synthetic world", file=sys.stderr)
         version = "v1.0-mini"
         root = synthetic_root("", version, WorldConfig(scenes=1, keyframes=2))
     return dataclasses.replace(data, dataroot=str(root), version=version, split=SPLITS[version][0])
 
 
 def _cached(version: str, config: WorldConfig) -> Path:
-    """The folder of a world that is kept in the cache: the demo's, for its settings."""
+    """Folder in the cache for the world of these settings."""
     what = {"mim4d": __version__, "version": version, **dataclasses.asdict(config)}
     return cache_folder() / f"world-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
 
 
 def _is_there(root: Path, version: str, world: dict[str, Any]) -> bool:
+    """Whether a root holds the whole world with these settings.
+
+    Raises:
+        UserError: If it holds other data of this version.
+    """
     if not (root / version).is_dir():
         return False
-    drawn = world_in(root)
-    if drawn is None:
-        # Weights that saw it would be called free of any real image.
-        raise UserError(f"{root} holds a {version} that mim4d has not drawn: use `data` nuscenes")
+    found = world_in(root)
+    if found is None:  # the card of weights trained on it would claim that they have seen no real image
+        raise UserError(f"{root} holds a {version} that is no synthetic world of mim4d: set `data` to nuscenes")
     for name, value in world.items():
-        if drawn.get(name) != value:  # or the run would say of itself what is not so
+        if found.get(name) != value:  # the settings saved with the run would be wrong
             raise UserError(
-                f"{root} holds a world of `world.{name}` {drawn.get(name)}, not {value}: set that, or another root"
+                f"{root} holds a synthetic world with `world.{name}` {found.get(name)}, not {value}: set "
+                f"`world.{name}` {found.get(name)} or another `dataroot`"
             )
     return True
 
 
-def _draw(root: Path, version: str, config: WorldConfig) -> None:
+def _make(root: Path, version: str, config: WorldConfig) -> None:
     console = Console(stderr=True, highlight=False)
     console.print(
-        f"drawing a world of {config.scenes} scenes x {config.keyframes} key frames in {root}, once: what has "
-        "these settings uses it again",
+        f"making a synthetic world of {config.scenes} scenes x {config.keyframes} key frames in {root}; later runs "
+        "with these settings use it again",
         markup=False,
         soft_wrap=not console.is_terminal,
     )

@@ -24,10 +24,10 @@ MESSAGES = [
     (RuntimeError("unable to write to file </torch_9>: No space left on device (28)"), "--shm-size"),
     (
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's"),
-        "out of shared memory for the data that workers read: lower --workers",
+        "the data-loading workers are out of shared memory: lower --workers",
     ),
-    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a worker that reads data was killed"),
-    (RuntimeError("DataLoader worker (pid(s) 1, 2) exited unexpectedly"), "a worker that reads data was killed"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a data-loading worker was killed"),
+    (RuntimeError("DataLoader worker (pid(s) 1, 2) exited unexpectedly"), "a data-loading worker was killed"),
     (RuntimeError("[gloo/transport/tcp/pair.cc:535] Connection closed by peer [::1]:4"), "another process of this run"),
     (RuntimeError("Could not determine home directory."), "no home folder: set MIM4D_CACHE"),
     (OSError(errno.ENOSPC, "No space left on device", "runs/a"), "runs/a: No space left on device"),

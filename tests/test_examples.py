@@ -81,10 +81,10 @@ def test_examples_take_the_demos_world_or_a_tiny_one(demo, example, tiny_world, 
     (root / "world.json").write_text(json.dumps(record))
     example("lidar_on_images.py", "--image-size", "96", "192", "--out", str(tmp_path / "picture.png"))
     assert (tmp_path / "picture.png").is_file()
-    taken = roots.on_drawn_world(DataConfig())
+    taken = roots.default_to_synthetic(DataConfig())
     assert (taken.dataroot, taken.split) == (str(root), "mini_train")
-    assert ("taking a tiny one" in capsys.readouterr().err) != demo
-    assert roots.on_drawn_world(DataConfig(dataroot="/data")) == DataConfig(dataroot="/data")
+    assert ("using a tiny synthetic world" in capsys.readouterr().err) != demo
+    assert roots.default_to_synthetic(DataConfig(dataroot="/data")) == DataConfig(dataroot="/data")
 
 
 @pytest.mark.parametrize("own", [False, True])

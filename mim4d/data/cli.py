@@ -55,11 +55,11 @@ def _check(given: argparse.Namespace) -> int:
         print(line)
     if given.picture and clip is not None:
         save_picture(clip, given.picture)
-        print(f"picture: {given.picture}; points must lie on what they belong to: poles, kerbs, cars")
+        print(f"picture: {given.picture}; check that the points lie on the poles, kerbs and cars in the images")
     elif given.picture:
-        print("no picture: no moment can be read as a whole")
+        print("no picture, because no key frame can be read completely")
     elif clip is not None:
-        print("see LiDAR on the images: add --picture check.png")
+        print("add --picture check.png to see the LiDAR points in the images")
     kinds = len(report.faults)
     print(f"{kinds} {'kind' if kinds == 1 else 'kinds'} of fault" if kinds else "no faults")
     return 1 if report.faults else 0

@@ -1,4 +1,4 @@
-"""Which images and sweeps make a frame, and which frames make a clip. Times are integers, microseconds."""
+"""Find the images and sweep of each frame and the frames of each clip. Times are integer microseconds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,41 +9,41 @@ from numpy.typing import NDArray
 from .index import Index
 
 NONE = -1
-"""In the place of a row: no such record."""
+"""Stands in place of a row number if there is no record."""
 SYNC = 100_000
-"""How far an image or sweep that is no key frame may be from its frame, microseconds. nuScenes cameras fire every
-83 ms, so the nearest image is 42 ms away at most, or 83 ms where one is lacking."""
+"""Largest distance of an image or sweep from its frame if frames are not key frames, microseconds. nuScenes cameras
+take an image every 83 ms, so the nearest image is at most 42 ms away, or 83 ms if one is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """Moments at which every sensor was read, by scene and time. Rows are those of the index."""
+    """The frames of some scenes, sorted by scene and time, with one record per sensor."""
 
     times: NDArray[np.int64]
-    """[F]: when the reference was taken: the LiDAR sweep, or the first camera's image where there is no LiDAR."""
+    """[frames]: time of the reference record: the LiDAR sweep, or the image of the first camera without LiDAR."""
     scenes: NDArray[np.int32]
-    """[F]: which scene of the index."""
+    """[frames]: number of the scene in the index."""
     cameras: NDArray[np.int32]
-    """[F, V]: rows of the images, :data:`NONE` where a camera has none for this frame."""
+    """[frames, V]: rows of the images in the index; :data:`NONE` where a camera has no image for the frame."""
     lidar: NDArray[np.int32]
-    """[F]: rows of the sweeps; all :data:`NONE` without LiDAR, otherwise :data:`NONE` where one is lacking."""
+    """[frames]: rows of the sweeps in the index; :data:`NONE` where a sweep is missing, or everywhere without LiDAR."""
 
 
 def find_frames(
     index: Index, scenes: Sequence[int], cameras: Sequence[str], *, sweeps: bool, lidar: str | None
 ) -> Frames:
-    """All frames of some scenes.
+    """Find all frames of some scenes.
 
-    Key frames are the samples of the tables, each with the records that belong to it. With ``sweeps`` there is a
-    frame for every image of the first camera: the sweep nearest to that image is its reference, and from every camera
-    it has the image nearest in time to the reference.
+    Without ``sweeps``, each key frame (a sample of the tables) is a frame, with the records that belong to it. With
+    ``sweeps``, there is one frame per image of the first camera: its reference is the LiDAR sweep nearest to that
+    image, and every camera contributes its image nearest to the reference.
 
     Args:
-        index: Of the root.
-        scenes: Numbers of scenes in the index.
-        cameras: V camera names, in order.
-        sweeps: Whether images that are not key frames count.
-        lidar: Name of the LiDAR; None for frames without.
+        index: Index of the root.
+        scenes: Numbers of the scenes in the index.
+        cameras: Names of the V cameras, in the order of ``Frames.cameras``.
+        sweeps: Whether frames are found from all images, not only from key frames.
+        lidar: Name of the LiDAR; None for frames without LiDAR.
     """
     channels = [lidar, *cameras] if lidar else list(cameras)
     parts = [(_sweep_rows if sweeps else _key_frame_rows)(index, scene, channels) for scene in scenes]
@@ -58,40 +58,59 @@ def find_frames(
 
 
 def find_clips(frames: Frames, *, length: int, gap: int, tolerance: int) -> NDArray[np.int32]:
-    """Every clip that its scene has room for.
+    """Find one clip for each frame before which its scene has enough other frames.
+
+    Frame t of a clip is the frame nearest to the time ``last - (T - 1 - t) * gap``.
 
     Args:
-        frames: To choose from.
-        length: T.
-        gap: Between the wanted times of neighbours, microseconds; the last frame is where the counting starts.
-        tolerance: How far a frame may be from its wanted time, microseconds; less than half the gap, so that no frame
-            is chosen twice.
+        frames: The frames to choose from.
+        length: T, number of frames per clip.
+        gap: Time between consecutive frames, microseconds.
+        tolerance: Largest distance of a frame from its nominal time, microseconds; less than half of ``gap``, so that
+            no frame is chosen twice.
 
     Returns:
-        [N, T] frame numbers, oldest first, one clip for each possible last frame.
+        [clips, T] numbers of frames, oldest first.
+
+    >>> none = np.full(5, NONE, dtype=np.int32)
+    >>> times = np.array([0, 480, 1000, 1500, 2200])
+    >>> frames = Frames(times=times, scenes=np.zeros(5, dtype=np.int32), cameras=none[:, None], lidar=none)
+    >>> find_clips(frames, length=3, gap=500, tolerance=100).tolist()
+    [[0, 1, 2], [1, 2, 3]]
     """
-    back = gap * np.arange(length - 1, -1, -1)
+    back = gap * np.arange(length - 1, -1, -1)  # [T]
     clips = []
     for scene in np.unique(frames.scenes):
         first, last = np.searchsorted(frames.scenes, [scene, scene + 1])
-        times = frames.times[first:last]
-        wanted = times[:, None] - back  # [n, T]
-        chosen = nearest(times, wanted)
-        close = np.abs(times[chosen] - wanted) <= tolerance
+        times = frames.times[first:last]  # [frames]
+        nominal = times[:, None] - back  # [frames, T]
+        chosen = nearest(times, nominal)  # [frames, T]
+        close = np.abs(times[chosen] - nominal) <= tolerance  # [frames, T]
         clips.append(first + chosen[close.all(axis=1)])
     return np.concatenate(clips).astype(np.int32) if clips else np.zeros((0, length), dtype=np.int32)
 
 
-def nearest(times: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each wanted time the index of the nearest of ``times`` (sorted, at least one); of two the earlier."""
-    after = np.searchsorted(times, wanted).clip(1, max(len(times) - 1, 1))
+def nearest(times: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find the nearest time for each query; the earlier one of two equally near.
+
+    Args:
+        times: [N] sorted, N at least 1.
+        queries: Of any shape.
+
+    Returns:
+        Indices into ``times``, of the shape of ``queries``.
+
+    >>> nearest(np.array([0, 10, 20]), np.array([-3, 4, 5, 6, 99])).tolist()
+    [0, 0, 0, 1, 2]
+    """
+    after = np.searchsorted(times, queries).clip(1, max(len(times) - 1, 1))
     after = np.minimum(after, len(times) - 1)
     before = np.maximum(after - 1, 0)
-    return np.where(wanted - times[before] <= times[after] - wanted, before, after)
+    return np.where(queries - times[before] <= times[after] - queries, before, after)
 
 
 def _key_frame_rows(index: Index, scene: int, channels: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Times [F] and rows [F, channels] of a scene's samples; the first channel is the reference."""
+    """Times [frames] and rows [frames, channels] of the key frames of a scene; the first channel is the reference."""
     first, last = int(index.sample_bounds[scene]), int(index.sample_bounds[scene + 1])
     rows = np.full((last - first, len(channels)), NONE, dtype=np.int32)
     for column, channel in enumerate(channels):
@@ -105,23 +124,22 @@ def _key_frame_rows(index: Index, scene: int, channels: list[str]) -> tuple[NDAr
 
 
 def _sweep_rows(index: Index, scene: int, channels: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Times [F] and rows [F, channels] of a scene's frames; the first channel is the reference."""
+    """Times [frames] and rows [frames, channels] of all frames of a scene; the first channel is the reference."""
     first_camera = channels[1] if channels[0] in index.lidars else channels[0]
-    images = index.records["time"][index.rows(first_camera, scene)]
-    reference_rows = _nearest_rows(index, channels[0], scene, images)
-    lacking = reference_rows == NONE
-    times = np.where(lacking, images, index.records["time"][reference_rows])
+    images = index.records["time"][index.rows(first_camera, scene)]  # [images]
+    reference_rows = _nearest_rows(index, channels[0], scene, images)  # [images]
+    times = np.where(reference_rows == NONE, images, index.records["time"][reference_rows])  # [images]
     times, kept = np.unique(times, return_index=True)
     columns = [reference_rows[kept], *(_nearest_rows(index, c, scene, times) for c in channels[1:])]
     return times, np.stack(columns, axis=1)
 
 
-def _nearest_rows(index: Index, channel: str, scene: int, wanted: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The row of a sensor nearest to each wanted time in a scene, :data:`NONE` beyond :data:`SYNC`."""
+def _nearest_rows(index: Index, channel: str, scene: int, queries: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Find the row of a sensor nearest to each time [N] in a scene, [N]; :data:`NONE` beyond :data:`SYNC`."""
     span = index.rows(channel, scene)
     times = index.records["time"][span]
     if not len(times):
-        return np.full(len(wanted), NONE, dtype=np.int32)
-    chosen = nearest(times, wanted)
-    close = np.abs(times[chosen] - wanted) <= SYNC
+        return np.full(len(queries), NONE, dtype=np.int32)
+    chosen = nearest(times, queries)
+    close = np.abs(times[chosen] - queries) <= SYNC
     return np.where(close, span.start + chosen, NONE).astype(np.int32)

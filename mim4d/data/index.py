@@ -1,8 +1,8 @@
-"""The index of a root in nuScenes format: what the reader needs of the tables, compact, cached, memory-mapped.
+"""The index of a root in nuScenes format: the part of the tables that the reader needs, cached and memory-mapped.
 
-The tables of the full data set take minutes and many gigabytes to read, so they are read once. Kept is one row
-per camera image or LiDAR sweep, sorted by sensor, scene and time, in plain ``.npy`` files under
-:func:`mim4d.io.files.cache_folder`. Data loading workers map the same files, so an index costs them next to nothing.
+The tables of the full data set take minutes and many gigabytes of memory to read, so they are read once. The index
+stores one row per camera image or LiDAR sweep, sorted by sensor, scene and time, in ``.npy`` files under
+:func:`mim4d.io.files.cache_folder`. Data-loading workers map the same files, so an index takes hardly any memory.
 """
 
 import hashlib
@@ -25,75 +25,75 @@ from .tables import build_tables
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-"""Of the cached files; raised when their content changes."""
+"""Version of the cached files; increased when their content changes."""
 ARRAYS = ("records", "calibrations", "samples")
 TABLES = ("scene", "sample", "sample_data", "calibrated_sensor", "ego_pose", "sensor", "splits")
-"""The JSON tables an index follows from; ``splits.json`` (the devkit's custom splits) may be absent."""
+"""The JSON tables that an index is built from; ``splits.json`` (custom splits of the devkit) may be missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """The rows of one root and version. Row numbers count over all sensors and scenes."""
+    """The index of one version of a root. Row numbers count over all sensors and scenes."""
 
     folder: Path
-    """Where it is cached."""
+    """Cache folder of the files."""
     fingerprint: str
-    """Of the tables it was made from."""
+    """Hash of the sizes and times of the tables that it was built from."""
     scenes: tuple[str, ...]
     """Scene names, sorted."""
     channels: tuple[str, ...]
     """Names of the cameras and LiDARs, sorted."""
     lidars: tuple[str, ...]
-    """Those of ``channels`` that are LiDARs."""
+    """The LiDARs among ``channels``."""
     splits: dict[str, list[str]]
-    """Scene names of each split the devkit knows, whether or not they are in this root."""
+    """Scene names of each split that the devkit knows; not all need be in this root."""
     lens_faults: dict[str, str]
-    """What cannot be understood of a lens, by the number of its calibration's row."""
+    """Problems with lens distortion, by the row number (as text) of the calibration."""
     record_bounds: NDArray[np.int64]
-    """[channels, scenes + 1]: rows of channel c in scene s are ``bounds[c, s] : bounds[c, s + 1]``, by time."""
+    """[channels, scenes + 1]: channel c has the rows ``record_bounds[c, s] : record_bounds[c, s + 1]`` in scene s."""
     sample_bounds: NDArray[np.int64]
-    """[scenes + 1], the same for ``samples``."""
+    """[scenes + 1]: scene s has the samples ``sample_bounds[s] : sample_bounds[s + 1]``."""
     records: NDArray[np.void]
-    """[R] of :func:`mim4d.data.tables.record_type`."""
+    """[records] of the type :func:`mim4d.data.tables.record_type`."""
     calibrations: NDArray[np.void]
-    """[K] of :data:`mim4d.data.tables.CALIBRATION`."""
+    """[calibrations] of the type :data:`mim4d.data.tables.CALIBRATION`."""
     samples: NDArray[np.int64]
-    """[S]: time of each sample (annotated moment) in microseconds, by scene and time."""
+    """[samples]: time of each sample (key frame) in microseconds, sorted by scene and time."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _read, (self.folder, self.fingerprint)
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Those of ``channels`` that are cameras."""
+        """The cameras among ``channels``."""
         return tuple(channel for channel in self.channels if channel not in self.lidars)
 
     def rows(self, channel: str, scene: int) -> slice:
-        """The rows of one sensor in one scene, in order of time; none if the root has no such sensor."""
+        """Rows of one sensor in one scene, in order of time; an empty slice if the root has no such sensor."""
         if channel not in self.channels:
             return slice(0, 0)
         bounds = self.record_bounds[self.channels.index(channel)]
         return slice(int(bounds[scene]), int(bounds[scene + 1]))
 
     def all_rows(self, channel: str) -> slice:
-        """The rows of one sensor in all scenes."""
+        """Rows of one sensor in all scenes."""
         bounds = self.record_bounds[self.channels.index(channel)]
         return slice(int(bounds[0]), int(bounds[-1]))
 
     def channel(self, row: int) -> str:
-        """Name of the sensor that a row is of."""
+        """Name of the sensor of a row."""
         return self.channels[int(np.searchsorted(self.record_bounds[:, -1], row, side="right"))]
 
 
 def open_index(dataroot: str | Path, version: str) -> Index:
-    """The index of a root, from the cache if its tables have not changed since, else read anew.
+    """Open the index of a root: the cached one, or a new one if the tables have changed.
 
     Args:
         dataroot: The folder that holds ``samples`` and the version folders.
-        version: Such as ``v1.0-trainval``.
+        version: Name of the version, such as ``v1.0-trainval``.
 
     Raises:
-        UserError: If there is no such root or version, its tables have faults, or the cache cannot be written.
+        UserError: If the root or the version does not exist, the tables have faults, or the cache cannot be written.
     """
     root = Path(dataroot).expanduser()
     check_version(root, version)
@@ -105,39 +105,39 @@ def open_index(dataroot: str | Path, version: str) -> Index:
         return index
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Of several processes that start together one builds, the others wait for it.
+        # If several processes start together, one builds the index and the others wait for it.
         with filelock.FileLock(folder.with_name(name + ".lock")):
             index = _read_if_good(folder, fingerprint)
             if index is None:
-                logger.info("reading the tables of %s, once", root / version)
+                logger.info("reading the tables of %s; later starts use the cache", root / version)
                 _write(folder, fingerprint, *build_tables(root, version))
                 index = _read(folder, fingerprint)
     except OSError as error:
         raise UserError(
-            f"cannot keep the index of {root} in {folder}: {error.strerror or error}. "
-            "Set MIM4D_CACHE to a folder that can be written to"
+            f"cannot write the index of {root} to {folder}: {error.strerror or error}. "
+            "Set MIM4D_CACHE to a folder that can be written"
         ) from error
     return index
 
 
 def check_version(root: Path, version: str) -> None:
-    """Check that a root has a folder of tables.
+    """Check that a root has the tables of a version.
 
     Raises:
-        UserError: If it does not, naming those that it has.
+        UserError: If it does not; the message lists the versions that it has.
     """
     if not root.is_dir():
         raise UserError(f"dataroot = {root}: no such folder")
     if version in (".", "..") or Path(version).name != version:  # it names files in the cache too
-        raise UserError(f"version = {version}: the name of a folder in {root}, not a path")
+        raise UserError(f"version = {version} must be the name of a folder in {root}, not a path")
     if not version or not (root / version / "scene.json").is_file():
         versions = sorted(path.parent.name for path in root.glob("*/scene.json"))
-        there = f"it has {', '.join(versions)}" if versions else "it has no version at all: is it a nuScenes root?"
-        raise UserError(f"version = {version or '(empty)'}: not in {root}; {there}")
+        there = f"it has {', '.join(versions)}" if versions else "no folder in it has a scene.json"
+        raise UserError(f"version = {version or '(empty)'} is not in {root}: {there}")
 
 
 def _fingerprint(root: Path, version: str) -> str:
-    """Changes when a table changes."""
+    """Hash the size and the time of change of each table."""
     stats = {}
     for table in TABLES:
         path = root / version / f"{table}.json"
@@ -147,11 +147,11 @@ def _fingerprint(root: Path, version: str) -> str:
 
 
 def _read_if_good(folder: Path, fingerprint: str) -> Index | None:
-    """The cached index; None if there is none, or it is out of date or damaged."""
+    """Open the cached index; None if there is none, or it is out of date or damaged."""
     try:
         meta = json.loads((folder / "index.json").read_text())
         if meta["fingerprint"] != fingerprint:
-            return None  # the tables have changed since: nothing is wrong with it
+            return None  # the tables have changed: no reason for a warning
         checksums = meta["checksums"]
         for name in ARRAYS:
             if _checksum(folder / f"{name}.npy") != checksums[name]:
@@ -160,14 +160,14 @@ def _read_if_good(folder: Path, fingerprint: str) -> Index | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("the cached index %s is unusable (%s) and is made anew", folder, error)
+        logger.warning("cannot read the cached index %s (%s): building it again", folder, error)
         return None
 
 
 def _read(folder: Path, fingerprint: str) -> Index:
     meta = json.loads((folder / "index.json").read_text())
     if meta["fingerprint"] != fingerprint:
-        raise ValueError("the tables have changed since")
+        raise ValueError("the tables have changed")
     return Index(
         folder=folder,
         fingerprint=fingerprint,

@@ -1,4 +1,4 @@
-"""LiDAR sweeps from files of float32 rows (.bin, nuScenes' .pcd.bin), .pcd and .npy, told apart by their content."""
+"""Read LiDAR sweeps from float32 rows (.bin, nuScenes' .pcd.bin), .pcd and .npy; the content decides the format."""
 
 import io
 import math
@@ -12,11 +12,11 @@ from .files import read_bytes
 from .pcd import SIGNATURES, parse_pcd
 
 FLOATS_PER_POINT = 5
-"""nuScenes': x, y, z (metres, sensor frame), intensity, ring."""
+"""As in nuScenes: x, y, z (metres, in the LiDAR's frame), intensity, ring."""
 FARTHEST = 10_000.0
-"""No LiDAR measures as far, metres: a coordinate beyond it is a mark for no return, or no coordinate at all."""
+"""Longer than the range of any LiDAR, metres: a coordinate beyond it marks a missing return or is no coordinate."""
 MOST_ODD = 0.01
-"""What fraction of a sweep may be farther, or closer to 0 than any measurement, before it is taken for misread."""
+"""Fraction of a sweep that may have implausible coordinates before the whole file is refused."""
 OTHER_FORMATS = {
     b"ply\n": "PLY",
     b"ply\r": "PLY",
@@ -28,12 +28,12 @@ OTHER_FORMATS = {
     b"PAR1": "Parquet",
     b"ARROW1": "Arrow",
 }
-"""First bytes, four or more: the first coordinate of a sweep may begin with any two or three."""
+"""First bytes of other formats. They are four or more, since a sweep may start with any two or three bytes."""
 NPY = b"\x93NUMPY"
 SAMPLE = 1 << 13
-"""Floats that are looked at to find how many belong to a point."""
+"""Number of values from which the number of floats per point is estimated."""
 LEAST = 200
-"""Fewer floats than this tell nothing."""
+"""Fewest values for that estimate."""
 
 
 def read_points(path: Path, floats: int = FLOATS_PER_POINT) -> NDArray[np.float32]:
@@ -41,15 +41,15 @@ def read_points(path: Path, floats: int = FLOATS_PER_POINT) -> NDArray[np.float3
 
     Args:
         path: The file.
-        floats: How many float32 a point has if the file has no header; x, y and z come first.
+        floats: Number of float32 values per point in a file without a header; x, y and z come first.
 
     Returns:
-        [N, 3] float32: points in the LiDAR's frame, metres. Points without a return (NaN, infinity, or farther than
-        :data:`FARTHEST`) are dropped, all others are kept: the returns from the car itself too.
+        [P, 3] float32: points in the LiDAR's frame, metres, with the returns from the car itself. Points without a
+        return (NaN, infinity, or beyond :data:`FARTHEST`) are dropped.
 
     Raises:
-        BadDataError: If the file is missing or empty, is not of a format that is read, holds another number of floats
-            per point or anything but coordinates in metres, or has no point with a return.
+        BadDataError: If the file is missing, empty or of another format, has another number of floats per point, holds
+            other numbers than coordinates in metres, or has no point with a return.
     """
     data = read_bytes(path)
     try:
@@ -58,17 +58,17 @@ def read_points(path: Path, floats: int = FLOATS_PER_POINT) -> NDArray[np.float3
     except ValueError as error:
         raise BadDataError(str(path), " ".join(str(error).split())) from None
     with np.errstate(invalid="ignore"):
-        returned = (np.abs(points) <= FARTHEST).all(axis=1)  # NaN neither
+        returned = (np.abs(points) <= FARTHEST).all(axis=1)  # [P], also false for NaN
     if len(points) and not returned.any():
         raise BadDataError(str(path), "the sweep has no finite point")
     return np.ascontiguousarray(points[returned], dtype=np.float32)
 
 
 def _parse(data: bytes, floats: int) -> NDArray[np.floating]:
-    """x, y and z [N, 3] of all points.
+    """Parse x, y and z of all points, [P, 3].
 
     Raises:
-        ValueError: Saying what is wrong with the content.
+        ValueError: If the content is not a sweep of ``floats`` float32 per point.
     """
     if data.startswith(SIGNATURES):
         return parse_pcd(data)
@@ -76,82 +76,86 @@ def _parse(data: bytes, floats: int) -> NDArray[np.floating]:
         return _parse_npy(data)
     for start, name in OTHER_FORMATS.items():
         if data.startswith(start):
-            raise ValueError(f"this is {name}; sweeps are read from float32 rows, .pcd and .npy")
+            raise ValueError(f"expected float32 rows, .pcd or .npy, found {name}")
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in data[:256]):
-        raise ValueError("this is text; sweeps are read from float32 rows, .pcd and .npy")
+        raise ValueError("expected float32 rows, .pcd or .npy, found text")
     if _is_float64(data):
-        raise ValueError("the numbers are float64; write float32")
-    whole = f"{len(data)} bytes are not a whole number of points of {floats} float32 each"
+        raise ValueError("expected float32 values, found float64")
+    not_whole = f"{len(data)} bytes are not a whole number of points of {floats} float32 each"
     if len(data) % 4:
-        raise ValueError(whole)
+        raise ValueError(not_whole)
     values = np.frombuffer(data, dtype="<f4")
     other = _other_layout(values, floats)
-    hint = f"; they look like {other} each: try `lidar_floats` {other}" if other else ""
+    hint = f"; the content looks like {other} per point: set `lidar_floats` to {other}" if other else ""
     if len(values) % floats:
-        raise ValueError(whole + hint)
+        raise ValueError(not_whole + hint)
     if other:
-        raise ValueError(f"the points are not of {floats} float32 each{hint}")
+        raise ValueError(f"expected {floats} float32 per point{hint}")
     return values.reshape(-1, floats)[:, :3]
 
 
 def _parse_npy(data: bytes) -> NDArray[np.floating]:
-    """The first three columns of an array; no memory is taken for what only a header promises."""
+    """Parse the first three columns of an array, [P, 3]. No memory is allocated for points that are not in the file."""
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
-    except Exception:  # it is parsed as Python
-        raise ValueError("the header of the .npy is damaged") from None
+    except Exception:  # numpy parses the header as Python code
+        raise ValueError("the .npy header is damaged") from None
     if len(shape) != 2 or shape[0] < 0 or shape[1] < 3 or dtype.kind != "f":
-        raise ValueError(f"the array is {dtype} {list(shape)}; it must be floats [points, 3 or more]")
-    start, whole = stream.tell(), math.prod(shape) * dtype.itemsize
-    if len(data) - start < whole:
-        raise ValueError(f"{len(data) - start} bytes follow the header, which says {whole}")
+        raise ValueError(f"expected floats of shape [points, 3 or more], found {dtype} {list(shape)}")
+    start, expected = stream.tell(), math.prod(shape) * dtype.itemsize
+    if len(data) - start < expected:
+        raise ValueError(f"expected {expected} bytes after the header, found {len(data) - start}")
     table = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape, order="F" if fortran else "C")
     return table[:, :3]
 
 
 def _is_float64(data: bytes) -> bool:
-    """Whether the content makes sense as float64 and none as float32."""
+    """Whether the content has plausible values as float64, but not as float32."""
     with np.errstate(invalid="ignore", over="ignore"):
         as_64, as_32 = (
             np.abs(np.frombuffer(data, dtype=kind, count=min(len(data), 4 * SAMPLE) // 8 * 8 // size))
             for kind, size in (("<f8", 8), ("<f4", 4))
         )
-        sensible_64, sensible_32 = (
+        plausible_64, plausible_32 = (
             float(((x == 0) | ((x > 1e-9) & (x < 1e9))).mean()) if len(x) else 0.0 for x in (as_64, as_32)
         )
-    return sensible_64 > 0.99 and sensible_32 < 0.95
+    return plausible_64 > 0.99 and plausible_32 < 0.95
 
 
 def _check_coordinates(points: NDArray[np.floating]) -> None:
-    """Refuse numbers of another type, unit or frame.
+    """Check that points [P, 3] are coordinates in metres in the LiDAR's frame.
 
     Raises:
-        ValueError: If more than a few are no coordinates of returns.
+        ValueError: If more than :data:`MOST_ODD` of them cannot be.
     """
     with np.errstate(invalid="ignore"):
-        size = np.abs(points).max(axis=1, initial=0.0)
+        size = np.abs(points).max(axis=1, initial=0.0)  # [P]
         finite = np.isfinite(size)
         far = float((size[finite] > FARTHEST).mean()) if finite.any() else 0.0
-        # Not 0, and too small for a rounding error of any measurement: bits of another type.
+        # Values other than 0 that are smaller than any rounding error come from bits of another type.
         tiny = float(((points != 0) & (np.abs(points) < 1e-30)).mean()) if len(points) else 0.0
     if tiny > MOST_ODD:
-        raise ValueError("the numbers are no float32 coordinates (float64, integers or another byte order?)")
+        raise ValueError("expected float32 coordinates, found other numbers (float64, integers or another byte order?)")
     if far > MOST_ODD:
         raise ValueError(
-            f"{100 * far:.0f} % of the points are farther than {FARTHEST / 1000:.0f} km; they must be float32, in "
-            "metres and in the LiDAR's own frame"
+            f"{100 * far:.0f} % of the points are farther than {FARTHEST / 1000:.0f} km: expected float32 coordinates "
+            "in metres in the LiDAR's frame"
         )
 
 
 def _other_layout(values: NDArray[np.float32], floats: int) -> int | None:
-    """How many floats belong to a point, if not ``floats``; None where the content does not tell otherwise.
+    """Estimate the number of floats per point; None if it may be ``floats``.
 
-    The coordinates, intensities and rings of points are distributed differently. So the values that stand at the same
-    place of their rows are alike if rows have their true length, while any other length mixes all kinds evenly. How
-    much of the variance rows of some length explain shows which it is, whatever the order of the points.
+    Coordinates, intensities and rings are distributed differently. If the values [N] are arranged in rows of the true
+    length, each column holds one of these quantities; any other length mixes them in all columns. So the columns of the
+    true length explain most of the variance of the values, for any order of the points.
+
+    >>> rows = np.stack([np.linspace(-50, 50, 400), np.full(400, 1.7), np.full(400, -0.2), np.arange(400) % 32], 1)
+    >>> _other_layout(rows.astype(np.float32).ravel(), 5), _other_layout(rows.astype(np.float32).ravel(), 4)
+    (4, None)
     """
     start = max(0, len(values) - SAMPLE) // 2
     with np.errstate(invalid="ignore"):
@@ -168,9 +172,11 @@ def _other_layout(values: NDArray[np.float32], floats: int) -> int | None:
     best = max(explained.values())
     if best < max(0.02, 60 / len(sample)):
         return None
-    # Half of the true length lays two kinds of values over each other at each place.
-    single = [n for n in sorted(explained) if not any(_holds_several(features, n, rows) for rows in (2, 3))]
-    # A multiple of it explains all that it does.
+    # Half of the true length is wrong: its columns hold two quantities in turn. (Lengths that explain less than 0.45 of
+    # the best decide nothing below, so this slow test skips them.)
+    likely = [n for n in sorted(explained) if explained[n] > 0.45 * best]
+    single = [n for n in likely if not any(_alternates(features, n, rows) for rows in (2, 3))]
+    # A multiple of the true length is wrong: it explains no more than the true one.
     fitting = [
         n
         for n in single
@@ -182,8 +188,8 @@ def _other_layout(values: NDArray[np.float32], floats: int) -> int | None:
     return fitting[0] if fitting else max(explained, key=lambda n: explained[n])
 
 
-def _holds_several(features: list[NDArray[np.float64]], length: int, rows: int) -> bool:
-    """Whether every place in rows of ``length`` holds other values in each of ``rows`` rows that follow each other."""
+def _alternates(features: list[NDArray[np.float64]], length: int, rows: int) -> bool:
+    """Whether every column of rows of ``length`` values changes its distribution with a period of ``rows`` rows."""
     cycle = length * rows
     for place in range(length):
         columns = [feature[: len(feature) // cycle * cycle].reshape(-1, length)[:, place] for feature in features]
@@ -193,8 +199,19 @@ def _holds_several(features: list[NDArray[np.float64]], length: int, rows: int) 
 
 
 def _explained(feature: NDArray[np.float64], length: int) -> float:
-    """The fraction of a feature's variance, 0 .. 1, that the place in rows of ``length`` explains beyond chance."""
-    rows = feature[: len(feature) // length * length].reshape(-1, length)
+    """Compute the fraction of a feature's variance that its column in rows of ``length`` explains beyond chance.
+
+    Args:
+        feature: [N], NaN where it is unknown.
+        length: Number of columns.
+
+    Returns:
+        A fraction in 0 .. 1: adjusted eta squared, 1 - (1 - eta^2) (n - 1) / (n - length), of n known values.
+
+    >>> _explained(np.array([0.0, 1.0] * 10), 2), _explained(np.array([0.0, 1.0] * 9), 3)
+    (1.0, 0.0)
+    """
+    rows = feature[: len(feature) // length * length].reshape(-1, length)  # [rows, length]
     known = np.isfinite(rows)
     count = known.sum(axis=0)
     total = int(count.sum())

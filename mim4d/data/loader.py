@@ -1,7 +1,7 @@
-"""Clips in an order that follows from a seed and a position alone, in batches.
+"""Load batches of clips in an order that follows from a seed and the position in the run.
 
-The sampler itself deals the clips out to the processes, so the loader is used as it is: handing it to
-``accelerate``'s ``prepare`` would deal them out a second time.
+The sampler distributes the clips over the processes. So do not pass the loader to ``prepare`` of ``accelerate``, which
+would distribute them a second time.
 """
 
 import multiprocessing
@@ -25,25 +25,29 @@ from ..errors import UserError
 from .nuscenes import NuScenesClips
 
 ORDER, CLIP_SEED, EVALUATION_SEED = range(3)
-"""Separate streams of random numbers from one seed."""
+"""Independent streams of random numbers from one seed."""
 
 TENSORS = 8
-"""Of a batch, each an open file while it is in shared memory."""
+"""Tensors per batch; each is an open file while it is in shared memory."""
 SWEEP = 500_000
-"""About the bytes of one LiDAR sweep's points."""
+"""Approximate bytes of the points of one LiDAR sweep."""
 SHARED_MEMORY = Path("/dev/shm")
 
 Draw = tuple[int, int]
-"""Number of a clip, and the seed of its own randomness."""
+"""Number of a clip, and the seed of its random choices."""
 
 
 class ClipSampler(Sampler[list[Draw]]):
-    """Batches of a run, for one of its processes.
+    """Sample the batches of a run for one of its processes.
 
-    Position k of the run, counted over steps, processes and the batch, is clip ``permutation(seed, k // N)[k % N]``
-    with a seed that follows from (seed, k). In step i the process r of W with batches of b has the positions
-    ``(i * W + r) * b ...``: W processes with batches of b draw the same as one with batches of W * b, and a run that
-    starts at a later step draws what an uninterrupted one would.
+    Position k counts the clips of a run over steps, processes and the batch. It holds clip
+    ``permutation(seed, k // size)[k % size]`` with the seed ``clip_seed(seed, k)``. Process r of W with batches of b
+    reads the positions ``(i * W + r) * b + (0 .. b - 1)`` in step i. So W processes with batches of b sample the same
+    clips as one process with batches of W * b, and a resumed run samples the same clips as an uninterrupted one.
+
+    >>> batches = ClipSampler(4, batch_size=2, steps=4, seed=0)
+    >>> [[number for number, _ in batch] for batch in batches]  # two epochs of four clips
+    [[1, 3], [2, 0], [2, 0], [3, 1]]
     """
 
     def __init__(
@@ -57,16 +61,16 @@ class ClipSampler(Sampler[list[Draw]]):
         num_processes: int = 1,
         process_index: int = 0,
     ) -> None:
-        """Batches for the steps ``start_step .. steps - 1``.
+        """Prepare the batches of the steps ``start_step .. steps - 1``.
 
         Args:
-            size: N, how many clips there are.
-            batch_size: b, clips a process draws in a step.
-            steps: Steps of the whole run.
-            seed: Of the run, 0 or more.
-            start_step: The first step to draw for.
-            num_processes: W.
-            process_index: r, from 0.
+            size: Number of clips in the data set.
+            batch_size: b, clips per step and process.
+            steps: Number of steps of the whole run.
+            seed: Seed of the run, 0 or more.
+            start_step: The first step to sample.
+            num_processes: W, number of processes.
+            process_index: r, number of this process, from 0.
         """
         self.size = size
         self.batch_size = batch_size
@@ -92,7 +96,11 @@ class ClipSampler(Sampler[list[Draw]]):
 
 
 def clip_seed(seed: int, position: int, stream: int = CLIP_SEED) -> int:
-    """The seed of the clip at a position of a run, 0 .. 2^63 - 1."""
+    """Compute the seed of the clip at a position of a run.
+
+    Returns:
+        An integer in 0 .. 2^63 - 1.
+    """
     return int(_stream(seed, stream, position).generate_state(1, np.uint64)[0]) >> 1
 
 
@@ -101,7 +109,7 @@ def _stream(seed: int, stream: int, position: int) -> np.random.SeedSequence:
 
 
 class ClipLoader(DataLoader[Clip]):
-    """A DataLoader of batched clips. An error in a worker arrives as itself, without a traceback's text."""
+    """A DataLoader of batched clips. It raises an error of a worker unchanged, without a traceback in its message."""
 
     def __init__(
         self,
@@ -111,7 +119,7 @@ class ClipLoader(DataLoader[Clip]):
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        """Load ``batches`` of ``dataset`` in ``workers`` processes; 0 loads in this one."""
+        """Load ``batches`` of ``dataset`` in ``workers`` processes; with 0, load in this process."""
         super().__init__(
             _ErrorsAsItems(dataset),
             batch_sampler=batches,
@@ -119,8 +127,8 @@ class ClipLoader(DataLoader[Clip]):
             collate_fn=_collate,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals,
-            generator=torch.Generator(),  # or starting the workers would draw from the process's own
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # so that starting the workers leaves torch's global generator unchanged
         )
         self._clips = dataset
         config = dataset.config
@@ -128,9 +136,9 @@ class ClipLoader(DataLoader[Clip]):
         frame = len(config.cameras) * 3 * height * width + (SWEEP if dataset.has_lidar else 0)
         clips = batches.batch_size if isinstance(batches, ClipSampler) else max(map(len, batches), default=0)
         self.batch_bytes = clips * config.frames * frame
-        """About the size of a batch."""
+        """Approximate bytes of a batch."""
 
-    def __iter__(self) -> Iterator[Clip]:  # type: ignore[override]  # the base promises more than an iterator
+    def __iter__(self) -> Iterator[Clip]:  # type: ignore[override]  # the base class returns a subclass of Iterator
         for batch, problems in super().__iter__():
             for problem in problems:
                 self._clips.log_once(problem)
@@ -140,20 +148,20 @@ class ClipLoader(DataLoader[Clip]):
 
     @property
     def in_flight(self) -> int:
-        """The most batches that are in shared memory at a time."""
+        """Largest number of batches that are in shared memory at the same time."""
         return min(len(self), self.num_workers * (self.prefetch_factor or 0) + 1) if self.num_workers else 0
 
 
 def check_limits(loaders: Sequence[ClipLoader]) -> None:
-    """See that workers get the shared memory and the open files that they need, before a worker dies or waits for them.
+    """Check that the machine has enough shared memory and open files for the workers, before one of them fails.
 
-    The soft limit of open files is raised where that is enough.
+    The soft limit of open files is raised if the hard limit allows it.
 
     Args:
-        loaders: Those that this process uses side by side.
+        loaders: The loaders that this process uses at the same time.
 
     Raises:
-        UserError: If there is too little of either.
+        UserError: If there is not enough shared memory, or the limit of open files is too low.
     """
     batches = sum(loader.in_flight for loader in loaders)
     if not batches:
@@ -163,8 +171,8 @@ def check_limits(loaders: Sequence[ClipLoader]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < files:
         raise UserError(
-            f"{workers} workers that read data need about {files} open files, but the limit is {hard}: raise it "
-            f"(ulimit -n {files}), or read without workers (`workers` 0)"
+            f"{workers} data-loading workers need about {files} open files, but the limit is {hard}: raise the limit "
+            f"(ulimit -n {files}) or set `workers` to 0"
         )
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
@@ -175,9 +183,9 @@ def check_limits(loaders: Sequence[ClipLoader]) -> None:
         free = status.f_bavail * status.f_frsize
         if free < size:
             raise UserError(
-                f"{SHARED_MEMORY} has {free / 2**20:.0f} MB free, but workers that read data need about "
-                f"{size / 2**20:.0f} MB of shared memory: enlarge it (docker run --shm-size=8g, or --ipc=host), or "
-                "lower `workers` (0 needs none)"
+                f"{SHARED_MEMORY} has {free / 2**20:.0f} MB free, but data-loading workers need about "
+                f"{size / 2**20:.0f} MB of shared memory: enlarge it (docker run --shm-size=8g, or --ipc=host) or "
+                "lower `workers` (0 needs no shared memory)"
             )
 
 
@@ -193,7 +201,7 @@ def make_loader(
     num_processes: int = 1,
     process_index: int = 0,
 ) -> ClipLoader:
-    """The batches of a run from ``start_step`` to its end, see :class:`ClipSampler`; nothing before is read."""
+    """Load the batches of a run from ``start_step`` to its end; for the arguments see :class:`ClipSampler`."""
     sampler = ClipSampler(
         len(dataset),
         batch_size=batch_size,
@@ -207,9 +215,9 @@ def make_loader(
 
 
 def evaluation_clips(dataset: NuScenesClips, count: int, seed: int) -> list[Draw]:
-    """``count`` clips (all, if there are fewer) spread evenly over the split, each with its seed."""
+    """Choose ``count`` clips (or all, if there are fewer) that are spread evenly over the split, each with its seed."""
     count = min(count, len(dataset))
-    numbers = ((np.arange(count) + 0.5) * len(dataset) / max(count, 1)).astype(np.int64).tolist()
+    numbers = ((np.arange(count) + 0.5) * len(dataset) / max(count, 1)).astype(np.int64).tolist()  # [count]
     return [(number, clip_seed(seed, place, EVALUATION_SEED)) for place, number in enumerate(numbers)]
 
 
@@ -224,10 +232,10 @@ def make_evaluation_loader(
     num_processes: int = 1,
     process_index: int = 0,
 ) -> ClipLoader:
-    """The clips of :func:`evaluation_clips`, each read by one process; can be gone through again and again.
+    """Load the clips of :func:`evaluation_clips`; the loader can be iterated any number of times.
 
-    Together the processes have the same clips whatever their number; one may have a clip or a batch less than
-    another, and the last batch of each may be smaller.
+    All processes together read the same clips, whatever their number. The number of clips and batches may differ by one
+    between processes, and the last batch of each may be smaller.
     """
     mine = evaluation_clips(dataset, count, seed)[process_index::num_processes]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
@@ -235,9 +243,9 @@ def make_evaluation_loader(
 
 
 class _ErrorsAsItems(Dataset[Any]):
-    """Yields an error in place of raising it: a DataLoader worker would raise it with a traceback as its message.
+    """Returns errors instead of raising them, because a DataLoader worker adds its traceback to the message.
 
-    With each clip come the problems of clips left out that a worker has met and leaves to the main process to log.
+    Each item also has the problems of skipped clips, which a worker leaves to the main process to log.
     """
 
     def __init__(self, dataset: NuScenesClips) -> None:
@@ -257,15 +265,15 @@ class _ErrorsAsItems(Dataset[Any]):
             at = traceback.extract_tb(error.__traceback__)[-1]
             return UserError(
                 f"cannot read clip {self.dataset.name(item[0])}: {type(error).__name__}: {error} "
-                f"(in {Path(at.filename).name}, line {at.lineno}; `workers` 0 shows all of it)"
+                f"(in {Path(at.filename).name}, line {at.lineno}; set `workers` to 0 to see the traceback)"
             )
 
 
 class _Packed:
-    """A batch in shared memory, pickled where its worker can still say what is wrong.
+    """A batch that its worker has moved to shared memory and pickled, so that a lack of memory raises an error.
 
-    Left to the DataLoader's queue, it would be pickled in a thread that drops a batch for which there is no shared
-    memory, and the run would wait for it for ever.
+    The queue of the DataLoader would pickle it in a thread. If shared memory is full, that thread drops the batch and
+    the run waits for it for ever.
     """
 
     def __init__(self, clip: Clip) -> None:
@@ -290,16 +298,16 @@ def _collate(items: list[tuple[Clip | Exception, list[str]]]) -> tuple[Clip | _P
         return error, problems
 
 
-def _leave_signals(worker: int) -> None:
-    """A signal sent to the whole process group is for the main process, which still has a checkpoint to save."""
+def _ignore_signals(worker: int) -> None:
+    """Ignore signals to the process group in a worker: the main process handles them and may save a checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none: there a worker keeps ending at any SIGTERM
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS: there a worker ends at any SIGTERM
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
+        threading.Thread(target=_end_on_parents_sigterm, daemon=True).start()
 
 
-def _obey_parent() -> None:
-    """End at a SIGTERM of the main process itself: at its exit it sends one, and waits for ever."""
+def _end_on_parents_sigterm() -> None:
+    """End at a SIGTERM that the main process sends: it sends one at its exit and waits until the worker has ended."""
     main = multiprocessing.parent_process()
     assert main is not None
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:  # os.getppid() may be the fork server

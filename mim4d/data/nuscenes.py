@@ -1,4 +1,4 @@
-"""Clips from a root in nuScenes format: real nuScenes, one's own fleet, or the demo world."""
+"""Read clips from a root in nuScenes format: nuScenes itself, your own recordings or a synthetic world."""
 
 import hashlib
 import json
@@ -29,79 +29,80 @@ logger = logging.getLogger(__name__)
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 INSTEAD = " instead of "
+"""Separates the two names in the name of a clip that replaces another one."""
 BLIND_RADIUS = 3.0
-"""LiDAR points nearer than this to the LiDAR, horizontally, in metres, are on the car itself (published: 3 m)."""
-MOST_VOID = 0.5
-"""What fraction of an undistorted image may show nothing before its lens is taken for misread."""
+"""LiDAR points within this horizontal distance of the LiDAR lie on the car itself, metres (published: 3 m)."""
+MOST_BLACK = 0.5
+"""Fraction of an undistorted image that may be black before its distortion is refused as implausible."""
 PROBES = 16
-"""Images per camera that are looked at to find the scale of 16-bit grey."""
+"""Images per camera that are read to find the scale of 16-bit grey."""
 SUBSTITUTES = 200
-"""How many other clips are tried in the place of a bad one; enough where one file in twenty is there."""
+"""Number of other clips that are tried in place of an unreadable one: enough if one file in twenty can be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What to read.
+    """Settings of a data set.
 
     Raises:
-        UserError: If a value cannot be.
+        UserError: If a value is out of range.
     """
 
     dataroot: str = ""
-    """Folder of the data set: it holds samples/ and a folder for each version."""
+    """The root: the folder that holds samples/ and one folder of tables per version."""
     version: str = "v1.0-trainval"
-    """Which version folder of the tables."""
+    """Name of the folder of tables."""
     split: str = "train"
-    """A split of the nuscenes-devkit (train, val, test, mini_train, mini_val, train_detect, train_track), one of the
-    version's own splits.json, or scene names with commas between them."""
+    """A split of the nuscenes-devkit (train, val, test, mini_train, mini_val, train_detect, train_track), a split in
+    the splits.json of the version, or scene names separated by commas."""
     frames: int = FRAMES
-    """Frames per clip (T), the current one included."""
+    """Frames per clip, T, including the current one."""
     gap: float = 0.5
-    """Seconds from one frame of a clip to the next."""
+    """Time between consecutive frames of a clip, seconds."""
     tolerance: float = 0.2
-    """How far a frame may be from its wanted time, seconds; less than half the gap."""
+    """Largest distance of a frame from its nominal time, seconds; less than half of ``gap``."""
     cameras: tuple[str, ...] = CAMERAS
-    """Which cameras, in this order."""
+    """Names of the V cameras, in the order of the clip."""
     sweeps: bool = False
-    """Whether camera images between the key frames count as frames too (12 a second instead of 2)."""
+    """Whether camera images between the key frames are frames too (in nuScenes 12 per second instead of 2)."""
     image_size: tuple[int, int] = (448, 800)
-    """Height and width of the images the model sees, pixels: scaled to the width, cut at the top."""
+    """Height and width (H, W) of the images of a clip, pixels: they are scaled to the width and cropped at the top."""
     lidar: bool = True
-    """Whether to read LiDAR where there is some."""
+    """Whether to use the LiDAR if there is one."""
     points: bool = True
-    """Whether to read what the LiDAR measured; without, its sweeps still say when frames are and where the car is."""
+    """Whether to read LiDAR points. Without them, the sweeps still give the times and the ego poses of the frames."""
     lidar_floats: int = FLOATS_PER_POINT
-    """How many float32 a point has in LiDAR files without a header; x, y and z come first."""
+    """Number of float32 values per point in LiDAR files without a header; x, y and z come first."""
     lidar_name: str = LIDAR
-    """Which LiDAR, by its channel's name."""
+    """Channel of the LiDAR."""
     on_error: Literal["raise", "skip"] = "raise"
-    """A missing or broken file stops the run (raise), or another clip takes its clip's place and is counted (skip)."""
+    """At a missing or broken file, raise an error, or skip the clip: another clip replaces it and is counted."""
 
     def __post_init__(self) -> None:
         height, width = self.image_size
         if height < 1 or width < 1:
             raise UserError(f"image_size = {height} {width}: both must be at least 1")
         if self.frames < 1:
-            raise UserError(f"frames = {self.frames}: a clip has one frame or more")
+            raise UserError(f"frames = {self.frames} must be at least 1")
         if self.frames > 1 and not self.gap > 0:
-            raise UserError(f"frame_gap = {self.gap} s: a frame is some time after the one before it")
+            raise UserError(f"frame_gap = {self.gap} s must be more than 0")
         if self.frames > 1 and not 0 <= self.tolerance < self.gap / 2:
             raise UserError(
-                f"tolerance = {self.tolerance} s must be less than half of the {self.gap} s between frames, "
-                "so that no frame is taken twice"
+                f"tolerance = {self.tolerance} s must be less than half of `frame_gap` ({self.gap} s) and not "
+                "negative, so that no frame is used twice"
             )
         if not 3 <= self.lidar_floats <= 64:
-            raise UserError(f"lidar_floats = {self.lidar_floats}: a point has 3 (x, y, z) to 64")
+            raise UserError(f"lidar_floats = {self.lidar_floats} must lie in 3 (x, y, z) .. 64")
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
-            raise UserError(f"cameras = {' '.join(self.cameras)}: name one or more, each once")
+            raise UserError(f"cameras = {' '.join(self.cameras)}: name at least one camera, and each only once")
 
 
 class NuScenesClips(Dataset[Clip]):
-    """Every clip of a split, by scene and time. Item ``i``, or ``(i, seed)`` to set ``Clip.seeds``, has B = 1.
+    """All clips of a split, sorted by scene and time. An item is a clip with B = 1.
 
     Raises:
-        UserError: If the root, version, split or cameras do not exist, or nothing in them is long enough for a clip.
-        BadDataError: If a clip's record is not in the tables, and ``on_error`` is "raise".
+        UserError: If the root, the version, the split or a camera does not exist, or every scene is too short.
+        BadDataError: If a record of a clip is missing in the tables and ``on_error`` is "raise".
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -118,10 +119,10 @@ class NuScenesClips(Dataset[Clip]):
             gap=round(config.gap * 1e6),
             tolerance=round(config.tolerance * 1e6),
         )
-        """[N, T] numbers of frames."""
+        """[clips, T]: numbers of the frames of each clip."""
         self.has_lidar = lidar is not None
         if config.lidar and not self.has_lidar:
-            logger.warning("%s has no LiDAR: clips come without", self.root / config.version)
+            logger.warning("%s has no LiDAR: the clips have no points", self.root / config.version)
         self._logged: set[str] = set()
         self._unlogged: list[str] = []
         if not len(self.clips):
@@ -129,7 +130,7 @@ class NuScenesClips(Dataset[Clip]):
         self._check_image_sizes()
         self._check_lenses()
         self._bits = {camera: self._find_bits(camera) for camera in config.cameras}
-        if config.on_error == "raise":  # known now, and not in the middle of a run
+        if config.on_error == "raise":  # at the start, not in the middle of a run
             self._check_records()
 
     def __len__(self) -> int:
@@ -139,12 +140,12 @@ class NuScenesClips(Dataset[Clip]):
         """Read a clip.
 
         Args:
-            item: Which one; with a seed for ``Clip.seeds`` (the number of the clip if there is none).
+            item: Number of the clip, or the number and a seed for ``Clip.seeds``. The default seed is the number.
 
         Raises:
-            IndexError: Past the end.
+            IndexError: If there is no such clip.
             BadDataError: If a file or record is missing or broken and ``on_error`` is "raise".
-            UserError: If it is "skip" and hardly anything can be read.
+            UserError: If ``on_error`` is "skip" and none of many other clips can be read either.
         """
         number, seed = item if isinstance(item, tuple) else (item, item)
         if not 0 <= number < len(self):
@@ -157,67 +158,67 @@ class NuScenesClips(Dataset[Clip]):
             return self._substitute(number, seed, error)
 
     def name(self, number: int) -> str:
-        """Name of a clip: its scene and the time of its current frame in seconds."""
+        """Name of a clip: its scene and the time of its current frame, such as ``scene-0061@1532402927.65``."""
         frame = self.clips[number, -1]
         return f"{self.index.scenes[self.frames.scenes[frame]]}@{self.frames.times[frame] / 1e6:.2f}"
 
     def digest(self) -> str:
-        """Of the scenes and moments of all clips, 12 hexadecimal digits: the same wherever the root lies."""
+        """Hash the scenes and times of all clips to 12 hexadecimal digits; the path of the root does not matter."""
         scenes = json.dumps([self.index.scenes[number] for number in np.unique(self.frames.scenes)]).encode()
         times = self.frames.times[self.clips].astype("<i8").tobytes()
         return hashlib.sha256(scenes + times).hexdigest()[:12]
 
     def _substitute(self, number: int, seed: int, error: BadDataError) -> Clip:
-        """Another clip, drawn from all by what was asked for, that can be read; its name says whose place it took.
+        """Read another clip in place of an unreadable one; its name has both names.
 
-        It is drawn from all, and not the next one, so that a root of which large parts are lacking still gives
-        varied clips.
+        The other clip is drawn at random from all clips by ``number`` and ``seed``. If it were the next one, a root
+        with large gaps would give the same few clips again and again.
         """
         self.log_once(str(error))
-        draw = np.random.default_rng((seed, number))
-        for other in draw.integers(len(self), size=SUBSTITUTES).tolist():
+        rng = np.random.default_rng((seed, number))
+        for other in rng.integers(len(self), size=SUBSTITUTES).tolist():
             try:
                 return self._read(other, seed, name=f"{self.name(other)}{INSTEAD}{self.name(number)}")
             except BadDataError as next_error:
                 self.log_once(str(next_error))
         what, problem = error.args
         raise UserError(
-            f"none of the clips tried in place of a bad one can be read ({SUBSTITUTES} draws from {len(self)} clips); "
+            f"cannot read any of {SUBSTITUTES} clips that were drawn from {len(self)} in place of an unreadable one; "
             f"the first problem: {what}: {problem}"
         )
 
     def log_once(self, problem: str) -> None:
-        """Warn of a clip that is left out, unless the same was said before; in a worker, leave it to the main process.
+        """Log the problem of a skipped clip once; a worker leaves this to the main process.
 
         Args:
-            problem: What is wrong with which file or record.
+            problem: Name of the file or record, and what is wrong with it.
         """
         if problem in self._logged:
             return
         self._logged.add(problem)
         if get_worker_info() is None:
-            logger.warning("clip left out: %s", problem)
+            logger.warning("skipped a clip: %s", problem)
         else:
             self._unlogged.append(problem)
 
     def take_unlogged(self) -> list[str]:
-        """What a worker has met since the last call and did not log."""
+        """Return the problems that a worker has found since the last call and did not log."""
         problems, self._unlogged = self._unlogged, []
         return problems
 
     def _read(self, number: int, seed: int, name: str | None = None) -> Clip:
-        """Read a clip's files."""
-        frames = self.clips[number]
-        cameras, lidar = self.frames.cameras[frames], self.frames.lidar[frames]
+        """Read a clip, with another name if one is given."""
+        frames = self.clips[number]  # [T]
+        cameras, lidar = self.frames.cameras[frames], self.frames.lidar[frames]  # [T, V], [T]
         self._check_records(number)
-        reference = lidar if self.has_lidar else cameras[:, 0]
-        global_from_ego = self._global_from_ego(reference)  # [T, 4, 4] float64, as all of these
-        ego_from_global = invert(global_from_ego)
+        reference = lidar if self.has_lidar else cameras[:, 0]  # [T]
+        global_from_ego = self._global_from_ego(reference)  # [T, 4, 4], float64 as all poses here
+        ego_from_global = invert(global_from_ego)  # [T, 4, 4]
         ego_from_camera = (
             ego_from_global[:, None] @ self._global_from_ego(cameras) @ self._ego_from_sensor(cameras)
         )  # [T, V, 4, 4]
-        images, intrinsics = self._images(cameras)
-        points, num_points = self._points(lidar)
+        images, intrinsics = self._images(cameras)  # [T, V, 3, H, W], [T, V, 3, 3]
+        points, num_points = self._points(lidar)  # [T, P, 3], [T]
         clip = Clip(
             images=images[None],
             intrinsics=intrinsics[None].float(),
@@ -231,13 +232,13 @@ class NuScenesClips(Dataset[Clip]):
             cameras=self.config.cameras,
         )
         try:
-            clip.validate()  # a calibration or pose that cannot be would end in losses of NaN
+            clip.validate()  # an impossible calibration or pose would make the losses NaN
         except ValueError as error:
             raise BadDataError(self.name(number), str(error)) from error
         return clip
 
     def read(self, number: int) -> Clip:
-        """Read a clip, whatever ``on_error`` says.
+        """Read a clip and raise an error if that fails, also if ``on_error`` is "skip".
 
         Raises:
             BadDataError: If a file or record is missing or broken.
@@ -245,13 +246,13 @@ class NuScenesClips(Dataset[Clip]):
         return self._read(number, number)
 
     def read_record(self, row: int) -> None:
-        """Read one file as for a clip.
+        """Read the file of one record as for a clip.
 
         Args:
-            row: Of the index: an image of one of the cameras, or a sweep.
+            row: Row in the index, of an image of one of the cameras or of a sweep.
 
         Raises:
-            BadDataError: If it is missing or broken.
+            BadDataError: If the file is missing or broken.
         """
         if self.index.records["size"][row].any():
             self._images(np.array([[row]], dtype=np.int32))
@@ -260,14 +261,14 @@ class NuScenesClips(Dataset[Clip]):
 
     @property
     def reference(self) -> str:
-        """Channel at whose times a frame's ego pose is taken: the LiDAR, or the first camera where there is none."""
+        """Channel that gives the times and the ego poses of frames: the LiDAR, or the first camera without LiDAR."""
         return self.config.lidar_name if self.has_lidar else self.config.cameras[0]
 
     def check_files(self, numbers: Sequence[int]) -> None:
-        """See that the files of some clips are there; not what is in them.
+        """Check that the files of some clips exist, without reading them.
 
         Raises:
-            BadDataError: If one is not.
+            BadDataError: If one does not.
         """
         frames = self.clips[list(numbers)]
         rows = np.unique(self._rows(frames) if self.config.points else self.frames.cameras[frames])
@@ -277,12 +278,16 @@ class NuScenesClips(Dataset[Clip]):
                 raise BadDataError(str(path), "no such file")
 
     def _rows(self, frames: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Rows [..., sensors] of all that is read of frames [...], the LiDAR's first if there is one."""
+        """Rows [..., sensors] of all records of frames [...]: the sweep, if there is a LiDAR, and the V images."""
         cameras, lidar = self.frames.cameras[frames], self.frames.lidar[frames]
         return np.concatenate([lidar[..., None], cameras], -1) if self.has_lidar else cameras
 
     def _check_records(self, number: int | None = None) -> None:
-        """Every frame of a clip, or of all, must have every sensor."""
+        """Check that every frame of a clip, or of all clips, has a record of every sensor.
+
+        Raises:
+            BadDataError: If one is missing.
+        """
         frames = np.unique(self.clips if number is None else self.clips[number])
         names = (self.config.lidar_name, *self.config.cameras) if self.has_lidar else self.config.cameras
         for place, column in np.argwhere(self._rows(frames) == NONE):
@@ -293,7 +298,7 @@ class NuScenesClips(Dataset[Clip]):
             )
 
     def _images(self, cameras: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
-        """Images [T, V, 3, H, W] uint8 and their intrinsics [T, V, 3, 3] float64."""
+        """Read the images of rows [T, V]: [T, V, 3, H, W] uint8, and their intrinsics [T, V, 3, 3] float64."""
         height, width = self.config.image_size
         images = np.empty((*cameras.shape, 3, height, width), dtype=np.uint8)
         intrinsics = torch.empty(*cameras.shape, 3, 3, dtype=torch.float64)
@@ -308,29 +313,29 @@ class NuScenesClips(Dataset[Clip]):
         return torch.from_numpy(images), intrinsics
 
     def _find_bits(self, camera: str) -> int | None:
-        """Bits of a camera's 16-bit grey, from images of the whole root, so that all splits have the same scale."""
+        """Find the bits of a camera's 16-bit grey, from images of the whole root so that all splits have one scale."""
         rows = self.index.all_rows(camera)
         chosen = np.unique(np.linspace(rows.start, rows.stop - 1, PROBES).astype(int))
         records = self.index.records[chosen]
         return find_bits((self._path(record), tuple(record["size"].tolist())) for record in records)
 
     def _intrinsics(self, calibration: int) -> Tensor:
-        """Intrinsics [3, 3] float64 of the image in the tables: they count pixel centres at integers, we at halves."""
+        """Intrinsics [3, 3] float64 of the image in the tables, moved from pixel centres at 0 to centres at 0.5."""
         in_tables = torch.from_numpy(self.index.calibrations["intrinsics"][calibration].copy())
         in_tables[:2, 2] += 0.5
         return in_tables
 
     def _points(self, lidar: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
-        """Points [T, P, 3] in each frame's ego frame, padded with zeros, and how many are real [T]."""
+        """Read the points of sweeps [T]: [T, P, 3] in each frame's ego frame, padded with 0, and their number [T]."""
         if not (self.has_lidar and self.config.points):
             return torch.zeros(len(lidar), 0, 3), torch.zeros(len(lidar), dtype=torch.int64)
-        # A frame's ego frame is the car's at its sweep, so all there is between them is the calibration.
-        ego_from_lidar = self._ego_from_sensor(lidar).float()
+        # The ego frame of a frame is the pose of the car at its sweep, so the calibration is the whole transform.
+        ego_from_lidar = self._ego_from_sensor(lidar).float()  # [T, 4, 4]
         sweeps = []
         for pose, row in zip(ego_from_lidar, lidar, strict=True):
             points = read_points(self._path(self.index.records[row]), self.config.lidar_floats)
-            sweeps.append(without_car(transform(pose, torch.from_numpy(points)), pose))
-        padded = torch.nn.utils.rnn.pad_sequence(sweeps, batch_first=True)
+            sweeps.append(remove_car(transform(pose, torch.from_numpy(points)), pose))
+        padded = torch.nn.utils.rnn.pad_sequence(sweeps, batch_first=True)  # [T, P, 3]
         return padded, torch.tensor([len(sweep) for sweep in sweeps])
 
     def _global_from_ego(self, rows: NDArray[np.int32]) -> Tensor:
@@ -348,9 +353,9 @@ class NuScenesClips(Dataset[Clip]):
             return f"split {config.split} of {self.root / config.version} has no {config.cameras[0]} image"
         length = max(np.ptp(self.frames.times[self.frames.scenes == s]) for s in np.unique(self.frames.scenes)) / 1e6
         return (
-            f"no clip of {config.frames} frames {config.gap} s apart (a tolerance of {config.tolerance} s) in split "
-            f"{config.split} of {self.root / config.version}: its longest scene lasts {length:.1f} s. "
-            "Ask for fewer `frames`, another `frame_gap` or more `tolerance`"
+            f"split {config.split} of {self.root / config.version} has no clip of {config.frames} frames "
+            f"{config.gap} s apart (tolerance {config.tolerance} s): its longest scene lasts {length:.1f} s. "
+            "Set fewer `frames`, another `frame_gap` or a larger `tolerance`"
         )
 
     def _check_image_sizes(self) -> None:
@@ -359,8 +364,13 @@ class NuScenesClips(Dataset[Clip]):
             Fit.of(tuple(size), self.config.image_size)
 
     def _check_lenses(self) -> None:
-        """Say whose images are undistorted, and refuse what is not understood."""
-        void: dict[str, float] = {}
+        """Warn which images are undistorted.
+
+        Raises:
+            UserError: If the distortion of a camera is unknown or implausible.
+        """
+        table = self.root / self.config.version / "calibrated_sensor.json"
+        black: dict[str, float] = {}
         for column, camera in enumerate(self.config.cameras):
             rows = self.frames.cameras[:, column]
             records = self.index.records[rows[rows != NONE]]
@@ -368,56 +378,55 @@ class NuScenesClips(Dataset[Clip]):
             for number, size in zip(numbers.tolist(), records["size"][first].tolist(), strict=True):
                 if str(number) in self.index.lens_faults:
                     raise UserError(
-                        f"lens distortion of {camera} in {self.root / self.config.version}/calibrated_sensor.json: "
+                        f"cannot read the lens distortion of {camera} in {table}: "
                         f"{self.index.lens_faults[str(number)]}; or undistort its images and remove the column"
                     )
                 lens = Lens.of(self.index.calibrations[number], self._intrinsics(number))
                 if lens is None:
                     continue
                 fit = Fit.of(tuple(size), self.config.image_size)
-                void[camera] = max(void.get(camera, 0.0), lens.void(tuple(size), fit.top / fit.scale))
-                if void[camera] > MOST_VOID:
+                fraction = lens.black_fraction(tuple(size), fit.top / fit.scale)
+                black[camera] = max(black.get(camera, 0.0), fraction)
+                if fraction > MOST_BLACK:
                     raise UserError(
-                        f"lens distortion of {camera} in {self.root / self.config.version}/calibrated_sensor.json: "
-                        f"{100 * void[camera]:.0f} % of the undistorted image would lie outside of the image that was "
-                        "taken; are these the coefficients of another model?"
+                        f"implausible lens distortion of {camera} in {table}: {100 * fraction:.0f} % of the "
+                        "undistorted image would be black; are these the coefficients of another model?"
                     )
-        if void:
-            black = "".join(f"; {100 * part:.1f} % of {name} is black" for name, part in void.items() if part > 0.001)
-            logger.warning(
-                "%s: images of %s are undistorted, as the distortion in calibrated_sensor.json says%s",
-                self.root / self.config.version,
-                ", ".join(void),
-                black,
-            )
+        if black:
+            parts = "".join(f"; {100 * part:.1f} % of {name} is black" for name, part in black.items() if part > 0.001)
+            logger.warning("%s has lens distortion: undistorting the images of %s%s", table, ", ".join(black), parts)
 
 
-def without_car(points: Tensor, ego_from_lidar: Tensor) -> Tensor:
-    """Remove the returns from the car itself: what is within BLIND_RADIUS of the LiDAR's place in the ego frame.
+def remove_car(points: Tensor, ego_from_lidar: Tensor) -> Tensor:
+    """Remove the returns from the car itself: those within a horizontal distance of :data:`BLIND_RADIUS` of the LiDAR.
 
     Args:
-        points: [P, 3] metres, in the ego frame.
-        ego_from_lidar: [4, 4].
+        points: [P, 3] in the ego frame, metres.
+        ego_from_lidar: [4, 4] pose of the LiDAR.
 
     Returns:
-        [P', 3].
+        [P', 3], the remaining points.
+
+    >>> remove_car(torch.tensor([[2.9, 0.0, 0.0], [3.1, 0.0, 0.0]]), torch.eye(4))
+    tensor([[3.1000, 0.0000, 0.0000]])
     """
-    return points[(points - ego_from_lidar[:3, 3])[:, :2].norm(dim=-1) > BLIND_RADIUS]
+    offsets = points - ego_from_lidar[:3, 3]  # [P, 3]
+    return points[offsets[:, :2].norm(dim=-1) > BLIND_RADIUS]
 
 
 def count_substitutes(clip: Clip) -> int:
-    """How many of the clips stand in the place of one that could not be read (``on_error="skip"``)."""
+    """Count the clips of a batch that replace an unreadable one (``on_error="skip"``)."""
     return sum(INSTEAD in name for name in clip.names)
 
 
 def _poses(rows: NDArray[np.void]) -> Tensor:
-    """``a_from_b`` [..., 4, 4] float64 from the ``rotation`` and ``translation`` of rows [...]."""
+    """Make poses [..., 4, 4] float64 from the ``rotation`` and ``translation`` of rows [...]."""
     rotation, translation = (torch.from_numpy(rows[name].copy()) for name in ("rotation", "translation"))
     return make_pose(rotation_from_quaternion(rotation), translation)
 
 
 def _scenes_of_split(index: Index, config: DataConfig) -> list[int]:
-    """Numbers of the scenes of a split that this root has."""
+    """Numbers of the scenes of a split that are in the root."""
     where = Path(config.dataroot).expanduser() / config.version
     wanted = [name.strip() for name in config.split.split(",") if name.strip()]
     if len(wanted) == 1 and wanted[0] in index.splits:
@@ -425,31 +434,31 @@ def _scenes_of_split(index: Index, config: DataConfig) -> list[int]:
         if not scenes:
             raise UserError(f"split {config.split}: none of its scenes is in {where}, which has {_some(index.scenes)}")
         return scenes
-    lacking = [name for name in wanted if name not in index.scenes]
-    if lacking or not wanted:
+    missing = [name for name in wanted if name not in index.scenes]
+    if missing or not wanted:
         raise UserError(
-            f"split {', '.join(lacking) or '(empty)'}: neither a split ({', '.join(sorted(index.splits))}) "
+            f"split {', '.join(missing) or '(empty)'}: neither a split ({', '.join(sorted(index.splits))}) "
             f"nor a scene of {where}, which has {_some(index.scenes)}"
         )
     return sorted(index.scenes.index(name) for name in set(wanted))
 
 
 def _check_cameras(index: Index, config: DataConfig) -> None:
-    lacking = [camera for camera in config.cameras if camera not in index.cameras]
-    if lacking:
-        there = f"its cameras are `cameras` {shlex.join(index.cameras)}" if index.cameras else "it has none"
+    missing = [camera for camera in config.cameras if camera not in index.cameras]
+    if missing:
+        choice = f"choose from {shlex.join(index.cameras)}" if index.cameras else "it has no camera at all"
         where = Path(config.dataroot).expanduser() / config.version
-        raise UserError(f"no camera {', '.join(lacking)} in {where}: {there}")
+        raise UserError(f"cameras = {shlex.join(missing)}: not in {where}; {choice}")
 
 
 def _find_lidar(index: Index, config: DataConfig) -> str | None:
-    """The LiDAR to read; None if none is wanted or the root has none."""
+    """Name of the LiDAR to read; None if ``lidar`` is off or the root has none."""
     if not config.lidar or not index.lidars:
         return None
     if config.lidar_name not in index.lidars:
         where = Path(config.dataroot).expanduser() / config.version
-        flags = " or ".join(f"`lidar` {shlex.quote(name)}" for name in index.lidars)
-        raise UserError(f"no LiDAR {config.lidar_name} in {where}: its LiDAR has another name, give {flags}")
+        choice = " or ".join(map(shlex.quote, index.lidars))
+        raise UserError(f"lidar = {config.lidar_name}: not in {where}; choose {choice}")
     return config.lidar_name
 
 

@@ -1,4 +1,4 @@
-"""Point clouds in PCL's .pcd format: ascii, binary and binary_compressed, of which x, y and z are read."""
+"""Read x, y and z from point clouds in PCL's .pcd format: ascii, binary and binary_compressed."""
 
 import math
 from dataclasses import dataclass
@@ -9,56 +9,65 @@ from numpy.typing import NDArray
 SIGNATURES = (b"# .PCD", b"VERSION", b"FIELDS")
 ENCODINGS = ("ascii", "binary", "binary_compressed")
 TYPES = {("F", 4): "<f4", ("F", 8): "<f8"}
-"""Of x, y and z; the other fields may be anything."""
+"""numpy types of x, y and z by the TYPE and SIZE of the header; other fields may have any type."""
 LONGEST_HEADER = 1 << 16
 LARGEST_RATIO = 264 / 3
-"""By which LZF compresses at best."""
+"""Best compression ratio of LZF."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """The lines before the points."""
+    """The header of a file."""
 
     fields: tuple[str, ...]
     sizes: tuple[int, ...]
-    """Bytes of one element of each field."""
+    """Bytes per element of each field."""
     types: tuple[str, ...]
-    """F, I or U."""
+    """Type of each field: F, I or U."""
     counts: tuple[int, ...]
-    """Elements of each field."""
+    """Elements per point of each field."""
     points: int
+    """Number of points."""
     encoding: str
+    """One of :data:`ENCODINGS`."""
     length: int
-    """Bytes of the header."""
+    """Bytes of the header itself."""
 
     @property
     def point_bytes(self) -> int:
-        """Bytes of one point."""
+        """Bytes per point."""
         return sum(size * count for size, count in zip(self.sizes, self.counts, strict=True))
 
     def column(self, axis: str) -> int:
-        """The number of the field that holds ``axis``.
+        """Find the number of the field ``axis``.
 
         Raises:
-            ValueError: If there is none, or not one float per point.
+            ValueError: If there is not exactly one such field with one float per point.
         """
         if self.fields.count(axis) != 1:
-            raise ValueError(f"the fields must hold x, y and z once each; they are {' '.join(self.fields)}")
+            raise ValueError(f"expected the fields x, y and z once each, found {' '.join(self.fields)}")
         column = self.fields.index(axis)
         if (self.types[column], self.sizes[column]) not in TYPES or self.counts[column] != 1:
-            kind = f"{self.types[column]} of {self.sizes[column]} bytes, {self.counts[column]} of them"
-            raise ValueError(f"the field {axis} must be one F of 4 or 8 bytes; it is {kind}")
+            found = f"TYPE {self.types[column]}, SIZE {self.sizes[column]}, COUNT {self.counts[column]}"
+            raise ValueError(f"field {axis}: expected TYPE F, SIZE 4 or 8, COUNT 1, found {found}")
         return column
 
 
 def parse_pcd(data: bytes) -> NDArray[np.float64]:
-    """Read x, y and z. The header's VIEWPOINT is ignored: where the LiDAR is, the tables say.
+    """Parse x, y and z. VIEWPOINT in the header is ignored, because the tables hold the pose of the LiDAR.
+
+    Args:
+        data: Content of the file.
 
     Returns:
-        [N, 3].
+        [P, 3] in the units of the file.
 
     Raises:
-        ValueError: If the header makes no sense, or there are more or fewer points than it says.
+        ValueError: If the header is invalid, or the number of points differs from it.
+
+    >>> header = b"FIELDS x y z\\nSIZE 4 4 4\\nTYPE F F F\\nWIDTH 1\\nHEIGHT 1\\nDATA ascii\\n"
+    >>> parse_pcd(header + b"1.5 -2 0.25").tolist()
+    [[1.5, -2.0, 0.25]]
     """
     header = parse_header(data)
     columns = [header.column(axis) for axis in "xyz"]
@@ -66,8 +75,8 @@ def parse_pcd(data: bytes) -> NDArray[np.float64]:
     if header.encoding == "ascii":
         return _from_text(body, header, columns)
     if header.encoding == "binary":
-        whole = header.points * header.point_bytes
-        _check_length(len(body), whole, body[whole:])
+        expected = header.points * header.point_bytes
+        _check_length(len(body), expected, body[expected:])
         starts = np.cumsum([0, *(s * c for s, c in zip(header.sizes, header.counts, strict=True))])
         record = np.dtype(
             {
@@ -83,17 +92,17 @@ def parse_pcd(data: bytes) -> NDArray[np.float64]:
 
 
 def parse_header(data: bytes) -> Header:
-    """Read the lines up to DATA.
+    """Parse the header, up to the line DATA.
 
     Raises:
-        ValueError: If one is missing or makes no sense.
+        ValueError: If a line is missing or invalid.
     """
     lines: dict[str, list[str]] = {}
     at = 0
     while "DATA" not in lines:
         end = data.find(b"\n", at, LONGEST_HEADER)
         if end < 0:
-            raise ValueError("the header has no line DATA")
+            raise ValueError("the header has no DATA line")
         words = data[at:end].decode("latin-1").split("#")[0].split()
         at = end + 1
         if words:
@@ -102,14 +111,14 @@ def parse_header(data: bytes) -> Header:
     sizes, counts = _integers(lines, "SIZE"), _integers(lines, "COUNT", [1] * len(fields))
     types = lines.get("TYPE", [])
     if not fields or not len(fields) == len(sizes) == len(types) == len(counts):
-        raise ValueError("the header's FIELDS, SIZE, TYPE and COUNT must name as many of each")
+        raise ValueError("FIELDS, SIZE, TYPE and COUNT in the header must have the same number of entries")
     shape = _integers(lines, "WIDTH", []) + _integers(lines, "HEIGHT", [])
     points = _integers(lines, "POINTS", [math.prod(shape)] if len(shape) == 2 else None)
     if len(points) != 1 or (len(shape) == 2 and math.prod(shape) != points[0]):
-        raise ValueError("the header's POINTS must be WIDTH times HEIGHT")
+        raise ValueError("POINTS in the header must be WIDTH times HEIGHT")
     encoding = " ".join(lines["DATA"]).lower()
     if encoding not in ENCODINGS:
-        raise ValueError(f"DATA {encoding[:40]} is not one of {', '.join(ENCODINGS)}")
+        raise ValueError(f"expected DATA {' or '.join(ENCODINGS)}, found {encoding[:40]}")
     return Header(
         fields=tuple(fields),
         sizes=tuple(sizes),
@@ -125,23 +134,24 @@ def _integers(lines: dict[str, list[str]], name: str, default: list[int] | None 
     words = lines.get(name)
     if words is None:
         if default is None:
-            raise ValueError(f"the header has no line {name}")
+            raise ValueError(f"the header has no {name} line")
         return default
     if not all(word.isascii() and word.isdigit() and len(word) < 12 for word in words):
-        raise ValueError(f"the header's {name} must be numbers")
+        raise ValueError(f"{name} in the header must be whole numbers")
     return [int(word) for word in words]
 
 
-def _check_length(there: int, wanted: int, behind: bytes = b"") -> None:
-    if there < wanted or behind.strip(b"\0\r\n"):
-        raise ValueError(f"{there} bytes follow the header, which says {wanted}")
+def _check_length(found: int, expected: int, trailing: bytes = b"") -> None:
+    if found < expected or trailing.strip(b"\0\r\n"):
+        raise ValueError(f"expected {expected} bytes after the header, found {found}")
 
 
 def _from_text(body: bytes, header: Header, columns: list[int]) -> NDArray[np.float64]:
+    """Parse points written as text, [P, 3]."""
     words = body.split()
     per_point = sum(header.counts)
     if len(words) != header.points * per_point:
-        raise ValueError(f"{len(words)} numbers follow the header, which says {header.points * per_point}")
+        raise ValueError(f"expected {header.points * per_point} numbers after the header, found {len(words)}")
     table = np.array(words, dtype="S").reshape(header.points, per_point) if words else np.zeros((0, per_point), "S1")
     starts = np.cumsum([0, *header.counts])
     try:
@@ -151,10 +161,11 @@ def _from_text(body: bytes, header: Header, columns: list[int]) -> NDArray[np.fl
 
 
 def _from_compressed(body: bytes, header: Header, columns: list[int]) -> NDArray[np.float64]:
-    """Fields one after the other, each of all points, compressed together by LZF."""
+    """Parse points compressed by LZF, [P, 3]. The uncompressed data hold one field of all points after the other."""
     packed, unpacked = (int.from_bytes(body[i : i + 4], "little") for i in (0, 4))
     if unpacked != header.points * header.point_bytes or unpacked > LARGEST_RATIO * packed + 8:
-        raise ValueError(f"{unpacked} bytes are compressed where the header says {header.points * header.point_bytes}")
+        expected = header.points * header.point_bytes
+        raise ValueError(f"expected {expected} bytes of points after decompression, found {unpacked}")
     _check_length(len(body), 8 + packed, body[8 + packed :])
     starts = header.points * np.cumsum([0, *(s * c for s, c in zip(header.sizes, header.counts, strict=True))])
     content = lzf_decompress(body[8 : 8 + packed], int(max(starts[column + 1] for column in columns)), unpacked)
@@ -168,19 +179,30 @@ def _from_compressed(body: bytes, header: Header, columns: list[int]) -> NDArray
     )
 
 
-def lzf_decompress(packed: bytes, wanted: int, whole: int) -> bytes:
-    """Decompress the first ``wanted`` bytes, or a few more, of ``whole``.
+def lzf_decompress(packed: bytes, needed: int, whole: int) -> bytes:
+    """Decompress data of LZF, at least their first ``needed`` bytes.
+
+    A control byte c below 32 is followed by c + 1 literal bytes. Otherwise its upper 3 bits are the length of a copy
+    minus 2 (7: the next byte is added), its lower 5 bits and the next byte are the distance back minus 1.
+
+    Args:
+        packed: The compressed data.
+        needed: Number of bytes that are needed.
+        whole: Number of bytes of all decompressed data.
 
     Raises:
-        ValueError: If the data are not LZF's, or decompress to fewer or to more than ``whole``.
+        ValueError: If the data are damaged or decompress to more than ``whole`` bytes.
+
+    >>> lzf_decompress(bytes([1]) + b"ab" + bytes([2 << 5, 1]), needed=6, whole=6)  # "ab", then 4 bytes from 2 back
+    b'ababab'
     """
     out = bytearray()
     at = 0
     try:
-        while len(out) < wanted:
+        while len(out) < needed:
             control = packed[at]
             at += 1
-            if control < 32:  # a run of control + 1 bytes as they are
+            if control < 32:
                 run = packed[at : at + control + 1]
                 if len(run) <= control:
                     raise IndexError
@@ -198,7 +220,7 @@ def lzf_decompress(packed: bytes, wanted: int, whole: int) -> bytes:
             if start < 0:
                 raise IndexError
             chunk = out[start : start + length]
-            out += (chunk * (-(-length // back)))[:length]  # what it copies may reach into the copy itself
+            out += (chunk * (-(-length // back)))[:length]  # a copy may overlap its own output
     except IndexError:
         raise ValueError("the compressed points are damaged") from None
     if len(out) > whole:

@@ -104,8 +104,8 @@ def test_each_problem_is_logged_once_by_all_workers_together(root, caplog, worke
     dataset = NuScenesClips(config_of(root, on_error="skip"))
     clips = list(make_loader(dataset, batch_size=2, steps=8, seed=0, workers=workers))
     assert sum(count_substitutes(clip) for clip in clips) == 8
-    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
-        f"clip left out: {path}: the image is none of JPEG, PNG, TIFF, WEBP, BMP, PPM, JPEG2000 that can be read"
+    assert [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()] == [
+        f"skipped a clip: {path}: not an image that mim4d can read (JPEG, PNG, TIFF, WEBP, BMP, PPM, JPEG2000)"
     ]
 
 
@@ -113,7 +113,7 @@ def test_nothing_left_to_read_is_an_error(root):
     for i in range(6):
         file_of(root, "CAM_FRONT", i).unlink()
     dataset = NuScenesClips(config_of(root, on_error="skip"))
-    with pytest.raises(UserError, match=r"can be read .* from 4 clips\).*CAM_FRONT.*no such file") as caught:
+    with pytest.raises(UserError, match=r"cannot read any .* from 4 .*CAM_FRONT.*no such file") as caught:
         dataset[0]
     assert "--on-error" not in str(caught.value), "advises what is in use"
 

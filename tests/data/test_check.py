@@ -32,12 +32,12 @@ def test_a_good_root_is_described_and_drawn(fleet, tmp_path, capsys):
     assert code == 0
     assert lines[-1] == "no faults"
     text = "\n".join(lines)
-    assert f"{fleet}/{VERSION}: 1 scenes, 1.8 s, 4 key frames" in text
-    assert "camera front: 8 files, 4.0 per second, 128x72" in text
-    assert f"LiDAR {LIDAR}: 8 files, 4.0 per second" in text
+    assert f"{fleet}/{VERSION}: 1 scene, 4 key frames, 1.8 s in all" in text
+    assert "camera front: 8 images of 128x72 pixels, 4.0 per second" in text
+    assert f"LiDAR {LIDAR}: 8 sweeps, 4.0 per second" in text
     assert "clips of 3 frames 0.5 s apart: 2 from key frames, 4 with --sweeps" in text
     assert "--cameras front left" in text
-    assert "read 24 of 24 files" in text
+    assert "read 24 of 24 files" in lines
     picture = np.asarray(Image.open(tmp_path / "picture.png"))
     assert picture.shape == (448, 1600, 3)
     assert picture.std() > 20
@@ -62,7 +62,7 @@ def spoil_record(root):
 def spoil_twice(root):
     again = {"token": "again"}
     edit_table(root, "sample_data", lambda rows: [*rows, rows[-1] | again])
-    return "CAM_BACK has two records in a key frame", 1, "sample_data.json, is_key_frame"
+    return "CAM_BACK has two records in a key frame", 1, "is_key_frame in sample_data.json"
 
 
 def spoil_times(root):
@@ -78,7 +78,7 @@ def spoil_poses(root):
         return [r | {"translation": [9e5, 0, 0]} if r["token"] == f"scene-0061-{LIDAR}-3" else r for r in rows]
 
     edit_table(root, "ego_pose", jump)
-    return "the car is faster than 100 m/s by ego_pose.json", 2, "scene-0061 at 1532402928.00 s"
+    return "the poses in ego_pose.json move faster than 100 m/s", 2, "scene-0061 at 1532402928.00 s"
 
 
 def spoil_table(root):
@@ -95,7 +95,7 @@ def test_each_kind_of_fault_is_counted(root, spoil, capsys):
     code, lines = check(capsys, root, "--full", "--version", VERSION)
     assert code == 1
     (line,) = faults(lines)
-    assert line.startswith(f"FAULT {kind}: {count}, first: {first}")
+    assert line.startswith(f"FAULT {kind} ({count} found; first: {first}")
     assert lines[-1] == "1 kind of fault"
 
 
@@ -110,7 +110,7 @@ def test_bad_input_is_one_line(root, tmp_path, capsys, monkeypatch):
     assert check(capsys, tmp_path / "nowhere") == (2, [f"error: {tmp_path}/nowhere: no such folder"])
     code, lines = check(capsys, root, "--version", "v2")
     assert code == 2
-    assert lines[-1].startswith("error: --version v2: not in")
+    assert lines[-1].startswith("error: --version v2 is not in")
     (root / "v2").mkdir()
     (root / "v2/scene.json").write_text("[]")
     assert check(capsys, root)[1] == [f"error: {root}: choose one of v1.0-mini, v2 with --version"]

@@ -60,10 +60,10 @@ def test_points_that_are_not_finite_are_dropped(tmp_path):
         (bytes(30), "30 bytes are not a whole number of points of 5 float32"),
         (bytes(24), "24 bytes are not a whole number of points of 5 float32"),
         (np.full(10, np.nan, dtype="<f4").tobytes(), "no finite point"),
-        (b"ply\nformat binary_little_endian 1.0\n", "this is PLY; sweeps are read from float32 rows, .pcd and .npy"),
-        (b"LASF" + bytes(36), "this is LAS"),
-        (gzip.compress(bytes(100)), "this is gzip"),
-        (b"1.0 2.0 3.0 0.5 1\n" * 20, "this is text"),
+        (b"ply\nformat binary_little_endian 1.0\n", "expected float32 rows, .pcd or .npy, found PLY"),
+        (b"LASF" + bytes(36), "found LAS"),
+        (gzip.compress(bytes(100)), "found gzip"),
+        (b"1.0 2.0 3.0 0.5 1\n" * 20, "found text"),
     ],
 )
 def test_a_broken_sweep_is_named(tmp_path, content, message):
@@ -94,7 +94,7 @@ def test_rows_of_another_length_are_named_and_those_of_the_right_one_read(tmp_pa
     np.testing.assert_array_equal(read_points(path, floats), sweep[:, :3])
     for other in {3, 4, 5, 6, 7, 8} - {floats}:
         if other % floats:  # whole points at a time are points all the same
-            assert refusal(path, other).endswith(f"they look like {floats} each: try `lidar_floats` {floats}")
+            assert refusal(path, other).endswith(f"looks like {floats} per point: set `lidar_floats` to {floats}")
 
 
 @given(st.integers(0, 2**32), st.integers(1, 300))
@@ -126,7 +126,7 @@ def test_nanoseconds_and_dual_returns_are_no_reason(tmp_path):
     [
         (lambda s: s.astype("<f8"), "float64"),
         (lambda s: s.round(3).astype("<f8"), "float64"),
-        (lambda s: s.astype(">f4"), "no float32 coordinates"),
+        (lambda s: s.astype(">f4"), "expected float32 coordinates"),
         (lambda s: (100 * s).astype("<i2"), "float32"),
         (lambda s: (1000 * s).astype("<i4"), "float32"),
         (lambda s: s.astype("<f2"), "float32"),
@@ -155,7 +155,7 @@ def test_npy(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("array", "problem"),
     [
-        (np.zeros((10, 2)), "float64 [10, 2]; it must be floats [points, 3 or more]"),
+        (np.zeros((10, 2)), "expected floats of shape [points, 3 or more], found float64 [10, 2]"),
         (np.zeros((10, 4), np.int16), "int16 [10, 4]"),
         (np.zeros(10), "[10]"),
         (np.array([[{"x": 1}] * 3], dtype=object), "object [1, 3]"),
@@ -245,24 +245,28 @@ def test_a_cloud_without_points_is_a_sweep_that_met_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("FIELDS x y z intensity", "FIELDS x y range intensity", "must hold x, y and z once each; they are x y range"),
-        ("FIELDS x y z intensity", "FIELDS x y z", "as many of each"),
-        ("TYPE F F F F", "TYPE F F I F", "field z must be one F of 4 or 8 bytes; it is I of 4 bytes"),
-        ("SIZE 4 4 4 4", "SIZE 4 4 2 4", "field z must be one F"),
-        ("SIZE 4 4 4 4", "SIZE 4 4 -4 4", "SIZE must be numbers"),
-        ("SIZE 4 4 4 4\n", "", "no line SIZE"),
-        ("COUNT 1 1 1 1", "COUNT 1 1 3 1", "3 of them"),
+        (
+            "FIELDS x y z intensity",
+            "FIELDS x y range intensity",
+            "the fields x, y and z once each, found x y range",
+        ),
+        ("FIELDS x y z intensity", "FIELDS x y z", "the same number of entries"),
+        ("TYPE F F F F", "TYPE F F I F", "field z: expected TYPE F, SIZE 4 or 8, COUNT 1, found TYPE I, SIZE 4"),
+        ("SIZE 4 4 4 4", "SIZE 4 4 2 4", "field z: expected TYPE F"),
+        ("SIZE 4 4 4 4", "SIZE 4 4 -4 4", "SIZE in the header must be whole numbers"),
+        ("SIZE 4 4 4 4\n", "", "no SIZE line"),
+        ("COUNT 1 1 1 1", "COUNT 1 1 3 1", "COUNT 3"),
         ("POINTS 64", "POINTS 65", "WIDTH times HEIGHT"),
         ("WIDTH 64", "WIDTH 999999999", "WIDTH times HEIGHT"),
-        ("WIDTH 64\nHEIGHT 1\n", "", "the header, which says|compressed where the header says"),
-        ("POINTS 64", "POINTS " + "9" * 5000, "must be numbers"),
-        ("DATA", "DATA zstd", "DATA zstd"),
-        ("DATA", "DETA", "no line DATA|FIELDS"),
+        ("WIDTH 64\nHEIGHT 1\n", "", "after the header, found|after decompression, found"),
+        ("POINTS 64", "POINTS " + "9" * 5000, "must be whole numbers"),
+        ("DATA", "DATA zstd", "expected DATA ascii or binary or binary_compressed, found zstd"),
+        ("DATA", "DETA", "no DATA line|FIELDS"),
     ],
 )
 def test_a_header_that_makes_no_sense_is_named(tmp_path, encoding, old, new, problem):
     content = pcd.encode(XYZI, street(64, 4).tolist(), encoding, pack=pcd.pack)
-    if "compressed where" in problem:
+    if "after decompression" in problem:
         content = content.replace(b"POINTS 64", b"POINTS 6400000000")
     broken = content.replace(old.encode(), new.encode(), 1)
     assert broken != content or new == ""
@@ -292,11 +296,11 @@ def test_lzf_survives_any_bytes(packed, wanted):
 def test_a_root_of_four_floats(root):
     for number in range(6):
         street(200, 4, seed=number).tofile(file_of(root, LIDAR, number))
-    with pytest.raises(BadDataError, match="look like 4 each: try `lidar_floats` 4"):
+    with pytest.raises(BadDataError, match="looks like 4 per point: set `lidar_floats` to 4"):
         NuScenesClips(config_of(root))[0]
     assert (NuScenesClips(config_of(root, lidar_floats=4))[0].num_points > 100).all()
     for floats in (2, 65):
-        with pytest.raises(UserError, match=f"lidar_floats = {floats}: a point has 3"):
+        with pytest.raises(UserError, match=f"lidar_floats = {floats} must lie in 3"):
             DataConfig(lidar_floats=floats)
 
 

@@ -255,5 +255,7 @@ def test_the_limit_of_open_files_is_raised_or_named(root, monkeypatch):
     assert 64 < limits[-1][0] < 4096
     assert limits[-1][1] == 4096
     limits.append((64, 64))
-    with pytest.raises(UserError, match=r"2 workers .* need about \d+ open files, but the limit is 64: .*ulimit -n"):
+    with pytest.raises(
+        UserError, match=r"2 data-loading workers need about \d+ open files, .* limit is 64: .*ulimit -n"
+    ):
         check_limits([loader])

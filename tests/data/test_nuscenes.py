@@ -152,7 +152,7 @@ def test_a_root_without_lidar(tmp_path, caplog):
     clip = NuScenesClips(config_of(root))[0]
     clip.validate()
     assert clip.num_points.tolist() == [[0, 0, 0]]
-    assert "has no LiDAR: clips come without" in caplog.text
+    assert "has no LiDAR: the clips have no points" in caplog.text
 
 
 def test_pickles_small_and_reads_the_same(root):
@@ -171,11 +171,11 @@ def test_pickles_small_and_reads_the_same(root):
         ({"split": "scene-0061,scene-0001"}, r"split scene-0001: neither"),
         (
             {"cameras": ("CAM_FRONT", "CAM_LEFT")},
-            r"no camera CAM_LEFT in .*: its cameras are `cameras` CAM_BACK CAM_FRONT",
+            r"cameras = CAM_LEFT: not in .*; choose from CAM_BACK CAM_FRONT",
         ),
-        ({"frames": 7}, r"no clip of 7 frames 0.5 s apart .* longest scene lasts 2.5 s"),
+        ({"frames": 7}, r"has no clip of 7 frames 0.5 s apart .* longest scene lasts 2.5 s"),
         ({"gap": 0.7, "tolerance": 0.1}, r"no clip of 3 frames 0.7 s apart"),
-        ({"image_size": (64, 64)}, r"128x72 scaled to 64 wide are 36 high"),
+        ({"image_size": (64, 64)}, r"128x72 scaled to a width of 64 have 36 rows"),
     ],
 )
 def test_what_cannot_be_read_is_said_at_the_start(root, changes, message):
@@ -188,12 +188,12 @@ def test_what_cannot_be_read_is_said_at_the_start(root, changes, message):
     ("changes", "message"),
     [
         ({"image_size": (0, 800)}, "image_size = 0 800: both must be at least 1"),
-        ({"frames": 0}, "frames = 0"),
-        ({"gap": 0.0}, r"frame_gap = 0.0 s"),
+        ({"frames": 0}, "frames = 0 must be at least 1"),
+        ({"gap": 0.0}, r"frame_gap = 0.0 s must be more than 0"),
         ({"gap": -0.5}, r"frame_gap = -0.5 s"),
-        ({"tolerance": 0.25}, r"tolerance = 0.25 s must be less than half of the 0.5 s between frames"),
-        ({"cameras": ("CAM_FRONT", "CAM_FRONT")}, "each once"),
-        ({"cameras": ()}, "name one or more"),
+        ({"tolerance": 0.25}, r"tolerance = 0.25 s must be less than half of `frame_gap` \(0.5 s\)"),
+        ({"cameras": ("CAM_FRONT", "CAM_FRONT")}, "each only once"),
+        ({"cameras": ()}, "name at least one camera"),
     ],
 )
 def test_values_that_cannot_be(changes, message):

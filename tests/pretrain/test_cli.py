@@ -137,11 +137,11 @@ def test_a_synthetic_world_is_made_once(run_cache, tmp_path, capsys, monkeypatch
     world = ["--world.scenes", "2", "--world.keyframes", "2", "--world.scale", "0.1", "--data", "synthetic"]
     flags = ["--preset", "gpu24", "--dataroot", "", "--steps", "1", *world]  # gpu24: its grid fits the tiny voxels
     main([*arguments(Path(), tmp_path / "first"), *flags])
-    assert "drawing a world of" in capsys.readouterr().err
+    assert "making a synthetic world of" in capsys.readouterr().err
     (made,) = run_cache.glob("world-*")
     assert (made / "v1.0-mini" / "sample_data.json").exists()
     main([*arguments(Path(), tmp_path / "second"), *flags])
-    assert "drawing a world of" not in capsys.readouterr().err
+    assert "making a synthetic world of" not in capsys.readouterr().err
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
 
 
@@ -150,14 +150,14 @@ def test_real_data_does_not_pass_for_drawn(tmp_path, capsys):
     real = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS)
     flags = ["--preset", "gpu24", "--data", "synthetic"]
     error = refused([*arguments(real, tmp_path / "run", *flags)], capsys)
-    assert "holds a v1.0-mini that mim4d has not drawn: use --data nuscenes" in error
+    assert "holds a v1.0-mini that is no synthetic world of mim4d: set --data to nuscenes" in error
 
 
 def test_a_world_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path, capsys):
     drawn = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS)
     (drawn / "world.json").write_text(json.dumps({"complete": True, "config": {**asdict(WorldConfig()), "seed": 5}}))
     error = refused(arguments(drawn, tmp_path / "run", "--preset", "gpu24", "--data", "synthetic"), capsys)
-    assert "holds a world of --world.seed 5, not 0: set that, or another root" in error
+    assert "holds a synthetic world with --world.seed 5, not 0: set --world.seed 5 or another --dataroot" in error
 
 
 def test_processes_that_need_a_world_at_once_draw_it_once(tmp_path, monkeypatch):
@@ -195,7 +195,7 @@ def test_nothing_is_overwritten(root, tmp_path, capsys, fresh_accelerate):
         (("--val-split", "test"), "split test: none of its scenes"),
         (("--cameras", "CAM_ROOF"), "CAM_ROOF"),
         (("--image-size", "100", "128"), "multiples of 32"),
-        (("--image-size", "256", "128"), "lower than --image-size"),
+        (("--image-size", "256", "128"), "fewer than --image-size"),
         (("--frames", "40"), "no clip of 40 frames"),
         (("--frame-gap", "0.1", "--tolerance", "0.2"), "--tolerance 0.2 s must be less than half"),
         (("--model", "mim4d_convnext_huge"), "--model mim4d_convnext_huge"),

@@ -231,7 +231,7 @@ def test_a_number_may_be_written_with_an_exponent():
 
 
 def test_a_version_that_the_root_does_not_have_is_answered_with_those_it_has(tiny_world):
-    with pytest.raises(UserError, match=rf"version = v1.0-trainvall: not in {tiny_world}; it has v1.0-mini"):
+    with pytest.raises(UserError, match=rf"version = v1.0-trainvall is not in {tiny_world}: it has v1.0-mini"):
         complete(PretrainConfig(dataroot=str(tiny_world), version="v1.0-trainvall"))
 
 
