@@ -343,9 +343,10 @@ def _batch_norm(
     y = (deviation * (variance + eps).rsqrt()).flatten(0, 1)  # [N, C, h, w]
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            unbiased = variance * count / (count - 1)
-            running_mean.lerp_(mean.mean(0).flatten().to(running_mean.dtype), momentum)
-            running_var.lerp_(unbiased.mean(0).flatten().to(running_var.dtype), momentum)
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            rate = momentum * (count > 1).all()  # a single site has no variance to learn from
+            running_mean.lerp_(mean.mean(0).flatten().to(running_mean.dtype), rate.to(running_mean.dtype))
+            running_var.lerp_(unbiased.mean(0).flatten().to(running_var.dtype), rate.to(running_var.dtype))
     if weight is not None:
         y = y * weight[:, None, None]
     if bias is not None:

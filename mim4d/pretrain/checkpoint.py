@@ -32,11 +32,11 @@ _SUMS = "sha256"
 
 
 class DamagedError(UserError):
-    """A checkpoint is not what was written; the one before may be."""
+    """A checkpoint is damaged; an older one may be good."""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in ``checkpoints/``, oldest first."""
+    """List the complete checkpoints in ``checkpoints/``, oldest first."""
     return sorted(path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
 
 
@@ -79,7 +79,7 @@ def save_checkpoint(
         sums = {file.name: sha256_of(file) for file in sorted(partial.iterdir())} | {_STATE: _sum_of(state)}
         (partial / _STATE).write_text(json.dumps(state | {_SUMS: sums}, indent=1) + "\n")
 
-    kept = f"; {before[-1].name} is kept, free some space and go on with --resume" if before else ""
+    kept = f"; {before[-1].name} is complete: free some space and resume with --resume" if before else ""
     try:
         write_folder(path, fill, "a checkpoint")
     except UserError as error:
@@ -90,7 +90,7 @@ def save_checkpoint(
 
 
 def first_not_finite(model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None) -> str | None:
-    """Search what a checkpoint would hold for NaN and infinity: one reduction on the device, one wait for it.
+    """Search the state of a checkpoint for NaN and infinity, with one reduction on the device and one wait for it.
 
     Returns:
         What the first such tensor is, such as ``the weight encoder.stem.0.bias``; None if all are finite.
@@ -106,7 +106,7 @@ def first_not_finite(model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint in ``checkpoints/`` that is as it was written; None if there is no checkpoint.
+    """Find the newest undamaged checkpoint in ``checkpoints/``; None if there is no checkpoint.
 
     Damaged ones that are newer are renamed to ``step_*.damaged``, with a warning.
 
@@ -127,12 +127,14 @@ def newest_whole(folder: Path) -> Path | None:
             logger.warning("%s; renamed to %s, resuming from %s", problem, aside.name, path.name)
         return path
     if damaged:
-        raise UserError(f"{damaged[0][1]}; there is no other checkpoint in {folder}: start again with another --out")
+        raise UserError(
+            f"{damaged[0][1]}; there is no other checkpoint in {folder}: start a new run with another --out"
+        )
     return None
 
 
 def check_checkpoint(path: Path, *names: str) -> None:
-    """Compare the files of a checkpoint with their checksums; of older checkpoints without any, see that they open.
+    """Compare the files of a checkpoint with their checksums; older checkpoints without checksums only have to open.
 
     Args:
         path: The checkpoint.
@@ -156,7 +158,7 @@ def check_checkpoint(path: Path, *names: str) -> None:
         except (OSError, SafetensorError) as error:
             raise DamagedError(f"cannot read {file}: {' '.join(str(error).split())}") from error
         if found != expected:
-            raise DamagedError(f"{file} is damaged: it does not have the sha256 that it was written with")
+            raise DamagedError(f"{file} is damaged: its sha256 differs from the one in state.json")
 
 
 def load_checkpoint(
@@ -167,7 +169,7 @@ def load_checkpoint(
     ema: nn.Module | None,
     identity: dict[str, Any],
 ) -> int:
-    """Put a checkpoint into a model and its optimiser, strictly.
+    """Load a checkpoint into a model and its optimiser, strictly.
 
     Returns:
         The step after which it was taken.
@@ -184,14 +186,14 @@ def load_checkpoint(
                 "clips_per_step": f"; keep batch-size x accumulate x processes at {then}",
                 "clips": "; its data had other scenes or moments than --dataroot and --tolerance give",
             }.get(key, "")
-            raise UserError(f"{path} is of another run: {key} was {then} and is {now} now{remedy}")
+            raise UserError(f"{path} belongs to another run: {key} was {then}, now it is {now}{remedy}")
     try:
         load_strict(model, read_tensors(path / "model.safetensors"), path / "model.safetensors")
         if ema is not None:
             load_strict(ema, read_tensors(path / "ema.safetensors"), path / "ema.safetensors")
         _load_moments(model, optimizer, path / "optimizer.safetensors")
     except UserError as error:
-        raise UserError(f"{error}; remove {path} to go on from the one before") from error
+        raise UserError(f"{error}; remove {path} to resume from the one before") from error
     return step
 
 
@@ -207,7 +209,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _sum_of(state: dict[str, Any]) -> str:
-    """The sha256 of what ``state.json`` says, but for the checksums."""
+    """Return the sha256 of ``state.json`` without its checksums."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

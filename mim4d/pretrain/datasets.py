@@ -1,4 +1,4 @@
-"""The clips of a run: to learn from, and held out. Drawn worlds go through the same reader as real data."""
+"""The training and held-out clips of a run. Synthetic worlds are read in the same way as real data."""
 
 import dataclasses
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScenesClips, NuScenesClips | None]:
-    """Open the clips to learn from and those held out, None if there are none; a missing world is made first.
+    """Open the training clips and the held-out clips (None if there are none); a missing world is made first.
 
     Raises:
         UserError: If the root, version, split or cameras do not exist, or the held-out split was asked for and does
@@ -29,7 +29,7 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
         config = dataclasses.replace(config, dataroot=str(root))
     clips = NuScenesClips(config.data_config(config.split))
     if config.supervision == "rgbd" and not clips.has_lidar:
-        raise UserError(f"{clips.root} has no LiDAR: learn from colour alone with --supervision rgb")
+        raise UserError(f"{clips.root} has no LiDAR: train on colour alone with --supervision rgb")
     split = held_out_split(config)
     if split == NO_SPLIT:
         return clips, None

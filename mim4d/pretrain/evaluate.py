@@ -1,4 +1,4 @@
-"""How well the model does on clips it does not learn from, and whether time helps it."""
+"""Evaluation on held-out clips, with baselines for the temporal decoder."""
 
 import math
 
@@ -15,7 +15,7 @@ from .meter import averages, totals
 
 @torch.no_grad()
 def evaluate(model: MaskedModel, clips: ClipLoader, accelerator: Accelerator) -> dict[str, float]:
-    """Errors on held-out clips, with the same masks and rays every time, averaged over clips and processes.
+    """Compute errors on held-out clips, with the same masks and rays every time, averaged over clips and processes.
 
     Args:
         model: Not wrapped; back in its own mode afterwards.
@@ -43,6 +43,6 @@ def evaluate(model: MaskedModel, clips: ClipLoader, accelerator: Accelerator) ->
     whole = {name: [sum(share[name][i] for share in shares if share) for i in (0, 1)] for name in shares[0]}
     means = averages(whole)
     if not math.isfinite(means["loss"]):
-        raise UserError(f"the loss of the held-out clips is {means['loss']}: lower --optim.lr or take --precision fp32")
+        raise UserError(f"the loss of the held-out clips is {means['loss']}: lower --optim.lr or use --precision fp32")
     # Neither the summed loss nor what describes the step.
     return {f"val_{name}": value for name, value in means.items() if "_" in name}

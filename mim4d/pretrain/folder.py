@@ -1,4 +1,4 @@
-"""The run folder: what stands where, and that no run ever overwrites another."""
+"""The run folder: its layout, and checks that no run overwrites another."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from .config import PretrainConfig, check_resumable, save_config
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names of what a run leaves."""
+    """Paths of the files of a run."""
 
     root: Path
 
@@ -24,12 +24,12 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """A JSON object a logged step."""
+        """One JSON object per logged step."""
         return self.root / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a checkpoint."""
+        """One folder per checkpoint."""
         return self.root / "checkpoints"
 
     @property
@@ -58,7 +58,7 @@ class RunFolder:
         return f"timm.create_model({name}, pretrained=True, features_only=True).eval()"
 
     def contents(self) -> list[str]:
-        """Names of what is there, without hidden files, folders with a slash."""
+        """List the names of files and folders, without hidden ones; folders end with a slash."""
         return sorted(path.name + "/" * path.is_dir() for path in self.root.glob("[!.]*"))
 
     def newest(self) -> Path | None:
@@ -66,17 +66,19 @@ class RunFolder:
         return next(reversed(list_checkpoints(self.checkpoints)), None)
 
     def read_config(self) -> PretrainConfig:
-        """The config of the run that is here.
+        """Read the config of the run in this folder.
 
         Raises:
             UserError: If there is none.
         """
         if not self.config.is_file():
-            raise UserError(f"nothing to resume in {self.root}: it has no config.yaml; start a run without --resume")
+            raise UserError(
+                f"{self.root} has no config.yaml, so there is nothing to resume: start a run without --resume"
+            )
         return overlay(PretrainConfig(), read_yaml(self.config), self.config)
 
     def check(self, config: PretrainConfig, *, resume: bool) -> None:
-        """See that a run may be written here.
+        """Check that a run may be written here.
 
         Raises:
             UserError: If there is a run already and this is not its continuation, or ``resume`` and there is none.
@@ -84,10 +86,10 @@ class RunFolder:
         if resume:
             check_resumable(self.read_config(), config)
         elif self.newest() or self.encoder.exists() or (self.metrics.exists() and self.metrics.stat().st_size):
-            raise UserError(f"{self.root} holds a run already: go on with it by --resume, or give another --out")
+            raise UserError(f"{self.root} already holds a run: resume it with --resume, or set another --out")
 
     def open(self, config: PretrainConfig) -> None:
-        """Make the folder, write the config, clear away what a killed run left half-written.
+        """Make the folder, write the config, and remove what a killed run left half-written.
 
         Raises:
             UserError: If the folder cannot be written.

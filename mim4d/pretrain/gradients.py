@@ -1,4 +1,4 @@
-"""What each term of the loss sends into the encoder."""
+"""Gradient norms in the encoder per loss term."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from ..method.model import MaskedModel
 
 
 def encoder_gradients(model: MaskedModel, clips: Sequence[Clip], accelerator: Accelerator) -> dict[str, float]:
-    """L2 norms of the encoder's gradient, for each weighted term of the loss by itself.
+    """Compute the L2 norm of the encoder's gradient for each weighted loss term alone.
 
     Runs forward and backward passes of its own, so that a training step costs no more; weights, ``.grad``, BatchNorm's
     statistics and torch's random state stay as they were. Every process has to call it.

@@ -1,4 +1,4 @@
-"""What a run says while it goes: ``metrics.jsonl``, TensorBoard, and a bar or plain lines for whoever watches."""
+"""The logs of a run: ``metrics.jsonl``, TensorBoard, and a progress bar or plain lines in the terminal."""
 
 import json
 import math
@@ -34,10 +34,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a logged step, steps strictly increasing."""
+    """``metrics.jsonl``: one JSON object per logged step, steps strictly increasing."""
 
     def __init__(self, path: Path, after: int) -> None:
-        """Open for appending, and cut what lies beyond the checkpoint that the run goes on from.
+        """Open for appending, and cut the rows beyond the checkpoint that the run resumes from.
 
         Args:
             path: The file; made if it is not there.
@@ -67,18 +67,18 @@ class MetricsFile:
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file. Every whole row is in it already; what a full disk refused is told by :meth:`write`."""
+        """Close the file. All complete rows are in it already; :meth:`write` reports a full disk."""
         with suppress(OSError):
             self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``metrics.jsonl``, without damaged lines and a last one that was cut off in writing."""
+    """Read the rows of a ``metrics.jsonl``, without damaged lines or a last line that was cut off."""
     return _read_rows(path)[0]
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, float]], int]:
-    """The rows, and how many lines are none: a power cut may leave zeros, a full disk half a line."""
+    """Read the rows, and count damaged lines: a power cut may leave zeros, a full disk half a line."""
     rows: list[dict[str, float]] = []
     damaged = 0
     for line in path.read_bytes().split(b"\n")[:-1]:
@@ -95,7 +95,7 @@ def _read_rows(path: Path) -> tuple[list[dict[str, float]], int]:
 
 
 class RunLog:
-    """Everything a run reports; on any process but the main one it does nothing."""
+    """All logs of a run; they do nothing on processes other than the main one."""
 
     def __init__(self, folder: Path, *, steps: int, start: int, main: bool) -> None:
         """Open the run's logs.
@@ -116,7 +116,7 @@ class RunLog:
         with _writing(self._board_folder):
             self._board = SummaryWriter(self._board_folder, purge_step=start + 1)
         if self._metrics.damaged:
-            self.say(f"warning: {self._metrics.damaged} damaged lines of {folder / 'metrics.jsonl'} are left out")
+            self.say(f"warning: {self._metrics.damaged} damaged lines of {folder / 'metrics.jsonl'} are ignored")
         self._bar = Bar(self._console, "step", start=start, total=steps)
 
     def __enter__(self) -> "RunLog":
@@ -132,11 +132,11 @@ class RunLog:
                 self._board.close()
 
     def last(self, name: str) -> float:
-        """A value in the last row of the run that is gone on with; 0 if there is none."""
+        """Return a value from the last row of the run that is resumed; 0 if there is none."""
         return self._metrics.last.get(name, 0.0) if self._main else 0.0
 
     def say(self, message: str, *, to_copy: bool = False) -> None:
-        """One line for whoever watches.
+        """Print one line to the terminal.
 
         Args:
             message: What it says. A terminal gets it broken between words.
@@ -150,7 +150,7 @@ class RunLog:
             self._bar.stop()
 
     def step(self, step: int) -> None:
-        """A step was done (its values are perhaps still being computed)."""
+        """Advance the bar by one step, whose values may still be being computed."""
         if self._main and self._console.is_terminal:
             self._bar.update(step, self._steps)
 
@@ -172,7 +172,7 @@ class RunLog:
             self.say(f"step {step}/{self._steps}  held out: {held_out}")
 
     def picture(self, step: int, path: Path) -> None:
-        """Put a picture on the board too."""
+        """Add a picture to TensorBoard."""
         with Image.open(path) as image, _writing(self._board_folder):
             self._board.add_image("held_out", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
@@ -182,7 +182,7 @@ _SHOWN = {"rgb": "rgb {:.3f}", "depth": "depth {:.2f} m"}
 
 
 def _listed(values: Row) -> str:
-    """The losses in a line: each kind of rendering's colour error (0 to 1) and depth error, where there was any."""
+    """Format the losses as one line: colour error (0 to 1) and depth error of each rendering, where measured."""
     parts = [f"loss {values['loss']:.3f}"] if "loss" in values else []
     if values.get("rays") == 0:  # a loss of 0 would read as perfect
         parts = ["no ray to compare with"]
@@ -196,10 +196,10 @@ def _listed(values: Row) -> str:
 
 
 def speed(clips_per_s: float) -> str:
-    """Clips per second, or the other way round where that is less than one."""
+    """Format clips per second, or seconds per clip where that is less than one."""
     return f"{clips_per_s:.1f} clips/s" if clips_per_s >= 1 else f"{1 / max(clips_per_s, 1e-9):.1f} s/clip"
 
 
 def _board_name(name: str) -> str:
-    """TensorBoard groups by what stands before the slash."""
+    """Return the name in TensorBoard, which groups by the part before the slash."""
     return f"held_out/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"

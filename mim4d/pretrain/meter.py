@@ -1,4 +1,4 @@
-"""What the steps measured, left on the device until somebody asks, so that no step waits for the host."""
+"""Measurements of the steps, kept on the device until they are read, so that no step waits."""
 
 import math
 import time
@@ -12,13 +12,13 @@ from ..errors import UserError
 
 
 def join(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Values of several batches of one step as those of one batch: the mean of scalars, values per clip in a row."""
+    """Join the values of several batches of one step: scalars are averaged, values per clip concatenated."""
     rows = {name: [batch[name] for batch in batches] for name in batches[0]}
     return {name: torch.cat(row) if row[0].dim() else torch.stack(row).float().mean(0) for name, row in rows.items()}
 
 
 def totals(values: dict[str, Tensor], clips: int) -> dict[str, Tensor]:
-    """Sum and count [2] of each value, which add up over batches and processes.
+    """Return sum and count [2] of each value, which can be added over batches and processes.
 
     Args:
         values: Scalars of the whole batch, which stand for each of its clips; or values per clip [B], of which those
@@ -38,7 +38,7 @@ def totals(values: dict[str, Tensor], clips: int) -> dict[str, Tensor]:
 
 
 def averages(totals: dict[str, list[float]]) -> dict[str, float]:
-    """The mean of each value from its sum and count, without those of which there is none."""
+    """Return the mean of each value from its sum and count; values without any count are left out."""
     return {name: whole / count for name, (whole, count) in totals.items() if count}
 
 
@@ -64,7 +64,7 @@ class Meter:
         self.restart_clock()
 
     def add(self, step: int, values: dict[str, Tensor], clips: tuple[str, ...], skipped: int) -> None:
-        """Note a step.
+        """Record a step.
 
         Args:
             step: Which one.
@@ -80,11 +80,11 @@ class Meter:
         self._skipped += skipped
 
     def restart_clock(self) -> None:
-        """Leave out of the time what happened since the last :meth:`read`: an evaluation, a checkpoint."""
+        """Exclude the time since the last :meth:`read`, such as of an evaluation or a checkpoint."""
         self._began = time.monotonic()
 
     def read(self, remedy: str) -> dict[str, float]:
-        """Values of the last step, averaged over clips and processes, after a look at all steps since the last call.
+        """Return the values of the last step, averaged over clips and processes; check all steps since the last call.
 
         Args:
             remedy: What to tell the user if the run has to stop here.

@@ -1,4 +1,4 @@
-"""What the model sees: input, mask, rendered colour and depth beside the truth, and the BEV flow, on one sheet."""
+"""Pictures of a model: input, mask, rendered colour and depth beside observations, and BEV flow."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ PANEL_WIDTH = 480
 """Largest width of one panel of an animation, pixels."""
 TITLE_HEIGHT = 14
 PAUSE = 1.0
-"""How long an animation stays on its last frame, and on a scene's, in seconds."""
+"""Seconds for which an animation shows its last frame, and the last frame of a scene."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Views:
     rgb: dict[str, Tensor]
     """``direct`` and, if the model is temporal, ``temporal``: [V, h, w, 3], 0 to 1."""
     depth: dict[str, Tensor]
-    """The same: [V, h, w] distance along the ray, metres; NaN where the ray meets hardly anything (the sky)."""
+    """The same: [V, h, w] distance along the ray, metres; NaN where the opacity is at most 0.5 (sky)."""
     flow: Tensor | None
     """[2, Y, X] velocity in m/s in the ego frame, if the model is temporal."""
 
@@ -83,7 +83,7 @@ def render_views(model: MIM4D, clip: Clip, stride: int = 4, cameras: slice = sli
 
 
 def lidar_pixels(clip: Clip, camera: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the current frame's LiDAR falls on a camera of the first clip: pixels [N, 2], distances [N] in metres."""
+    """Project the current frame's LiDAR into a camera of the first clip: pixels [N, 2], distances [N] in metres."""
     points = clip.points[0, -1, : int(clip.num_points[0, -1])]
     ego_from_camera = clip.ego_from_camera[0, -1, camera]
     pixels, depth = project(clip.intrinsics[0, -1, camera], transform(invert(ego_from_camera), points))
@@ -95,7 +95,7 @@ def lidar_pixels(clip: Clip, camera: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
-    """Draw the first clip's current frame, a row a camera, and write a PNG (atomically).
+    """Draw the current frame of the first clip, one row per camera, and write a PNG atomically.
 
     Args:
         model: The model.
@@ -164,7 +164,7 @@ def save_animation(model: MIM4D, clips: Iterable[Clip], path: Path, stride: int 
 
 
 def _animation_frame(model: MIM4D, clip: Clip, stride: int) -> Image.Image:
-    """What the front camera saw and what the model was shown, above the renderings: colour left, depth right."""
+    """Join the camera image and the visible patches, above rendered colour (left) and depth (right)."""
     camera = clip.cameras.index(FRONT) if FRONT in clip.cameras else 0
     views = render_views(model, clip, stride, slice(camera, camera + 1))
     image = clip.images[0, -1, camera].permute(1, 2, 0).cpu().numpy()  # [H, W, 3]
@@ -189,7 +189,7 @@ def _animation_frame(model: MIM4D, clip: Clip, stride: int) -> Image.Image:
 
 
 def _depth_colours(depth: np.ndarray) -> np.ndarray:
-    """Depth [h, w] in metres, NaN where there is none, as colours [h, w, 3]: near is red, none is black."""
+    """Colour a depth map [h, w] in metres as [h, w, 3]: near is red, NaN is black."""
     colours = matplotlib.colormaps["turbo_r"](np.nan_to_num(depth / MAX_DEPTH), bytes=True)[..., :3]
     return np.where(np.isnan(depth)[..., None], 0, colours).astype(np.uint8)
 
@@ -206,7 +206,7 @@ def _draw_lidar(axis: Axes, clip: Clip, camera: int) -> None:
 
 
 def _draw_flow(axis: Axes, flow: Tensor, clip: Clip, grid: VoxelGrid) -> None:
-    """Speed as colour, direction as arrows, over the LiDAR seen from above; forward is up, left is left."""
+    """Draw speed as colour and direction as arrows under LiDAR points in BEV; forward is up, left is left."""
     speed = flow.norm(dim=0)
     # Ego x (forward) goes up the page and ego y (left) to the left, so transpose and turn both axes.
     extent = (grid.y[1], grid.y[0], grid.x[0], grid.x[1])

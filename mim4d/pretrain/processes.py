@@ -1,4 +1,4 @@
-"""What several processes, and the signals that stop them, need from a trainer."""
+"""Distributed processes and stop signals of the trainer."""
 
 import logging
 import os
@@ -20,15 +20,15 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 AGREE_EVERY = 5.0
-"""Seconds between two moments at which several processes agree on whether to stop. torchrun kills after 30 s."""
+"""Seconds between two checks at which all processes agree on whether to stop. torchrun kills after 30 s."""
 FORWARDED = 2.0
-"""Seconds within which a second SIGINT is the first one once more, as forwarded by a launcher."""
+"""Seconds within which a second SIGINT counts as the first, forwarded by a launcher."""
 
 Result = TypeVar("Result")
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
-    """Call ``action`` on the main process while the others wait; whatever it raises there ends every process.
+    """Call ``action`` on the main process while the others wait; an exception there ends every process.
 
     Returns:
         The action's result, on every process; it can be pickled.
@@ -60,10 +60,10 @@ OTHER_TRAINERS = {
     "ACCELERATE_USE_SAGEMAKER": "false",
     "ACCELERATE_DYNAMO_BACKEND": "no",
 }
-"""Variables by which accelerate would train in another way, and their value when they are off."""
+"""Environment variables that would change how accelerate trains, and their value when off."""
 OFF = ("", "no", "n", "false", "f", "off", "0")
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher of several processes sets."""
+"""Environment variables that a launcher of several processes sets."""
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def average_statistics(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a request to stop after the step.
+    """Turn SIGINT and SIGTERM into a request to stop after the current step.
 
     SIGTERM is never more than that: a scheduler sends it to the launcher and to its processes, to which the launcher
     sends it again. A second SIGINT interrupts, unless it comes within :data:`FORWARDED` seconds of the first. A signal
@@ -122,7 +122,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = 0
-        """The signal's number; 0 before there is one."""
+        """Number of the signal received; 0 if none was."""
         self._interrupted: float | None = None
         self._before: dict[int, object] = {}
 
@@ -148,20 +148,20 @@ class StopSignal:
 
 
 class StopAgreement:
-    """Decides on all processes of a run, after the same step, whether to stop.
+    """Decide after the same step on all processes whether to stop.
 
     Several processes have to meet for that, which waits for the device: they do so about every
     :data:`AGREE_EVERY` seconds.
     """
 
     def __init__(self, accelerator: Accelerator, step: int) -> None:
-        """Start counting at a step that all processes are at."""
+        """Start counting at a step that all processes have reached."""
         self._alone = accelerator.num_processes == 1
         self._step, self._steps = step, 1
         self._time = time.monotonic()
 
     def after(self, step: int, received: int) -> int:
-        """The signal to stop for; 0 if there is none, or if it is not yet time to ask the other processes.
+        """Return the signal to stop for; 0 if there is none, or if the processes do not compare notes at this step.
 
         Args:
             step: The step that was done.

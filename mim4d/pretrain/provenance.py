@@ -1,4 +1,4 @@
-"""What an exported encoder says of its making, fit to be shown to everybody."""
+"""Provenance of an exported encoder, without anything private."""
 
 import math
 from functools import partial
@@ -12,11 +12,11 @@ from .config import SCRATCH, PretrainConfig, to_dict
 from .weights import license_of
 
 _OF_THIS_MACHINE = ("dataroot", "out", "workers")
-"""Settings that say where a run ran, not what it was."""
+"""Settings that describe the machine of a run, not its result."""
 
 
 def provenance(config: PretrainConfig, rows: list[dict[str, float]], clips_per_step: int) -> dict[str, Any]:
-    """How weights were made, fit for JSON.
+    """Describe how weights were made, as JSON values.
 
     Args:
         config: The run's complete settings.
@@ -43,13 +43,13 @@ def provenance(config: PretrainConfig, rows: list[dict[str, float]], clips_per_s
 
 
 def license_of_run(config: PretrainConfig) -> str | None:
-    """The licence of the weights that a run makes; None if it is not known."""
+    """Return the licence of the weights that a run produces; None if unknown."""
     of_data = license_of_data(config.data, config.version)
     return of_data if config.init == SCRATCH else strictest(of_data, license_of(config.init))
 
 
 def _nameable(source: str) -> str:
-    """First weights by their name; a path by its last part, as folders' names are nobody's business.
+    """Name the initial weights; a path is reduced to its last part, because folder names are private.
 
     A path may be gone when the run ends, so that its form counts too.
     """
@@ -58,7 +58,7 @@ def _nameable(source: str) -> str:
 
 
 def _measures(row: dict[str, float], supervision: str) -> dict[str, float]:
-    """The losses and measures of quality in a logged row, to four digits.
+    """Return the losses and measures of quality in a logged row, to four digits.
 
     Rows of older versions have zeros for what was never measured: depth without LiDAR, everything without a ray.
     """

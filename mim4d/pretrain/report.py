@@ -21,10 +21,10 @@ from .folder import RunFolder
 from .logs import Row, read_metrics, speed
 
 State = Literal["running", "stopped", "finished"]
-"""What a run was doing when its page was written."""
+"""State of a run when its page was written."""
 
 MAX_POINTS = 400
-"""Points per curve: more than that no screen can show."""
+"""Largest number of points per curve; a screen shows no more."""
 MARKED = 20
 """Curves of at most this many points get a dot at each."""
 MAX_PICTURES = 12
@@ -34,7 +34,7 @@ REFRESH = 30
 
 
 class Series(NamedTuple):
-    """A measure to draw."""
+    """One measure of a chart."""
 
     name: str
     """Its key in ``metrics.jsonl``."""
@@ -48,7 +48,7 @@ def _twins(name: str, label: str, colour: int) -> tuple[Series, Series]:
 
 
 def _baselines(measure: str) -> tuple[Series, ...]:
-    """What the temporal decoder makes of the other frames, and what it must beat."""
+    """Series of the temporal decoder and of its baselines."""
     return (
         Series(f"val_temporal_{measure}", "temporal decoder", 1),
         Series(f"val_mean_{measure}", "mean of the other frames", 2),

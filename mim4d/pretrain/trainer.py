@@ -1,4 +1,4 @@
-"""The run: data, model and optimiser put together, stepped, watched and saved.
+"""The training run: builds data, model and optimiser, runs the steps, evaluates and saves.
 
 One process, several by ``torchrun`` or ``accelerate launch``, CPU or GPU, float32 or bfloat16 are the same code. Every
 step is a function of the weights, the step's number and the seed alone, so a resumed run goes on bit for bit, and W
@@ -49,13 +49,13 @@ from .report import State, write_report
 from .weights import initialise
 
 Method = Callable[[ModelConfig], MaskedModel]
-"""What makes the model of a run."""
+"""Builds the model of a run from its settings."""
 ANIMATED = 12
-"""The most frames of the animation that a run ends with: it takes less time than as many training steps."""
+"""Largest number of frames in the animation at the end of a run."""
 
 
 def train(config: PretrainConfig, *, resume: bool = False, method: Method = MIM4D) -> Path:
-    """Run a pretraining to its end.
+    """Pretrain a model and export its encoder.
 
     Args:
         config: The settings.
@@ -79,7 +79,7 @@ def train(config: PretrainConfig, *, resume: bool = False, method: Method = MIM4
 
 
 def make_accelerator(config: PretrainConfig) -> Accelerator:
-    """The processes, the device and the precision of a run."""
+    """Set up the processes, device and precision of a run."""
     precision, accumulate = "bf16" if config.precision == "bf16" else "no", config.optim.accumulate
     own = {
         "ACCELERATE_MIXED_PRECISION": (precision, f"--precision {config.precision}"),
@@ -96,7 +96,7 @@ def make_accelerator(config: PretrainConfig) -> Accelerator:
 
 
 class Trainer:
-    """One run, ready to go: everything that can be wrong with its settings and data has been found."""
+    """One run whose settings and data have been checked."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Trainer:
         method: Method = MIM4D,
         accelerator: Accelerator | None = None,
     ) -> None:
-        """Put the parts together; see :func:`train`, which also locks the run folder, for the arguments and errors."""
+        """Build the run; see :func:`train`, which also locks the run folder, for arguments and errors."""
         self.config = config = complete(config)
         self.folder = RunFolder(Path(config.out).expanduser())
         self.folder.check(config, resume=resume)
@@ -123,7 +123,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config.optim)
         self.start = load_checkpoint(newest, **self._state()) if newest else 0
         if self.start > config.steps:
-            raise UserError(f"the run in {config.out} is at step {self.start} already, beyond --steps {config.steps}")
+            raise UserError(f"{config.out} has already reached step {self.start}: raise --steps {config.steps}")
         source = (
             f"{newest}; remove it to resume from the one before" if newest else f"the weights of --init {config.init}"
         )
@@ -160,7 +160,7 @@ class Trainer:
         self._introduce(told, len(clips), len(held_out) if held_out else 0)
 
     def run(self) -> None:
-        """All steps that are left, then the export."""
+        """Run the remaining steps, then export the encoder."""
         try:
             self._run()
         except UserError as error:
@@ -183,7 +183,7 @@ class Trainer:
         self.accelerator.end_training()
 
     def train_step(self, step: int, clips: Iterator[Clip]) -> None:
-        """One step of the optimiser. Nothing here waits for the device.
+        """Run one optimiser step without waiting for the device.
 
         Args:
             step: Counted from 1.
@@ -216,7 +216,7 @@ class Trainer:
         self.log.step(step)
 
     def after_step(self, step: int, stop: StopSignal) -> None:
-        """Log, evaluate, draw and save where it is due, after a look at losses and weights: all must be finite."""
+        """Log, evaluate, draw and save where due; losses and weights are first checked to be finite."""
         config, accelerator = self.config, self.accelerator
         logs = step == 1 or self._due(step, config.log_every)
         evaluates = self.held_out is not None and self._due(step, config.eval_every)
@@ -244,8 +244,8 @@ class Trainer:
             if row.get("rays") == 0 and not self._warned:
                 self._warned = True
                 self.log.say(
-                    f"warning: at step {step} no LiDAR point falls on any image, so nothing was learnt: check the "
-                    "calibration, and that --method.grid holds what the cameras see"
+                    f"warning: at step {step} no LiDAR point falls on any image, so it trained nothing: check the "
+                    "calibration, and that --method.grid covers what the cameras see"
                 )
         if draws:
             on_main(accelerator, lambda: self._draw(step))
@@ -256,7 +256,7 @@ class Trainer:
         if saves or received:
             on_main(accelerator, lambda: self._save(step))
         if received:
-            message = f"stopped after step {step}; go on with --resume --out {config.out}"
+            message = f"stopped after step {step}; resume with --resume --out {config.out}"
             on_main(accelerator, lambda: self._report("stopped", message))
             self.log.say(message)
             raise SystemExit(128 + received)
@@ -265,23 +265,23 @@ class Trainer:
         self.meter.restart_clock()
 
     def _slow(self) -> bool:
-        """Whether settings made for a GPU run on the CPU."""
+        """Return whether settings made for a GPU run on the CPU."""
         return self.accelerator.device.type == "cpu" and self.config.preset != "demo"
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.config.steps)
 
     def _splits_gradients(self, step: int) -> bool:
-        """Whether the encoder's gradient is logged by loss term: at the first step, and where the run halts anyway."""
+        """Return whether to log the encoder's gradient per loss term: at the first step, and where the run pauses anyway."""
         evaluates = self.held_out is not None and self._due(step, self.config.eval_every)
         return step == 1 or evaluates or self._due(step, self.config.picture_every)
 
     def _best(self) -> MaskedModel:
-        """The weights that count: the average if there is one."""
+        """The model to evaluate and export: the average of its weights if there is one."""
         return self.ema.module if self.ema else self.model
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds, and what it must be compared with."""
+        """State that a checkpoint stores, and state that it is compared with."""
         per_step = self.config.batch_size * self.config.optim.accumulate * self.accelerator.num_processes
         identity = flatten(plain(dataclasses.asdict(self.model.config)))
         identity |= {"clips_per_step": per_step, "clips": self._clips}
@@ -289,7 +289,7 @@ class Trainer:
         return {"model": self.model, "optimizer": self.optimizer, "ema": ema, "identity": identity}
 
     def _check_weights(self, where: str) -> None:
-        """Stop before NaN or infinity is saved, drawn, evaluated or exported; if one process finds it, all stop.
+        """Stop all processes before NaN or infinity is saved, drawn, evaluated or exported.
 
         Args:
             where: The end of the message: where it was found and what to do.
@@ -368,7 +368,7 @@ class Trainer:
 
 
 def next_steps(folder: RunFolder, config: PretrainConfig) -> list[str]:
-    """What to look at after a run, a command to copy in each line."""
+    """Return the lines that a run ends with: its report, and commands to copy."""
     data = ["--data", "synthetic"] if config.data == "synthetic" else ["--data", "nuscenes"]
     data += ["--dataroot", config.dataroot] if config.dataroot else []
     if config.preset != "demo" or config.data != "synthetic":
@@ -383,7 +383,7 @@ def next_steps(folder: RunFolder, config: PretrainConfig) -> list[str]:
 
 
 def first_model(config: PretrainConfig, *, read_init: bool, method: Method = MIM4D) -> tuple[MaskedModel, str]:
-    """The model as a run starts with it, on the CPU, and one line on where its encoder's weights are from.
+    """Build the model that a run starts with, on the CPU; also return one line on the source of its weights.
 
     Args:
         config: The settings.
@@ -406,7 +406,7 @@ def first_model(config: PretrainConfig, *, read_init: bool, method: Method = MIM
 
 
 def trained_model(folder: RunFolder, *, method: Method = MIM4D) -> MaskedModel:
-    """The model of a run as its newest checkpoint has it, on the CPU: the average of its weights if it keeps one.
+    """Load the model of a run from its newest checkpoint, on the CPU: the average of its weights if there is one.
 
     Args:
         folder: Of the run.

@@ -1,4 +1,4 @@
-"""Where an encoder starts from: any weights of its architecture that timm, the Hub or a file can give."""
+"""Initial weights of an encoder, from timm, the Hub or a file."""
 
 import dataclasses
 import sys
@@ -16,7 +16,7 @@ from ..hub.sources import Weights, from_anywhere, known_name
 
 
 def license_of(source: str) -> str | None:
-    """The licence that a timm name or an exported folder declares; None where it is not known without the network."""
+    """Return the licence that a timm name or an exported folder declares; None if unknown without the network."""
     file = Path(source).expanduser() / "config.json"
     if file.is_file():
         try:
@@ -28,11 +28,11 @@ def license_of(source: str) -> str | None:
 
 
 HEADS = ("head.", "head_dist.", "fc.", "classifier.", "last_linear.")
-"""What the names of classifiers begin with in timm."""
+"""Prefixes of classifiers' names in timm."""
 
 
 def _named_by(encoder: Any, weights: Weights) -> Weights:
-    """Weights by the encoder's names: timm's families say how their older or original names are to be read."""
+    """Rename weights for the encoder; timm's families know their older and original names."""
     own = encoder.state_dict()
     if isinstance(encoder, MIM4DEncoder) or own.keys() <= weights.tensors.keys():
         return weights
@@ -41,7 +41,7 @@ def _named_by(encoder: Any, weights: Weights) -> Weights:
 
 
 def initialise(encoder: nn.Module, source: str) -> str:
-    """Put first weights into an encoder: every tensor must fit, but for those of a classifier's head.
+    """Load initial weights into an encoder; every tensor except a classifier's must fit.
 
     Args:
         encoder: Receives them.
@@ -59,12 +59,12 @@ def initialise(encoder: nn.Module, source: str) -> str:
     except WeightsError as error:
         raise UserError(f"--init {source}: {error}") from error
     whole = len(encoder.state_dict())
-    told = f"{whole - len(loaded.missing)} of {whole} tensors from {source}, {len(loaded.missing)} missing"
+    line = f"{whole - len(loaded.missing)} of {whole} tensors from {source}, {len(loaded.missing)} missing"
     if loaded.left_out:
-        told += f", left out: {', '.join(sorted(loaded.left_out))}"
+        line += f", left out: {', '.join(sorted(loaded.left_out))}"
     about: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]  # timm sets it from outside
     for what in ("mean", "std"):
         theirs, ours = tuple(weights.about.get(what, ())), tuple(about[what])
         if theirs and theirs != ours:
-            told += f"; made for images of {what} {theirs}, here it is {ours}"
-    return told
+            line += f"; made for images with {what} {theirs}, this encoder uses {ours}"
+    return line

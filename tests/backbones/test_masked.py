@@ -126,6 +126,17 @@ def test_the_model_is_not_modified():
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_single_visible_site_leaves_the_running_statistics_alone():
+    model = timm.create_model("resnet18", num_classes=0).train()
+    before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+    visible = torch.zeros(1, 2, 2, dtype=torch.bool)
+    visible[0, 0, 0] = True
+    mim4d.forward_masked(model, torch.randn(1, 3, 64, 64), visible, num_visible=1)
+    after = dict(model.named_buffers())
+    assert all(after[name].isfinite().all() for name in before)
+    assert torch.equal(after["layer4.1.bn2.running_var"], before["layer4.1.bn2.running_var"])  # one site per image
+
+
 def test_it_runs_in_bfloat16():
     model = timm.create_model("test_efficientnet", num_classes=0)
     images, visible = torch.randn(2, 3, 128, 160), torch.rand(2, 4, 5) < 0.6

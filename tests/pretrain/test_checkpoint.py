@@ -146,7 +146,7 @@ def test_what_was_cut_off_in_writing_is_no_checkpoint(tmp_path):
 def test_another_model_is_refused_by_what_differs(tmp_path):
     model, optimizer = trained()
     path = save(tmp_path, 3, model, optimizer)
-    with pytest.raises(UserError, match="encoder was small and is base now"):
+    with pytest.raises(UserError, match="encoder was small, now it is base"):
         load(path, model, optimizer, identity=IDENTITY | {"encoder": "base"})
 
 
@@ -223,7 +223,7 @@ def test_every_tensor_must_be_there_and_fit(file, change, message, tmp_path):
 def test_a_broken_file_is_named(name, tmp_path):
     path = save(tmp_path, 3, *trained())
     (path / name).write_bytes((path / name).read_bytes()[:20])
-    with pytest.raises(UserError, match=r"step_00000003.*there is no other checkpoint in .*: start again"):
+    with pytest.raises(UserError, match=r"step_00000003.*there is no other checkpoint in .*: start a new run"):
         newest_whole(tmp_path)
 
 
@@ -239,7 +239,7 @@ def test_a_state_without_what_it_should_hold_is_named(content, tmp_path):
 def test_another_batch_is_refused_with_what_it_must_be(tmp_path):
     model, optimizer = trained()
     path = save(tmp_path, 3, model, optimizer, identity={"clips_per_step": 4})
-    with pytest.raises(UserError, match="was 4 and is 8 now; keep batch-size x accumulate x processes at 4"):
+    with pytest.raises(UserError, match="was 4, now it is 8; keep batch-size x accumulate x processes at 4"):
         load(path, model, optimizer, identity={"clips_per_step": 8})
 
 
@@ -303,7 +303,7 @@ def test_a_full_disk_costs_the_new_checkpoint_alone(root, tmp_path, capsys, fres
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "cannot write a checkpoint" in line
     assert "File too large" in line
-    assert "step_00000002 is kept" in line
+    assert "step_00000002 is complete" in line
     after = {path: path.read_bytes() for path in (out / "checkpoints").rglob("*") if path.is_file()}
     assert after == before
     main(go_on)

@@ -181,7 +181,7 @@ def test_nothing_is_overwritten(root, tmp_path, capsys, fresh_accelerate):
     main(arguments(root, out, "--steps", "1"))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     error = refused(arguments(root, out, "--steps", "2", "--seed", "1"), capsys)
-    assert "holds a run already: go on with it by --resume, or give another --out" in error
+    assert "already holds a run: resume it with --resume, or set another --out" in error
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -285,7 +285,7 @@ def test_a_root_without_lidar_learns_from_colour_alone_or_not_at_all(run_cache, 
     blind = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS, lidar=False)
     out = tmp_path / "run"
     error = refused(arguments(blind, out), capsys)
-    assert error == f"error: {blind} has no LiDAR: learn from colour alone with --supervision rgb"
+    assert error == f"error: {blind} has no LiDAR: train on colour alone with --supervision rgb"
     assert not out.exists()
     main(arguments(blind, out, "--supervision", "rgb", "--steps", "1"))
     assert metrics(out)[0]["rays"] > 0

@@ -93,4 +93,4 @@ def test_sigterm_to_the_launcher_and_its_processes_at_once_leaves_a_checkpoint(t
     told = launcher.communicate(timeout=60)[1]
     (checkpoint,) = list_checkpoints(out / "checkpoints")
     step = json.loads((checkpoint / "state.json").read_text())["step"]
-    assert f"stopped after step {step}; go on with --resume" in told
+    assert f"stopped after step {step}; resume with --resume" in told

@@ -92,7 +92,7 @@ def test_damaged_lines_of_metrics_are_left_out_and_counted(content, kept, damage
         log.row({"step": 4, "loss": 0.1})
     assert [row["step"] for row in read_metrics(file)] == [*kept, 4]
     told = capsys.readouterr().err
-    assert (f"warning: {damaged} damaged lines of {file} are left out" in told) == (damaged > 0)
+    assert (f"warning: {damaged} damaged lines of {file} are ignored" in told) == (damaged > 0)
 
 
 @pytest.mark.parametrize("start", [0, 2])

@@ -69,7 +69,7 @@ def test_sigterm_saves_first_and_loses_nothing(root, uninterrupted, tmp_path):
     assert stopped.returncode == 128 + signal.SIGTERM
     newest = list_checkpoints(out / "checkpoints")[-1]
     assert metrics(out)[-1]["step"] == json.loads((newest / "state.json").read_text())["step"]
-    assert "; go on with --resume --out" in (out / "report.html").read_text()
+    assert "; resume with --resume --out" in (out / "report.html").read_text()
     resumed = run("--resume", "--out", str(out))
     assert resumed.returncode == 0, resumed.stderr
     assert losses(out) == losses(uninterrupted)
@@ -103,7 +103,7 @@ def test_a_finished_run_has_nothing_left_but_its_export(root, tmp_path, fresh_ac
     main(["--resume", "--out", str(out)])
     assert losses(out) == before
     assert (out / "encoder" / "config.json").exists()
-    with pytest.raises(UserError, match="at step 4 already, beyond --steps 3"):
+    with pytest.raises(UserError, match="has already reached step 4: raise --steps 3"):
         train(parse(["--resume", "--out", str(out), "--steps", "3"])[0], resume=True)
 
 
@@ -124,7 +124,7 @@ def test_the_saved_config_is_the_runs_own(root, tmp_path, fresh_accelerate):
         (["--frames", "3"], "--frames 2, not 3"),
         (["--method.neck.channels", "32"], "--method.neck.channels 16, not 32"),
         (["--preset", "demo"], "--preset gpu24, not demo"),
-        (["--batch-size", "2"], "clips_per_step was 1 and is 2 now"),
+        (["--batch-size", "2"], "clips_per_step was 1, now it is 2"),
     ],
 )
 def test_a_run_is_not_gone_on_with_as_another(flags, message, root, tmp_path, capsys, fresh_accelerate):
@@ -185,7 +185,7 @@ def test_a_card_that_stands_with_the_encoder_stays(root, tmp_path, fresh_acceler
 
 
 def test_there_must_be_a_run_to_go_on_with(tmp_path):
-    with pytest.raises(UserError, match="nothing to resume in"):
+    with pytest.raises(UserError, match="has no config.yaml, so there is nothing to resume"):
         parse(["--resume", "--out", str(tmp_path)])
 
 

@@ -85,7 +85,7 @@ def test_weights_for_other_normalisation_are_pointed_out(tmp_path):
     save_encoder(atto(), config.parent)
     config.write_text(config.read_text().replace("0.485,", "0.5,").replace("0.456,", "0.5,").replace("0.406", "0.5"))
     told = initialise(atto(), str(config.parent))
-    assert "made for images of mean (0.5, 0.5, 0.5), here it is (0.485, 0.456, 0.406)" in told
+    assert "made for images with mean (0.5, 0.5, 0.5), this encoder uses (0.485, 0.456, 0.406)" in told
     assert "std" not in told
 
 
