@@ -185,7 +185,7 @@ def test_a_card_that_stands_with_the_encoder_stays(root, tmp_path, fresh_acceler
 
 
 def test_there_must_be_a_run_to_go_on_with(tmp_path):
-    with pytest.raises(UserError, match="has no config.yaml, so there is nothing to resume"):
+    with pytest.raises(UserError, match=r"has no config.yaml, so there is nothing to resume"):
         parse(["--resume", "--out", str(tmp_path)])
 
 
