@@ -272,7 +272,7 @@ class Trainer:
         return every > 0 and (step % every == 0 or step == self.config.steps)
 
     def _splits_gradients(self, step: int) -> bool:
-        """Return whether to log the encoder's gradient per loss term: at the first step, and where the run pauses anyway."""
+        """Return whether to log the encoder's gradient per loss term: at the first step, and where the run pauses."""
         evaluates = self.held_out is not None and self._due(step, self.config.eval_every)
         return step == 1 or evaluates or self._due(step, self.config.picture_every)
 
