@@ -1,4 +1,4 @@
-"""Samples with their labels: decoded images kept in memory, labels read once a task, and shares of a split."""
+"""Samples with labels: decoded images cached in memory, labels read once per task, fractions of a split."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ class Samples:
         return clip
 
     def check(self, numbers: Sequence[int]) -> None:
-        """See that the files of some samples are there.
+        """Check that the files of samples exist.
 
         Raises:
             BadDataError: If one is not.
@@ -111,7 +111,7 @@ class EvalData:
         self._maps: tuple[Any, dict[tuple[str, int], list[Tensor]]] = (None, {})
 
     def check(self, config: EvalConfig) -> None:
-        """See that a complete config asks for this data.
+        """Check that a complete config uses this data.
 
         Raises:
             ValueError: If it does not.
@@ -120,7 +120,7 @@ class EvalData:
             raise ValueError(f"this data was opened for {self._of}, not for {_identity(config)}")
 
     def maps(self, key: Any, encode: Callable[[Tensor], list[Tensor]]) -> "FeatureCache":
-        """The maps of a frozen backbone, each computed once; those of one ``key`` at a time are kept."""
+        """Return the cache of a frozen backbone's maps; it holds those of one ``key`` at a time."""
         if self._maps[0] != key:
             self._maps = (key, {})
         return FeatureCache(self, self._maps[1], encode)
@@ -133,7 +133,7 @@ def _identity(config: EvalConfig) -> tuple[Any, ...]:
 
 
 class FeatureCache:
-    """What a frozen backbone says of samples, as float16 in the host's memory: a GPU's is the model's."""
+    """Maps of a frozen backbone, cached as float16 in host memory so that GPU memory stays free for the model."""
 
     def __init__(
         self, data: EvalData, known: dict[tuple[str, int], list[Tensor]], encode: Callable[[Tensor], list[Tensor]]

@@ -31,7 +31,7 @@ class VectorDecoder(nn.Module):
             classes: Kinds of lines.
             start: [N, P, 2], where each line's points are looked for first, (x, y) as shares of the grid, 0 to 1; is
                 learnt from there on.
-            layers: Rounds of looking and moving.
+            layers: Number of decoder layers.
             heads: Of every attention.
 
         Raises:
@@ -81,7 +81,7 @@ class VectorDecoder(nn.Module):
 
 
 def _linear(channels: int, out: int, bias: float) -> nn.Linear:
-    """A layer that says ``bias`` at first."""
+    """A linear layer whose initial output is ``bias``."""
     layer = nn.Linear(channels, out)
     nn.init.zeros_(layer.weight)
     nn.init.constant_(layer.bias, bias)
@@ -89,7 +89,7 @@ def _linear(channels: int, out: int, bias: float) -> nn.Linear:
 
 
 FREQUENCIES = 8
-"""Of the waves that tell where something is."""
+"""Number of frequencies of the position encoding."""
 
 
 def waves(xy: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def waves(xy: Tensor) -> Tensor:
 
 
 class DecoderLayer(nn.Module):
-    """One round: ask the other lines, the own points, the plane, what is near; think."""
+    """One decoder layer: attention among lines, points, the BEV plane and nearby features; then the FFN."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, queries: Tensor, places: Tensor, points: Tensor, features: Tensor, plane: Tensor, plane_places: Tensor
     ) -> Tensor:
-        """Go one round.
+        """Apply the layer.
 
         Args:
             queries: [B, N, P, C].

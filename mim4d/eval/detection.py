@@ -134,7 +134,7 @@ class Detection:
         return focal + 0.25 * (apart * weights).sum() / count + 0.2 * named / count
 
     def boxes(self, output: Tensor) -> list[NDArray[np.void]]:
-        """The boxes [N] of :data:`PREDICTED` of each sample of an output, surest first."""
+        """The boxes [N] of :data:`PREDICTED` of each sample of an output, most confident first."""
         logits = output[:, : len(CLASSES)].float()
         peaks = logits.masked_fill(logits < F.max_pool2d(logits, 3, stride=1, padding=1), -torch.inf)
         scores, places = peaks.flatten(1).topk(MOST)  # [B, MOST]
@@ -214,7 +214,7 @@ class DetectionScores:
         self._boxes: dict[str, NDArray[np.void]] = {}
 
     def add(self, output: Tensor, kept: list[Any], tokens: list[str]) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         self._boxes |= dict(zip(tokens, self._task.boxes(output), strict=True))
 
     def result(self, out: Path) -> Figures:

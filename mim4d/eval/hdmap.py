@@ -190,7 +190,7 @@ def typical(lines: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 
 def _focal(logits: Tensor, truth: Tensor) -> Tensor:
-    """Focal loss (arXiv 1708.02002, eq. 5), alpha 0.25 and gamma 2, a value a logit."""
+    """Focal loss (arXiv 1708.02002, eq. 5), alpha 0.25 and gamma 2, one value per logit."""
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     share = logits.sigmoid()
     off = truth + share - 2 * truth * share  # 1 - p of what is true
@@ -210,7 +210,7 @@ class MapScores:
         self._average = ChamferAP(len(NAMES))
 
     def add(self, output: Any, kept: list[Lines], tokens: list[str]) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         for sample, truth in enumerate(kept):
             self._average.add(*self._task.predictions(output, sample), self._task.lines(truth, BEVAugmentation.none()))
 

@@ -1,4 +1,4 @@
-"""What is true of a sample, in its ego frame: boxes from the tables, map layers from the map expansion.
+"""Ground truth of a sample in its ego frame: boxes from the tables, map layers from the map expansion.
 
 The ego frame is the car's at the sample's LiDAR sweep, as in :class:`mim4d.clip.Clip`.
 """
@@ -44,7 +44,7 @@ BOX = np.dtype(
         ("points", "i4"),  # LiDAR and radar points in it
     ]
 )
-"""One annotated thing."""
+"""One annotated box."""
 LAYERS = {
     "drivable": ("drivable_area",),
     "divider": ("road_divider", "lane_divider"),
@@ -55,7 +55,7 @@ LAYERS = {
 
 
 class Annotations:
-    """The tables and maps of a root, asked sample by sample."""
+    """Annotation tables and maps of a root, read sample by sample."""
 
     def __init__(self, root: Path, version: str, reference: str = LIDAR) -> None:
         """Open them with the devkit. Boxes that cannot be are left out, with a warning that counts them.
@@ -91,7 +91,7 @@ class Annotations:
         return transform_matrix(pose["translation"], Quaternion(pose["rotation"]))
 
     def boxes(self, token: str) -> NDArray[np.void]:
-        """All annotated things of a sample, [N] of :data:`BOX`."""
+        """Return all annotated boxes of a sample, [N] of :data:`BOX`."""
         from nuscenes.eval.detection.utils import category_to_detection_name
         from pyquaternion import Quaternion
 
@@ -119,7 +119,7 @@ class Annotations:
         return rows
 
     def map_layers(self, token: str, names: Sequence[str], reach: float) -> dict[str, list[BaseGeometry]]:
-        """The map round a sample.
+        """Return the map around a sample.
 
         Args:
             token: Of the sample.
@@ -271,7 +271,7 @@ def repaired(polygon: BaseGeometry) -> list[BaseGeometry]:
 
 
 def footprints(boxes: NDArray[np.void]) -> list[BaseGeometry]:
-    """The rectangles on the ground, ego frame, of boxes [N]."""
+    """Return the footprints of boxes [N] as rectangles in the ego frame."""
     corners = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2 * boxes["size"][:, None, :2]  # [N, 4, 2]
     cos, sin = np.cos(boxes["yaw"])[:, None], np.sin(boxes["yaw"])[:, None]
     x = cos * corners[..., 0] - sin * corners[..., 1] + boxes["center"][:, None, 0]
@@ -280,7 +280,7 @@ def footprints(boxes: NDArray[np.void]) -> list[BaseGeometry]:
 
 
 def rasterise(shapes: Sequence[BaseGeometry], grid: VoxelGrid) -> NDArray[np.bool_]:
-    """Which cells have their middle in one of the polygons: [Y, X].
+    """Rasterise polygons: [Y, X] bool, True where the cell centre lies in one of them.
 
     Lift-Splat-Shoot rounds corners to cells and lets OpenCV fill them with their borders, which shifts boxes by half a
     cell and makes them up to a cell larger; this is what it approximates.

@@ -36,13 +36,13 @@ HEIGHTS = (-1.0, 3.0)
 
 @dataclass(frozen=True, kw_only=True)
 class BEVConfig:
-    """All between the backbone and the head."""
+    """Settings of the model between backbone and head."""
 
     neck: NeckConfig = field(default_factory=lambda: NeckConfig(stages=(1, 2, 3), channels=128))
     levels: int = 8
     """Voxels from the bottom of the volume, 1 m below the ground, to its top, 3 m above it."""
     voxel_channels: int = 64
-    """Channels of a voxel."""
+    """Channels per voxel."""
     coarse: int = 1
     """How many of the labels' cells (0.5 m of bev-seg, 0.8 m of det3d, 0.375 m of hd-map) a BEV feature is wide."""
     channels: int = 128
@@ -53,7 +53,7 @@ class BEVConfig:
         check_bounds(self, {name: (1, value) for name, value in most.items()}, "model.")
 
     def voxels(self, labels: VoxelGrid) -> VoxelGrid:
-        """The volume that image features are taken to.
+        """Return the volume that image features are lifted into.
 
         Args:
             labels: The grid of the task's labels.
@@ -70,7 +70,7 @@ class BEVConfig:
 
 
 def make_encoder(name: str, *, pretrained: bool, image_size: tuple[int, int] | None = None) -> nn.Module:
-    """A timm backbone as a pyramid of maps.
+    """Build a timm backbone that returns a pyramid of maps.
 
     Args:
         name: timm's or ours; or an encoder folder or a run of ``mim4d-pretrain``, whose architecture it is then.
@@ -103,10 +103,10 @@ def make_encoder(name: str, *, pretrained: bool, image_size: tuple[int, int] | N
 
 
 class BEVModel(nn.Module):
-    """Images of one frame -> what the task's head says."""
+    """A BEV model from images of one frame to the output of the task's head."""
 
     def __init__(self, config: BEVConfig, encoder: nn.Module, grid: VoxelGrid, head: nn.Module) -> None:
-        """Put the parts together.
+        """Build the model.
 
         Args:
             config: Of what stands between the encoder and the head.
@@ -134,11 +134,11 @@ class BEVModel(nn.Module):
         return [maps[self.pyramid.indices[index]] for index in self.neck.indices]
 
     def forward(self, clip: Clip, maps: Sequence[Tensor] | None = None) -> Any:
-        """What the head says.
+        """Return the head's output.
 
         Args:
             clip: B clips of one frame.
-            maps: What :meth:`encode` says of their images [B*V, ...]; None to ask it.
+            maps: Output of :meth:`encode` for their images [B*V, ...]; None computes it.
         """
         images = clip.images.flatten(0, 2)
         maps = self.encode(images) if maps is None else maps

@@ -1,4 +1,4 @@
-"""Truth and prediction from above, beside what the cameras saw."""
+"""Pictures of ground truth and prediction in BEV, beside the camera images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ from ..io.files import write_file
 from .task import Task
 
 ROWS = 3
-"""Samples of a picture, at most."""
+"""Largest number of samples per picture."""
 CAMERAS = 6
-"""Cameras of a sample that are shown, at most."""
+"""Largest number of cameras shown per sample."""
 
 
 class Sample(NamedTuple):
@@ -22,13 +22,13 @@ class Sample(NamedTuple):
 
     clip: Clip
     truth: Any
-    """What the task keeps of it."""
+    """Ground truth of the task."""
     output: Any
-    """The head's output for it."""
+    """Output of the head."""
 
 
 def pictured(count: int) -> list[int]:
-    """The samples to show of ``count``, evenly spaced, at most :data:`ROWS`."""
+    """Choose at most :data:`ROWS` of ``count`` samples, evenly spaced."""
     rows = min(ROWS, count)
     return [int((row + 0.5) * count / rows) for row in range(rows)]
 

@@ -1,4 +1,4 @@
-"""A run of ``mim4d-eval``: train a head (and, unless it is frozen, the backbone), score it, leave the figures."""
+"""A run of ``mim4d-eval``: train a head (and the backbone unless frozen), score it, and write the metrics."""
 
 import dataclasses
 import json
@@ -36,11 +36,11 @@ from .task import Figures, Task
 
 METRICS = "metrics.json"
 EXAMPLES = 256
-"""Samples that a head may look at for what it says at first."""
+"""Training samples from which a head may initialise its output."""
 
 
 def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = False) -> Figures:
-    """Train and score one model; its folder gets ``metrics.json``, ``picture.png`` and what belongs to the scores.
+    """Train and score one model, and write ``metrics.json``, ``picture.png`` and the files of the scores.
 
     Args:
         config: The settings.
@@ -75,8 +75,8 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
     learnt, held_out = len(run.chosen), len(data.val)
     console.print(
         f"mim4d {__version__}: {config.task} with {config.backbone} ({config.init}, "
-        f"{'frozen' if config.freeze else 'trained'}), {learnt} of {len(data.train)} samples to learn from, "
-        f"{held_out} to score on",
+        f"{'frozen' if config.freeze else 'trained'}), {learnt} of {len(data.train)} training samples, "
+        f"{held_out} held out",
         markup=False,
         soft_wrap=True,
     )
@@ -101,29 +101,29 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[Path]:
-    """Make and lock the folder of a run; one that was cut short is done again from its beginning.
+    """Make and lock the folder of a run; a run that was interrupted starts again.
 
     Raises:
         UserError: If it holds a result, another process writes there, or it cannot be made.
     """
     with locked_folder(out):
         if (out / METRICS).exists():
-            raise UserError(f"{out} holds a result already: give another --out")
+            raise UserError(f"{out} already holds a result: set another --out")
         yield out
 
 
 def make_task(config: EvalConfig) -> Task:
-    """The task that a config names."""
+    """Build the task that a config names."""
     if config.task == "bev-seg":
         return Segmentation(config.min_visibility)
     return Detection() if config.task == "det3d" else HDMap()
 
 
 class Run:
-    """Data, model and optimiser of one run."""
+    """One run: data, model and optimiser."""
 
     def __init__(self, config: EvalConfig, data: EvalData) -> None:
-        """Put the parts together.
+        """Build the run.
 
         Raises:
             UserError: If the backbone cannot be had, the settings make no model, a file or map is missing, or the
@@ -146,17 +146,17 @@ class Run:
         self.model = model.to(self.device)
         self.model.encoder.requires_grad_(not config.freeze)
         if not config.freeze:
-            # Convolutions are faster so; a frozen backbone is asked once a sample, where that does not count.
+            # Faster convolutions; a frozen backbone runs once per sample, where that does not matter.
             self.model.encoder.to(memory_format=torch.channels_last)
         self._train_mode()
         self.optimizer = make_optimizer(self.model, config.optim)
         decay = config.optim.ema_decay
         self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
-        # What is known of a frozen backbone's maps can be used by every run with the same backbone.
+        # All runs with the same frozen backbone share its cached maps.
         seed = config.seed if config.init == "random" else None
         key = (config.backbone, config.init, seed, config.model.neck.stages, config.image_size, config.precision)
         self.maps = data.maps(key, self._encode) if config.freeze else None
-        # What is lacking is told now: hours of training later the same would be read for the scores.
+        # Missing files are reported now, not after hours of training.
         data.train.check(self.chosen)
         data.val.check(range(len(data.val)))
         for number in range(len(data.val)):
@@ -164,11 +164,11 @@ class Run:
 
     @property
     def best(self) -> BEVModel:
-        """The weights that count: the average if there is one."""
+        """The model to score: the average of its weights if there is one."""
         return self.ema.module if self.ema else self.model
 
     def train(self, console: Console) -> list[float]:
-        """All steps; the loss of each.
+        """Run all steps and return their losses.
 
         Raises:
             UserError: If it is not finite.
@@ -199,7 +199,7 @@ class Run:
         return torch.stack(losses).tolist()
 
     def score(self, out: Path, console: Console) -> Figures:
-        """The figures on the held-out samples."""
+        """Score the held-out samples."""
         model = self.best.eval()
         size, count = self.config.batch_size, len(self.data.val)
         with Bar(console, "held-out sample", total=count) as bar:
@@ -213,12 +213,12 @@ class Run:
 
     @torch.no_grad()
     def predict(self, model: BEVModel, split: str, numbers: list[int]) -> Any:
-        """What a model says of samples of a split, as they are."""
+        """Predict samples of a split without augmentation."""
         samples = self.data.train if split == "train" else self.data.val
         return self._predict(model, split, numbers, Clip.collate([samples.clip(number) for number in numbers]))
 
     def truth(self, samples: Samples, number: int) -> Any:
-        """What the task keeps of a sample."""
+        """Return the task's ground truth of a sample."""
         return samples.truth(self.task, self.config.min_visibility, number)
 
     def samples(self, numbers: list[int]) -> list[Sample]:
@@ -242,7 +242,7 @@ class Run:
             self.model.encoder.eval()  # its norms keep their statistics, too
 
     def _batches(self) -> Iterator[tuple[list[int], Clip, list[Any]]]:
-        """Numbers of the samples of each step, their turned clips and their targets, read ahead by threads."""
+        """Yield sample numbers, augmented clips and targets of each step, read ahead by threads."""
         config = self.config
         sampler = ClipSampler(len(self.chosen), batch_size=config.batch_size, steps=config.steps, seed=config.seed)
         if not config.workers:
@@ -269,6 +269,6 @@ class Run:
 
 
 def read_figures(out: Path) -> Figures | None:
-    """The figures of a finished run, None where there are none yet."""
+    """Read the metrics of a finished run; None if there are none yet."""
     file = out / METRICS
     return json.loads(file.read_text()) if file.is_file() else None

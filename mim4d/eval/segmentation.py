@@ -27,7 +27,7 @@ from .task import Figures, as_image, extent, upsampled
 NAMES = ("vehicle", "drivable", "divider", "crossing")
 COLOURS = ("tab:blue", "lightgrey", "tab:orange", "tab:green")
 DRAWN = (1, 3, 2, 0)
-"""The order they are drawn in."""
+"""Classes in drawing order."""
 HIDDEN = 1 << len(NAMES)
 """The bit of cells under a vehicle that is hardly seen."""
 LINE_WIDTH = 1.0
@@ -46,11 +46,11 @@ class SegmentationTarget:
     truth: Tensor
     """[classes, Y, X] bool."""
     counts: Tensor
-    """[classes, Y, X] bool: which cells are learnt from and scored."""
+    """[classes, Y, X] bool: which cells are trained on and scored."""
 
 
 class Segmentation:
-    """The task; a kept sample is a canvas [Y', X'] uint8 of a bit a class, wide enough to be turned."""
+    """The task; its ground truth is a canvas [Y', X'] uint8 with one bit per class, wide enough to be rotated."""
 
     name = "bev-seg"
     grid = bev_grid(50.0, 0.5)
@@ -76,7 +76,7 @@ class Segmentation:
         return np.packbits([*masks, hidden], axis=0, bitorder="little")[0]
 
     def target(self, kept: NDArray[np.uint8], augmentation: BEVAugmentation) -> SegmentationTarget:
-        """The canvas in the grid, a map a class."""
+        """Return the canvas in the grid, one map per class."""
         bits = torch.from_numpy(augmentation.raster(kept, self.canvas, self.grid))
         truth = torch.stack([(bits & (1 << bit)) > 0 for bit in range(len(NAMES))])
         counts = torch.ones_like(truth)
@@ -84,7 +84,7 @@ class Segmentation:
         return SegmentationTarget(truth, counts)
 
     def head(self, channels: int, up: int, examples: Iterable[Any]) -> nn.Module:
-        """Logits [B, classes, Y, X]."""
+        """Return logits [B, classes, Y, X]."""
         return upsampled(channels, up, torch.full((len(NAMES),), -2.0))  # most cells are empty
 
     def loss(self, output: Tensor, targets: list[SegmentationTarget]) -> Tensor:
@@ -125,7 +125,7 @@ class SegmentationScores:
         self._pixels = PixelScores(len(NAMES))
 
     def add(self, output: Tensor, kept: list[Any], tokens: list[str]) -> None:
-        """Take in a batch of logits [B, classes, Y, X]."""
+        """Add a batch of logits [B, classes, Y, X]."""
         truth, counts = _stacked([self._task.target(k, BEVAugmentation.none()) for k in kept], output.device)
         self._pixels.add(output, truth, counts)
 
@@ -161,7 +161,7 @@ class PixelScores:
         self._counts += found.cpu()
 
     def result(self) -> dict[str, list[float | None]]:
-        """``iou`` at logit 0, ``iou_best``, ``ap``: a value a class, None where no cell is positive."""
+        """``iou`` at logit 0, ``iou_best``, ``ap``: one value per class, None where no cell is positive."""
         negatives, positives = self._counts.double().flip(-1).cumsum(-1).unbind(1)  # with this logit or more, [C, bins]
         whole = positives[:, -1:]
         iou = positives / (negatives + whole).clamp(min=1)

@@ -1,4 +1,4 @@
-"""What a task is made of."""
+"""The interface of a task."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,30 +19,30 @@ where there was nothing to score."""
 
 
 class Scores(Protocol):
-    """Collects what a model says of the held-out samples."""
+    """Collects a model's predictions on held-out samples."""
 
     def add(self, output: Any, kept: list[Any], tokens: list[str]) -> None:
-        """Take in a batch: the head's output, and what :meth:`Task.read` kept of each of its samples."""
+        """Add a batch: the head's output, and the ground truth that :meth:`Task.read` returned for each sample."""
 
     def result(self, out: Path) -> Figures:
-        """The figures; files that belong to them are written into the folder ``out``."""
+        """Return the metrics; their files are written into the folder ``out``."""
 
 
 class Task(Protocol):
-    """One downstream task. What it keeps of a sample and what its head says are its own affair."""
+    """One downstream task. The types of its ground truth and of its head's output are its own."""
 
     name: str
     grid: VoxelGrid
     """Of the labels; the published range and cell."""
 
     def read(self, annotations: Annotations, token: str) -> Any:
-        """What is kept of a sample's truth."""
+        """Read the ground truth of a sample."""
 
     def target(self, kept: Any, augmentation: BEVAugmentation) -> Any:
-        """What the head is to say of one sample whose ego frame was turned."""
+        """Build the target of one augmented sample."""
 
     def head(self, channels: int, up: int, examples: Iterable[Any]) -> nn.Module:
-        """The part after the trunk.
+        """Build the head that follows the trunk.
 
         Args:
             channels: Of the trunk's features [B, channels, Y / up, X / up].
@@ -51,10 +51,10 @@ class Task(Protocol):
         """
 
     def loss(self, output: Any, targets: list[Any]) -> Tensor:
-        """Scalar, of a batch."""
+        """Return the scalar loss of a batch."""
 
     def scores(self, annotations: Annotations, split: str) -> Scores:
-        """An empty collection for the samples of a split.
+        """Return an empty score for the samples of a split.
 
         Raises:
             UserError: If it cannot be scored.

@@ -1,4 +1,4 @@
-"""From image features to the bird's-eye view: every voxel takes what stands where its middle projects to.
+"""From image features to BEV: every voxel samples the features at the projection of its centre.
 
 Simple-BEV (arXiv 2206.07959, section 3). There is no depth that a head would have to learn first: in few steps and with
 few labels that would drown what a backbone is worth. Unlike there, a voxel that several cameras see takes the features
@@ -17,7 +17,7 @@ NEAREST = 0.5
 
 
 class ViewTransform(nn.Module):
-    """Features of V cameras -> a map of the bird's-eye view."""
+    """Map the features of V cameras to BEV features."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, grid: VoxelGrid) -> None:
         """Take maps of ``in_channels`` and ``stride`` pixels; ``channels`` a voxel and a cell of the map."""
@@ -43,7 +43,7 @@ class ViewTransform(nn.Module):
         return self.join(volume.view(len(volume), -1, *self.grid.shape[1:]))  # height to channels: [B, C*Z, Y, X]
 
     def places(self, clip: Clip, size: tuple[int, ...] | torch.Size) -> Tensor:
-        """Where in the stacked maps each voxel looks.
+        """Return where each voxel samples the stacked maps.
 
         Args:
             clip: B clips of one frame.

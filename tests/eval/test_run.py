@@ -173,7 +173,7 @@ def test_bad_input_is_one_line(flags, message, tiny_world, tmp_path, capsys):
 
 def test_a_result_is_not_overwritten(tiny_world, tmp_path, capsys):
     (tmp_path / "metrics.json").write_text("{}")
-    assert "holds a result already" in refused(arguments(tiny_world, tmp_path), capsys)
+    assert "already holds a result" in refused(arguments(tiny_world, tmp_path), capsys)
     (tmp_path / "file").write_text("")
     assert "cannot write to the folder" in refused(arguments(tiny_world, tmp_path / "file"), capsys)
 
