@@ -94,7 +94,7 @@ def nearest(times: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.
     """Find the nearest time for each query; the earlier one of two equally near.
 
     Args:
-        times: [N] sorted, N at least 1.
+        times: [times] sorted, at least one.
         queries: Of any shape.
 
     Returns:
@@ -135,7 +135,7 @@ def _sweep_rows(index: Index, scene: int, channels: list[str]) -> tuple[NDArray[
 
 
 def _nearest_rows(index: Index, channel: str, scene: int, queries: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Find the row of a sensor nearest to each time [N] in a scene, [N]; :data:`NONE` beyond :data:`SYNC`."""
+    """Find the row of a sensor nearest to each time [times] in a scene; :data:`NONE` beyond :data:`SYNC`."""
     span = index.rows(channel, scene)
     times = index.records["time"][span]
     if not len(times):

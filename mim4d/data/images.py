@@ -220,7 +220,7 @@ def _to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
 
 
 def _grey_to_8_bits(grey: NDArray[Any], bits: int | None) -> NDArray[np.uint8]:
-    """Scale grey [h, w] of more than 8 bits to 8 bits: floats from 0 .. 1, integers from ``bits`` or the fewest."""
+    """Scale grey [rows, columns] to 8 bits: floats from 0 .. 1, integers from ``bits``, or from as few as hold them."""
     low, high = grey.min(), grey.max()
     if grey.dtype.kind == "f":
         if not (low >= 0 and high <= 1):  # also true for NaN

@@ -222,7 +222,7 @@ def undistort(
     """Compute the image that a pinhole camera with the same intrinsics would have taken, cropped at the top.
 
     Args:
-        image: [h, w, 3] uint8, the whole distorted image at about the resolution of the result.
+        image: [rows, columns, 3] uint8, the whole distorted image at about the resolution of the result.
         lens: Distortion of the camera.
         size: (height, width) in the tables, to which the calibration belongs.
         image_size: (H, W) of the result.
@@ -232,6 +232,6 @@ def undistort(
         [3, H, W] uint8; black where the distorted image has no content.
     """
     grid, outside = _sampling_grid(lens, size, image_size, top)
-    distorted = torch.from_numpy(image).permute(2, 0, 1)[None].float()  # [1, 3, h, w]
+    distorted = torch.from_numpy(image).permute(2, 0, 1)[None].float()  # [1, 3, rows, columns]
     sampled = torch.nn.functional.grid_sample(distorted, grid, padding_mode="border", align_corners=False)
     return sampled[0].masked_fill_(outside, 0).round_().to(torch.uint8).numpy()

@@ -149,7 +149,7 @@ def _check_coordinates(points: NDArray[np.floating]) -> None:
 def _other_layout(values: NDArray[np.float32], floats: int) -> int | None:
     """Estimate the number of floats per point; None if it may be ``floats``.
 
-    Coordinates, intensities and rings are distributed differently. If the values [N] are arranged in rows of the true
+    Coordinates, intensities and rings are distributed differently. If the values are arranged in rows of the true
     length, each column holds one of these quantities; any other length mixes them in all columns. So the columns of the
     true length explain most of the variance of the values, for any order of the points.
 
@@ -202,7 +202,7 @@ def _explained(feature: NDArray[np.float64], length: int) -> float:
     """Compute the fraction of a feature's variance that its column in rows of ``length`` explains beyond chance.
 
     Args:
-        feature: [N], NaN where it is unknown.
+        feature: [values], NaN where it is unknown.
         length: Number of columns.
 
     Returns:

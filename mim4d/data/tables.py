@@ -448,7 +448,7 @@ def unit_of(times: NDArray[np.float64]) -> str | None:
     need not be dates; then only steps that are too short or too long for microseconds show another unit.
 
     Args:
-        times: [N] sorted.
+        times: [times] sorted.
 
     Returns:
         A key of :data:`PER_MICROSECOND`; None for microseconds and for a single time, which shows no unit.

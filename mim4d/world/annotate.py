@@ -1,4 +1,4 @@
-"""Boxes round things: how many LiDAR points each holds and how much of it the cameras see."""
+"""Annotate actors: their boxes, the number of LiDAR points in each box, and the visible fraction."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from .traffic import Actor
 from .views import Pinhole
 
 REACH = 80.0
-"""Things farther than this from the ego car are not annotated, metres."""
+"""Largest distance from the ego car at which an actor is annotated, metres."""
 
 
 def boxes(actors: Sequence[Actor], t: float) -> Shapes:
-    """The box that holds each actor at ``t`` seconds, as shapes [N]."""
+    """Make the bounding box of each actor at ``t`` seconds, as shapes [actors]."""
     rows = np.zeros(len(actors), SHAPE)
     rows["kind"] = Kind.BOX
     for row, actor in zip(rows, actors, strict=True):
@@ -26,25 +26,26 @@ def boxes(actors: Sequence[Actor], t: float) -> Shapes:
 
 
 def points_inside(box: np.void, points: Array) -> int:
-    """How many of ``points`` [N, 3] in the world lie in a box."""
-    offset = points - box["center"]
+    """Count the points [P, 3] in the world that lie in a box."""
+    offset = points - box["center"]  # [P, 3]
     cos, sin = np.cos(box["yaw"]), np.sin(box["yaw"])
-    local = np.stack([cos * offset[:, 0] + sin * offset[:, 1], cos * offset[:, 1] - sin * offset[:, 0], offset[:, 2]])
+    x, y, z = offset.T  # [P] each
+    local = np.stack([cos * x + sin * y, cos * y - sin * x, z])  # [3, P]
     return int((np.abs(local) <= box["half"][:, None]).all(0).sum())
 
 
 def seen_area(view: Pinhole, hits: Hits, around: Shapes) -> Array:
-    """How much of each box a camera sees.
+    """Measure the area of each box in an image.
 
     Args:
         view: The camera.
-        hits: What its rays meet.
-        around: [N] boxes at the time of the picture.
+        hits: The hits of its rays.
+        around: [actors] boxes at the time of the image.
 
     Returns:
-        [N, 2]: pixels of the box with nothing before it, and all its pixels, in every second row and column.
+        [actors, 2]: number of visible pixels of the box, and of all its pixels, counted in every second row and column.
     """
-    area = np.zeros((len(around), 2), np.int64)
+    area = np.zeros((len(around), 2), np.int64)  # [actors, 2]
     rays = view.rays()
     numbers, windows, near = view.windows(around)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -64,6 +65,10 @@ def seen_area(view: Pinhole, hits: Hits, around: Shapes) -> Array:
     return area
 
 
-def visibility_level(share: float) -> str:
-    """nuScenes' token of how much of a thing the six cameras see together, for a share of 0..1."""
-    return str(1 + int(share > 0.4) + int(share > 0.6) + int(share > 0.8))
+def visibility_level(fraction: float) -> str:
+    """Return nuScenes' visibility token for the fraction of an actor that the six cameras see together, 0..1.
+
+    >>> [visibility_level(fraction) for fraction in (0.0, 0.4, 0.5, 0.7, 1.0)]
+    ['1', '1', '2', '3', '4']
+    """
+    return str(1 + int(fraction > 0.4) + int(fraction > 0.6) + int(fraction > 0.8))

@@ -1,4 +1,4 @@
-"""Maps: where places lie in each location, the mask of drivable ground and pavements, and the map expansion."""
+"""The map of each location: the positions of its places, the semantic mask and the map expansion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ MASKS = {
     "singapore-hollandvillage": "37819e65e09e5547b8a3ceaefba56bb2",
     "singapore-queenstown": "93406b464a165eaba6d9de76ca09f5da",
 }
-"""Name of each location's mask: nuScenes' own, which the devkit's ``BitMap`` has written down."""
+"""File name of the mask of each location; the ``BitMap`` of the devkit expects these names."""
 LOCATIONS = tuple(MASKS)
 RESOLUTION = 0.1
-"""Metres a pixel of a mask, as the devkit expects."""
+"""Metres per pixel of a mask, as the devkit expects."""
 MARGIN = 40.0
-"""Empty ground round each place, metres."""
+"""Width of the empty ground around each place, metres."""
 
 
 def location_of(place: int) -> str:
-    """The location a place belongs to."""
+    """Return the location that a place belongs to."""
     return LOCATIONS[place % len(LOCATIONS)]
 
 
 def hand_of(place: int) -> int:
-    """+1 where traffic keeps right, -1 where it keeps left."""
+    """Return +1 if traffic drives on the right at a place, -1 if on the left."""
     return 1 if location_of(place).startswith("boston") else -1
 
 
@@ -42,26 +42,26 @@ class Atlas:
     """The map of one location."""
 
     offsets: dict[int, tuple[float, float]]
-    """Where the frame of each place lies, metres."""
+    """Position of the origin of each place on the map, metres."""
     mask: bytes
-    """PNG: 255 on drivable ground and pavements, 0 elsewhere; row 0 is the northern edge."""
+    """A PNG image: 255 on roads and pavements, 0 elsewhere; row 0 is the northern edge."""
     expansion: str
-    """JSON of the map expansion, see :mod:`mim4d.world.expansion`."""
+    """The map expansion as JSON, see :mod:`mim4d.world.expansion`."""
 
 
 def make_atlas(seed: int, places: Sequence[int], travel: float) -> Atlas:
-    """Lay places side by side, from west to east.
+    """Make the map of one location, with its places side by side from west to east.
 
     Args:
-        seed: The world's.
-        places: Their numbers, all of one location.
-        travel: How far a scene's ego car may drive, metres.
+        seed: Seed of the world.
+        places: Numbers of the places, all of one location.
+        travel: Longest drive of the ego car, metres.
     """
     offsets, shapes, east, north = {}, [], 0.0, 0.0
     expansion = ExpansionBuilder(f"{seed}/{location_of(places[0])}")
     for place in places:
         polygons, lines = map_layers(place_street(seed, place, hand_of(place), travel))
-        paved = unary_union([*polygons["drivable_area"], *polygons["walkway"]]).buffer(0.05)  # closes seams
+        paved = unary_union([*polygons["drivable_area"], *polygons["walkway"]]).buffer(0.05)  # close the seams
         low_x, low_y, high_x, high_y = paved.bounds
         offset = (round(east + MARGIN - low_x, 1), round(MARGIN - low_y, 1))
         offsets[place] = offset
@@ -83,7 +83,7 @@ def make_atlas(seed: int, places: Sequence[int], travel: float) -> Atlas:
 
 
 def _fill(draw: ImageDraw.ImageDraw, ring: LinearRing, offset: tuple[float, float], value: int) -> None:
-    """Fill a ring given in a place's frame."""
-    points = (np.array(ring.coords) + offset) / RESOLUTION
+    """Fill a ring, given in the frame of its place."""
+    points = (np.array(ring.coords) + offset) / RESOLUTION  # [P, 2], pixels
     height = draw.im.size[1]
     draw.polygon([(float(x), float(height - y)) for x, y in points], fill=value)

@@ -1,4 +1,4 @@
-"""Buildings: houses, shops, blocks and towers. Frame: x along the street, y away from it, origin at mid-front."""
+"""Buildings: houses, shops, blocks and towers. Frame: x along the street, y away from it, origin mid-front."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from .shapes import Kind, Material, Shapes, join, shape
 
 BRICK, PLASTER, CONCRETE, GLASS = 0, 1, 2, 3
-"""Facade styles, as in a FACADE's ``look``."""
+"""Facade styles, see ``Material.FACADE``."""
 
 WALLS = {
     BRICK: np.array([(0.28, 0.10, 0.06), (0.33, 0.16, 0.09), (0.22, 0.12, 0.09), (0.40, 0.27, 0.16)]),
@@ -28,18 +28,18 @@ WALLS = {
 
 @dataclass(frozen=True)
 class Zone:
-    """What a stretch beside a road is built up with."""
+    """The kind of buildings along a stretch of road."""
 
     width: tuple[float, float]
     depth: tuple[float, float]
     storeys: tuple[int, int]
     setback: tuple[float, float]
-    """Metres from the pavement to the front."""
+    """Range of the distance from the pavement to the front, metres."""
     gap: tuple[float, float]
-    """Metres between neighbours."""
+    """Range of the distance between neighbours, metres."""
     styles: tuple[int, ...]
     gabled: float
-    """Share of pitched roofs."""
+    """Fraction of buildings with a pitched roof."""
 
 
 ZONES = {
@@ -51,7 +51,7 @@ ZONES = {
 
 
 def building(rng: np.random.Generator, zone: Zone, width: float, depth: float) -> Shapes:
-    """One building of a zone on a plot ``width`` by ``depth`` metres."""
+    """Make a building of a zone on a plot of ``width`` by ``depth`` metres."""
     style = int(rng.choice(zone.styles))
     table = WALLS[style]
     wall = table[rng.integers(len(table))] * rng.uniform(0.85, 1.15)
@@ -78,7 +78,7 @@ def building(rng: np.random.Generator, zone: Zone, width: float, depth: float) -
 
 
 def _gable(rng: np.random.Generator, width: float, depth: float, height: float) -> Shapes:
-    """A pitched roof, its ridge along the street, with eaves."""
+    """Make a pitched roof with eaves, its ridge along the street."""
     rise = rng.uniform(0.25, 0.42) * depth
     tiles = np.array([(0.30, 0.10, 0.06), (0.12, 0.11, 0.11), (0.22, 0.14, 0.09)])[rng.integers(3)]
     hip = 0.0 if rng.random() < 0.6 else rise
@@ -93,7 +93,7 @@ def _gable(rng: np.random.Generator, width: float, depth: float, height: float) 
 
 
 def _flat_roof(rng: np.random.Generator, width: float, depth: float, height: float, trim: np.ndarray) -> list[Shapes]:
-    """A cornice, and plant on the roof."""
+    """Make a flat roof with a cornice and technical boxes."""
     parts = [
         shape(
             Kind.BOX,
@@ -120,14 +120,14 @@ def _flat_roof(rng: np.random.Generator, width: float, depth: float, height: flo
 def _upper_block(
     rng: np.random.Generator, width: float, depth: float, height: float, wall: np.ndarray, look: tuple[float, ...]
 ) -> list[Shapes]:
-    """A narrower tower on top."""
+    """Make a narrower tower on top of a building."""
     rise = look[0] * rng.integers(3, 9)
-    share = rng.uniform(0.5, 0.75)
+    narrow = rng.uniform(0.5, 0.75)
     return [
         shape(
             Kind.BOX,
             (0, depth / 2, height + rise / 2),
-            (width / 2 * share, depth / 2 * share, rise / 2),
+            (width / 2 * narrow, depth / 2 * narrow, rise / 2),
             wall,
             material=Material.FACADE,
             look=look,
@@ -135,14 +135,14 @@ def _upper_block(
         shape(
             Kind.BOX,
             (0, depth / 2, height + rise + 0.2),
-            (width / 2 * share + 0.2, depth / 2 * share + 0.2, 0.2),
+            (width / 2 * narrow + 0.2, depth / 2 * narrow + 0.2, 0.2),
             wall * 0.7,
         ),
     ]
 
 
 def _balconies(rng: np.random.Generator, width: float, height: float, storey: float, trim: np.ndarray) -> list[Shapes]:
-    """One column of balconies."""
+    """Make one column of balconies."""
     x = rng.uniform(-0.3, 0.3) * width
     return [
         shape(Kind.BOX, (x, -0.5, z + 0.45), (1.5, 0.5, 0.5), trim) for z in np.arange(storey, height - 1.0, storey)

@@ -1,4 +1,4 @@
-"""One key frame of a scene on disk: its pictures and sweeps, and a record of them for the tables."""
+"""Write one key frame of a scene: its images and sweeps, and a record of them for the tables."""
 
 import json
 from dataclasses import dataclass
@@ -28,44 +28,49 @@ from .views import Pinhole, Sunlight
 
 @dataclass(frozen=True)
 class SceneJob:
-    """All that a scene follows from."""
+    """The settings from which a scene is made; the same job always gives the same files."""
 
     name: str
-    """Of the scene, from nuScenes' lists."""
+    """Name of the scene, from the splits of nuScenes."""
     seed: int
-    """The world's."""
+    """Seed of the world."""
     place: int
+    """Number of the place."""
     hand: int
+    """+1 if traffic drives on the right, -1 if on the left."""
     offset: tuple[float, float]
-    """Where the place's frame lies on the map, metres."""
+    """Position of the origin of the place on the map, metres."""
     keyframes: int
+    """Number of key frames."""
     scale: float
+    """Image size as a fraction of 1600x900 pixels."""
     camera_rate: float
-    """Pictures a second of each camera."""
+    """Images per second of each camera."""
     lidar_rate: float
-    """Sweeps a second."""
+    """Sweeps per second."""
     logfile: str
+    """Name of the log of the drive."""
     start: int
     """Time of the first key frame, microseconds since the epoch."""
 
     @property
     def number(self) -> int:
-        """The scene's number in its name."""
+        """Number of the scene, from its name."""
         return int(self.name.removeprefix("scene-"))
 
     @property
     def duration(self) -> float:
-        """Seconds from the first to the last key frame."""
+        """Time from the first to the last key frame, seconds."""
         return PERIOD * (self.keyframes - 1)
 
     def calibrations(self) -> tuple[Calibration, ...]:
-        """The sensors as mounted in this scene's log, LiDAR first."""
+        """Calibrate the sensors of this scene, LiDAR first."""
         return calibrate(np.random.default_rng([self.seed, self.number, 3]), self.scale)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A scene made ready for its sensors; built once a process and scene."""
+    """The static parts of a scene, made once per process and scene."""
 
     scene: Scene
     scenery: Shapes
@@ -77,6 +82,7 @@ class Stage:
 
 @lru_cache(maxsize=2)
 def stage_of(job: SceneJob) -> Stage:
+    """Make the static parts of a scene."""
     scene = make_scene(job.seed, job.number, job.place, job.hand, job.duration)
     middle = np.array([*scene.ego.pose(job.duration / 2)[:2], 0.0])
     reach = 110.0 + 6.0 * job.duration
@@ -88,7 +94,7 @@ def stage_of(job: SceneJob) -> Stage:
 
 
 def capture(root: Path, job: SceneJob, frame: int) -> Path:
-    """Make everything between the key frame before and key frame ``frame``, this one included.
+    """Write all images and sweeps after the previous key frame, up to and including key frame ``frame``.
 
     Args:
         root: Folder of the world.
@@ -96,7 +102,7 @@ def capture(root: Path, job: SceneJob, frame: int) -> Path:
         frame: Number of the key frame.
 
     Returns:
-        The record's file. It is written last, so where it exists all files it names do; then nothing is made again.
+        The file of the record. It is written last: if it exists, so do all files that it names, and nothing is done.
     """
     record_file = root / ".parts" / job.name / f"{frame:04d}.json"
     if record_file.exists():
@@ -142,7 +148,7 @@ def capture(root: Path, job: SceneJob, frame: int) -> Path:
 
 
 class Moment:
-    """The scene when one sensor fires."""
+    """A scene at the time of one measurement of one sensor."""
 
     def __init__(self, stage: Stage, job: SceneJob, calibration: Calibration, t: float) -> None:
         self.stage, self.job, self.calibration, self.t = stage, job, calibration, t
@@ -158,11 +164,16 @@ class Moment:
         self.painter = Painter(scene.place, scene.light, stage.noise, (stage.shadow, shadow), (stage.contact, contact))
 
     def view(self) -> Pinhole:
-        """The camera."""
+        """Return the view of the camera."""
         return Pinhole(self.calibration.size, self.calibration.intrinsics, self.world_from_sensor)
 
     def photograph(self, name: str, key: bool) -> tuple[str, bytes, Array]:
-        """A picture as a JPEG, and the area [N, 2] that each actor takes up in it (key frames only)."""
+        """Render an image.
+
+        Returns:
+            Its file name, its JPEG data, and the area of each actor in it [actors, 2], see :func:`annotate.seen_area`
+            (0 if it is no key frame).
+        """
         view = self.view()
         picture, hits = self.painter.picture(view, self.shapes)
         area = np.zeros((len(self.stage.scene.actors), 2), np.int64)
@@ -173,21 +184,25 @@ class Moment:
         return f"{name}.jpg", buffer.getvalue(), area
 
     def scan(self, name: str) -> tuple[str, bytes, Array]:
-        """A sweep as nuScenes stores it, and its points [N, 3] in the place's frame."""
+        """Render a sweep.
+
+        Returns:
+            Its file name, its data as nuScenes stores it, and its points [P, 3] in the world.
+        """
         rng = np.random.default_rng([self.job.seed, self.job.number, 4, round(self.t * 1e6) & 0xFFFFFFFF])
         points = sweep(self.painter, self.shapes, self.world_from_sensor, rng)
         pose = self.world_from_sensor
         return f"{name}.pcd.bin", points.tobytes(), rotated(pose[:3, :3], points[:, :3]) + pose[:3, 3]
 
     def ego_pose(self) -> dict[str, list[float]]:
-        """The ego car on the map."""
+        """Return the pose of the ego car on the map, as in the tables."""
         x, y, yaw = self.ego
         offset = self.job.offset
         return {"translation": [x + offset[0], y + offset[1], 0.0], "rotation": _about_z(yaw)}
 
 
 def _annotations(scene: Scene, job: SceneJob, t: float, points: Array, areas: Array) -> list[dict[str, Any]]:
-    """Every actor's box at a key frame, wherever it is."""
+    """Make the annotations of all actors at a key frame, near or far."""
     found = []
     for number, (actor, box) in enumerate(zip(scene.actors, annotate.boxes(scene.actors, t), strict=True)):
         x, y, z = (float(v) for v in box["center"])
@@ -210,7 +225,7 @@ def _annotations(scene: Scene, job: SceneJob, t: float, points: Array, areas: Ar
 
 
 def pose_matrix(x: float, y: float, yaw: float) -> Array:
-    """``world_from_ego`` [4, 4] of a car on level ground."""
+    """Make ``world_from_ego`` [4, 4] of a car on level ground."""
     pose = Quaternion(axis=(0, 0, 1), radians=yaw).transformation_matrix
     pose[:2, 3] = x, y
     return pose

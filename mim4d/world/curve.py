@@ -1,4 +1,4 @@
-"""Plane curves of straight and circular pieces: what roads and tracks of moving things are laid along."""
+"""Plane curves of straight and circular pieces, along which roads and moving objects are placed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,24 +11,32 @@ from .arrays import Array
 
 @dataclass(frozen=True)
 class Curve:
-    """A chain of pieces of constant curvature, walked by arc length ``s`` with offsets ``d`` to the left, in metres.
+    """A chain of pieces of constant curvature.
+
+    A position is given by its arc length ``s`` and its offset ``d`` to the left, both in metres. The curve continues
+    straight beyond its ends.
 
     Raises:
-        ValueError: If the first or the last piece is curved: beyond its ends a curve goes on straight.
+        ValueError: If the first or the last piece is curved.
+
+    >>> quarter = Curve((0.0, 0.0, 0.0), (1.0, 3 * np.pi, 1.0), (0.0, 1 / 6, 0.0))  # a left turn of radius 6
+    >>> x, y, heading = quarter.point(quarter.length)
+    >>> round(float(x), 6), round(float(y), 6), round(float(np.degrees(heading)), 6)
+    (7.0, 7.0, 90.0)
     """
 
     start: tuple[float, float, float]
-    """x, y in metres and heading in radians where the chain begins."""
+    """x, y in metres and heading in radians at the start."""
     lengths: tuple[float, ...]
     """Length of each piece, metres."""
     curvatures: tuple[float, ...]
     """Curvature of each piece, 1/m, positive to the left; 0 is straight."""
     knots: Array = field(init=False, repr=False, compare=False)
-    """[pieces + 1, 4]: arc length, x, y and heading where the pieces begin and the last one ends."""
+    """[pieces + 1, 4]: arc length, x, y and heading at the start of each piece and at the end of the last one."""
 
     def __post_init__(self) -> None:
         if self.curvatures[0] or self.curvatures[-1]:
-            raise ValueError(f"a curve begins and ends straight, got curvatures {self.curvatures}")
+            raise ValueError(f"the first and the last curvature must be 0 (straight), found {self.curvatures}")
         x, y, heading = self.start
         knots = [(0.0, x, y, heading)]
         for length, curvature in zip(self.lengths, self.curvatures, strict=True):
@@ -39,15 +47,15 @@ class Curve:
 
     @property
     def length(self) -> float:
-        """Length of the whole chain, metres."""
+        """Length of the curve, metres."""
         return float(sum(self.lengths))
 
     def point(self, s: ArrayLike, d: ArrayLike = 0.0) -> tuple[Array, Array, Array]:
-        """Where one stands ``s`` along the curve and ``d`` to its left.
+        """Compute the position and heading at ``s`` along the curve and ``d`` to its left.
 
         Args:
-            s: Arc length, metres; before the start and past the end the curve goes on straight.
-            d: Offset to the left, metres; broadcasts against ``s``.
+            s: Arc length, metres; may be below 0 or above ``length``.
+            d: Offset to the left, metres; is broadcast with ``s``.
 
         Returns:
             x, y in metres and heading in radians, of the broadcast shape.
@@ -65,14 +73,14 @@ class Curve:
         return x - d * np.sin(heading), y + d * np.cos(heading), heading
 
     def locate(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """The inverse of :meth:`point`: the nearest place on the curve.
+        """Invert :meth:`point`: find the nearest position on the curve.
 
         Args:
-            x: Metres, any shape.
-            y: Metres, the same shape.
+            x: Metres, of any shape.
+            y: Metres, of the same shape.
 
         Returns:
-            ``s`` (below 0 or above ``length`` where the point lies before or past the curve) and ``d``, in metres.
+            ``s`` (below 0 before the start, above ``length`` past the end) and ``d``, in metres, of the same shape.
         """
         best = np.full_like(x, np.inf)
         best_s, best_d = np.zeros_like(x), np.zeros_like(x)
@@ -90,7 +98,7 @@ class Curve:
         return best_s, best_d
 
     def polyline(self, step: float = 2.0, d: float = 0.0, s_range: Sequence[float] | None = None) -> Array:
-        """Points [N, 2] about ``step`` metres apart along the curve, ``d`` to its left."""
+        """Sample points [P, 2] about ``step`` metres apart along the curve, ``d`` metres to its left."""
         low, high = s_range if s_range is not None else (0.0, self.length)
         s = np.linspace(low, high, max(2, int(np.ceil((high - low) / step)) + 1))
         x, y, _ = self.point(s, d)
@@ -100,22 +108,22 @@ class Curve:
 def _advance(
     x: Array | float, y: Array | float, heading: Array | float, curvature: Array | float, s: Array | float
 ) -> tuple[Array, Array]:
-    """Walk ``s`` metres along an arc from (x, y, heading)."""
-    half = np.asarray(0.5 * curvature * s)
+    """Compute the position after ``s`` metres on an arc from (x, y, heading)."""
+    half = np.asarray(0.5 * curvature * s)  # angle between the first tangent and the chord
     chord = s * np.sinc(half / np.pi)
     return x + chord * np.cos(heading + half), y + chord * np.sin(heading + half)
 
 
 def _locate_on_piece(dx: Array, dy: Array, heading: float, curvature: float, length: float) -> tuple[Array, Array]:
-    """Arc length and left offset relative to one piece that starts at the origin of (dx, dy)."""
+    """Compute arc length and left offset on one piece that starts at the origin of (dx, dy)."""
     cos, sin = np.cos(heading), np.sin(heading)
     along, left = dx * cos + dy * sin, dy * cos - dx * sin
     if abs(curvature) < 1e-9:
         return along, left
-    # In a frame where the piece starts along +x, the circle's centre is at (0, radius).
+    # In the frame (along, left) the centre of the circle is at (0, radius).
     radius = 1.0 / curvature
     turn = np.arctan2(along, (radius - left) * np.sign(curvature))
-    # Angles are taken about the middle of the arc, so that both ends stay clear of the branch cut.
+    # Angles are measured from the middle of the arc, so that its ends are far from the branch cut at +-pi.
     middle = 0.5 * abs(curvature) * length
     turn = (turn - middle + np.pi) % (2 * np.pi) - np.pi + middle
     distance = np.hypot(along, radius - left)

@@ -1,4 +1,4 @@
-"""A location's vector map in the form of nuScenes' map expansion 1.3, which the devkit's ``NuScenesMap`` reads."""
+"""The vector map of a location in the format of nuScenes' map expansion 1.3, for ``NuScenesMap`` of the devkit."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from shapely.geometry import LineString, Polygon
 Row = dict[str, Any]
 
 VERSION = "1.3"
-"""The oldest that the devkit accepts."""
+"""The oldest version that the devkit accepts."""
 LAYERS = {
     "drivable_area": (),
     "road_segment": ("is_intersection", "drivable_area_token"),
@@ -29,7 +29,7 @@ LAYERS = {
     "lane_divider": ("lane_divider_segments",),
     "traffic_light": (),
 }
-"""Every layer that the devkit asks for, those that streets do not have too, with its fields beside the geometry."""
+"""All layers that the devkit reads, with their fields beside the geometry. Some layers stay empty."""
 VALUES: Row = {
     "is_intersection": False,
     "lane_type": "CAR",
@@ -41,14 +41,14 @@ VALUES: Row = {
     "right_lane_divider_segments": [],
     "orientation": None,
 }
-"""What the fields hold; tokens of records that streets do not have are empty."""
+"""Values of the fields; tokens of missing records are empty."""
 
 
 class ExpansionBuilder:
-    """Collects the map of one location, place by place. Coordinates are the map's, metres."""
+    """Builds the map of one location, place by place, in map coordinates (metres)."""
 
     def __init__(self, salt: str) -> None:
-        """Start with an empty map; tokens follow from ``salt`` and from what was added before."""
+        """Start an empty map; tokens are hashes of ``salt``, the layer and the row number."""
         self._salt = salt
         self._layers: dict[str, list[Row]] = {name: [] for name in ("node", "line", "polygon", *LAYERS)}
 
@@ -61,9 +61,9 @@ class ExpansionBuilder:
         """Add a place.
 
         Args:
-            polygons: By layer, in the place's own frame, see :func:`mim4d.world.street.map_layers`.
-            lines: By layer, in the same frame.
-            offset: Where that frame lies on the map, metres.
+            polygons: Polygons by layer, in the frame of the place, see :func:`mim4d.world.street.map_layers`.
+            lines: Lines by layer, in the same frame.
+            offset: Position of the origin of the place on the map, metres.
         """
         for layer, shapes in polygons.items():
             for shape in shapes:
@@ -71,14 +71,14 @@ class ExpansionBuilder:
                 name, value = ("polygon_tokens", [token]) if layer == "drivable_area" else ("polygon_token", token)
                 self._record(layer, {name: value})
                 if layer == "drivable_area":
-                    self._record("road_segment", {"polygon_token": token})  # what MapTR and others take the outline of
+                    self._record("road_segment", {"polygon_token": token})  # MapTR and others read its outline
         for layer, strings in lines.items():
             for string in strings:
                 nodes = self._nodes(string.coords, offset)
                 self._record(layer, {"line_token": self._row("line", {"node_tokens": nodes})})
 
     def text(self, size: tuple[float, float]) -> str:
-        """The file's content for a map of ``size`` (east, north), metres."""
+        """Format the map as JSON, for a map of ``size`` (east, north) in metres."""
         extra: Row = {"version": VERSION, "canvas_edge": list(size), "arcline_path_3": {}, "connectivity": {}}
         return json.dumps({**extra, **self._layers})
 
@@ -91,11 +91,11 @@ class ExpansionBuilder:
         return self._row("polygon", {"exterior_node_tokens": exterior, "holes": holes})
 
     def _nodes(self, points: Iterable[Any], offset: tuple[float, float]) -> list[str]:
-        where = np.round(np.asarray(list(points)) + offset, 3).tolist()
-        return [self._row("node", {"x": x, "y": y}) for x, y in where]
+        positions = np.round(np.asarray(list(points)) + offset, 3).tolist()  # P pairs (x, y)
+        return [self._row("node", {"x": x, "y": y}) for x, y in positions]
 
     def _row(self, layer: str, fields: Row) -> str:
-        """Add a row and give its token."""
+        """Add a row and return its token."""
         rows = self._layers[layer]
         text = f"{self._salt}/{layer}/{len(rows)}"
         token = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""Fronts of buildings: walls of brick, plaster or concrete with windows, shop fronts, and curtain walls of glass."""
+"""Facades: walls of brick, plaster or concrete with windows, shop fronts, and curtain walls of glass."""
 
 import numpy as np
 
@@ -11,20 +11,29 @@ from .texture import Noise, band, covered, hashed
 def facade(
     shapes: Shapes, local: Array, face: Array, footprint: Array, noise: Noise
 ) -> tuple[Array, Array, Array | float]:
-    """Albedo [N, 3], gloss [N] and glow of points on buildings' boxes; see ``surface.reflectance``."""
-    storey, bay, style = (shapes["look"][:, i] for i in range(3))
+    """Compute albedo [P, 3], gloss [P] and glow of points on the boxes of buildings, see ``surface.reflectance``.
+
+    Args:
+        shapes: [P] the box of each point.
+        local: [P, 3] in the frame of the box, metres.
+        face: [P] number of the side of the box.
+        footprint: [P] width of a pixel at the point, metres.
+        noise: Texture of the scene.
+    """
+    storey, bay, style = (shapes["look"][:, i] for i in range(3))  # [P] each, as all arrays below
     seed = shapes["look"][:, 3].astype(np.int32) * 8 + face + 2 * (local[:, 0] > 0)
     half = shapes["half"].astype(np.float32)
     along = np.where(face == 0, local[:, 1], local[:, 0])
     width = np.where(face == 0, half[:, 1], half[:, 0])
     height = local[:, 2] + half[:, 2]
     wall = _wall(shapes, along, height, style, footprint, noise)
-    # Windows sit in a grid of storeys and whole bays.
+    # Windows are in a grid of storeys and a whole number of bays.
     bays = np.maximum(np.round(2 * width / bay), 1)
     size = 2 * width / bays
     column = np.floor((along + width) / size)
     row = np.floor(height / storey)
-    u, v = (along + width) - (column + 0.5) * size, height - row * storey  # metres from the bay's middle, the floor
+    # u and v are metres from the middle of the bay and from the floor.
+    u, v = (along + width) - (column + 0.5) * size, height - row * storey
     column, row = column.astype(np.int32), row.astype(np.int32)
     glassy = style == GLASS
     ground = row == 0
@@ -51,6 +60,7 @@ def facade(
 
 
 def _wall(shapes: Shapes, along: Array, height: Array, style: Array, footprint: Array, noise: Noise) -> Array:
+    """Compute the albedo [P, 3] of walls."""
     stains = noise(along, height * 0.4, 23.0, footprint)
     grain = noise(along, height, 4.0, footprint)
     tone = 1 + 0.07 * stains + 0.04 * grain - 0.15 * np.clip(1 - height / 0.8, 0, 1)
@@ -61,7 +71,7 @@ def _wall(shapes: Shapes, along: Array, height: Array, style: Array, footprint: 
 
 
 def _display(along: Array, height: Array, seed: Array, footprint: Array, noise: Noise) -> Array:
-    """What stands in a shop window [N, 3]: goods of all colours below, a lit room above."""
+    """Compute the albedo [P, 3] of shop windows: coloured goods below, a lit room above."""
     i, j = np.floor(along / 0.35).astype(np.int32), np.floor(height / 0.4).astype(np.int32)
     goods = np.stack([hashed(i, j, seed + k) ** 2 for k in range(3)], axis=1)
     shelf = np.clip(1.9 - height, 0, 1) * (0.12 + 0.05 * noise(along, height, 2.0, footprint))

@@ -1,4 +1,4 @@
-"""Sun, sky, haze and the camera's response: from light in the world to numbers in a picture."""
+"""Sun, sky, haze and camera response: from light in the world to pixel values."""
 
 from dataclasses import dataclass
 
@@ -10,22 +10,22 @@ from .texture import Noise
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """The light of one scene; colours are linear RGB."""
+    """The light of a scene; colours are linear RGB."""
 
     toward_sun: Array
-    """Unit vector [3] in the world."""
+    """[3] unit vector in the world."""
     sun: Array
-    """Colour and strength [3] of direct sunlight."""
+    """[3] colour and strength of direct sunlight."""
     zenith: Array
-    """Colour [3] of the sky overhead."""
+    """[3] colour of the sky overhead."""
     horizon: Array
-    """Colour [3] of the sky near the horizon, and of haze."""
+    """[3] colour of the sky near the horizon and of haze."""
     clouds: float
-    """0 for a clear sky, 1 for a closed one."""
+    """Cloud cover: 0 for a clear sky, 1 for an overcast one."""
     visibility: float
-    """Distance in metres at which haze takes 63 % of a thing's own light."""
+    """Distance at which haze absorbs 63 % (1 - 1/e) of the light, metres."""
     exposure: float
-    """Gain before the camera's response."""
+    """Gain before the camera response."""
 
 
 _MOODS = {
@@ -38,7 +38,7 @@ _MOODS = {
 
 
 def make_light(rng: np.random.Generator) -> Light:
-    """Draw the weather and time of day of a scene."""
+    """Sample the weather and the time of day of a scene."""
     names = list(_MOODS)
     name = names[int(rng.choice(len(names), p=[_MOODS[n][0] for n in names]))]
     _, heights, sun, zenith, horizon, clouds, visibility = _MOODS[name]
@@ -56,21 +56,21 @@ def make_light(rng: np.random.Generator) -> Light:
 
 
 def sky(light: Light, noise: Noise, direction: Array) -> Array:
-    """Colour [N, 3] of the sky, with clouds, the sun and far hills, along unit directions [N, 3]."""
-    up = np.maximum(direction[:, 2], 0.0)
-    share = (1 - np.exp(-4.0 * up))[:, None].astype(np.float32)
-    color = light.horizon.astype(np.float32) * (1 - share) + light.zenith.astype(np.float32) * share
-    toward = dot(direction, light.toward_sun)
+    """Compute the colour [P, 3] of the sky, with clouds, sun and far hills, along unit directions [P, 3]."""
+    up = np.maximum(direction[:, 2], 0.0)  # [P]
+    blue = (1 - np.exp(-4.0 * up))[:, None].astype(np.float32)  # [P, 1]
+    color = light.horizon.astype(np.float32) * (1 - blue) + light.zenith.astype(np.float32) * blue  # [P, 3]
+    toward = dot(direction, light.toward_sun)  # [P]
     glow = np.exp(18 * (toward - 1)) * 0.25 + np.exp(900 * (toward - 1)) * 6.0
     color = color + glow[:, None] * light.sun.astype(np.float32) * (1 - 0.9 * light.clouds)
-    # Clouds lie on a level sheet: looked up where the ray meets it.
+    # Clouds are a texture on a horizontal plane, sampled where the ray meets it.
     far = 1 / (up + 0.12)
     puffs = noise(direction[:, 0] * far, direction[:, 1] * far, 6.0, 0.02 * far)
     puffs += 0.5 * noise(direction[:, 1] * far, direction[:, 0] * far, 1.7, 0.02 * far)
     cover = np.clip((puffs - 1.6 + 3.2 * light.clouds) * 0.6, 0, 1)[:, None] * np.clip(up * 8, 0, 1)[:, None]
     white = (0.75 * light.horizon + 0.10 * light.sun).astype(np.float32) * (1 - 0.12 * np.clip(puffs, -1, 1))[:, None]
     color = color * (1 - cover) + white * cover
-    # Hills and far trees: a ragged line about two degrees high.
+    # Hills and distant trees: an irregular line one to two degrees high.
     heading = np.arctan2(direction[:, 1], direction[:, 0])
     line = (
         0.022
@@ -83,21 +83,21 @@ def sky(light: Light, noise: Noise, direction: Array) -> Array:
     return color * (1 - hill) + hill * (tone * haze + light.horizon.astype(np.float32) * (1 - haze))
 
 
-def lit(light: Light, albedo: Array, normal: Array, shade: Array, open_sky: Array) -> Array:
-    """Light leaving a matt surface.
+def lit(light: Light, albedo: Array, normal: Array, sunlit: Array, open_sky: Array) -> Array:
+    """Compute the light that matt surfaces reflect.
 
     Args:
-        light: The scene's.
-        albedo: [N, 3] linear reflectance.
-        normal: [N, 3] unit.
-        shade: [N] share of direct sun that arrives, 0..1.
-        open_sky: [N] share of the sky's light that arrives, 0..1.
+        light: The light of the scene.
+        albedo: [P, 3] linear reflectance.
+        normal: [P, 3] unit normals in the world.
+        sunlit: [P] fraction of the direct sunlight that arrives, 0..1.
+        open_sky: [P] fraction of the light of the sky that arrives, 0..1.
 
     Returns:
-        [N, 3] linear RGB.
+        [P, 3] linear RGB.
     """
-    toward = np.clip(dot(normal, light.toward_sun), 0, 1) * shade
-    above = (0.5 + 0.5 * normal[:, 2])[:, None]
+    toward = np.clip(dot(normal, light.toward_sun), 0, 1) * sunlit  # [P]
+    above = (0.5 + 0.5 * normal[:, 2])[:, None]  # [P, 1]
     skylight = 0.5 * (light.zenith + light.horizon).astype(np.float32)
     bounce = (0.10 * light.horizon + 0.06 * light.sun).astype(np.float32)
     ambient = above * skylight + (1 - above) * bounce
@@ -106,13 +106,13 @@ def lit(light: Light, albedo: Array, normal: Array, shade: Array, open_sky: Arra
 
 
 def hazed(light: Light, color: Array, distance: Array) -> Array:
-    """Colour [N, 3] after ``distance`` [N] metres of air."""
-    clear = np.exp(-distance / np.float32(light.visibility))[:, None]
+    """Blend colours [P, 3] with haze over distances [P] in metres: c exp(-d / visibility) + horizon (1 - exp(...))."""
+    clear = np.exp(-distance / np.float32(light.visibility))[:, None]  # [P, 1]
     return color * clear + light.horizon.astype(np.float32) * (1 - clear)
 
 
 def developed(light: Light, radiance: Array) -> Array:
-    """The camera's response: linear light [..., 3] to values in 0..1 as a JPEG holds them."""
+    """Apply the camera response: linear light [..., 3] to gamma-encoded values in 0..1."""
     exposed = np.maximum(radiance, 0) * np.float32(light.exposure)
     value = (1 - np.exp(-1.5 * exposed)) ** np.float32(1 / 2.2)
     return value + np.float32(0.35) * (value * value * (3 - 2 * value) - value)  # a little more contrast

@@ -1,4 +1,4 @@
-"""Make a world: all scenes in parallel, then the tables."""
+"""Make a synthetic world: all scenes in parallel, then the tables."""
 
 import json
 import os
@@ -16,10 +16,11 @@ from ..io.pool import Task, run_in_processes
 from .atlas import MASKS, hand_of, location_of, make_atlas
 from .capture import SceneJob, capture
 from .config import PERIOD, WorldConfig, check_version, scene_names
-from .scene import travel_within
+from .scene import longest_drive
 from .tables import TableBuilder
 
 RECORD = "world.json"
+"""File with the settings of a world and whether it is complete."""
 
 
 def make_world(
@@ -30,25 +31,28 @@ def make_world(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a nuScenes root full of procedural streets; files of the same world that are already there stay.
+    """Make a synthetic world and write it as a root in nuScenes format.
+
+    An interrupted world is resumed: finished key frames are not made again.
 
     Args:
         out: Folder of the root.
         version: "v1.0-mini", "v1.0-trainval" or "v1.0-test".
-        config: The world; None for the defaults. Scenes get nuScenes' own names, see :func:`scene_names`.
-        workers: Processes; all cores by default, 1 stays in this process.
-        progress: Called with (key frames done, all key frames).
+        config: Settings of the world; None for the defaults. For the names of its scenes see :func:`scene_names`.
+        workers: Number of processes, by default one per core; with 1, this process does the work.
+        progress: Called with the number of finished key frames and of all key frames.
 
     Returns:
         ``out``, a dataroot for ``NuScenes(version, dataroot)``.
 
     Raises:
-        UserError: If the version does not exist or has fewer scenes, or ``out`` holds something else.
+        UserError: If the version is unknown or has too few scenes, ``out`` holds other files, or a file cannot be
+            written.
     """
     root, config = Path(out), config or WorldConfig()
     check_version(version)
     scene_names(version, config.scenes)
-    if world_in(root) == _record(version, config):  # perhaps where nothing can be written
+    if world_in(root) == _record(version, config):  # before the lock, because the folder may be read-only
         return root
     with locked_folder(root):
         if _begin(root, version, config):
@@ -65,30 +69,37 @@ def make_world(
 
 
 def _record(version: str, config: WorldConfig) -> dict[str, Any]:
-    """All that a world follows from, as :func:`world_in` reads it."""
+    """Return the settings of a world as :func:`world_in` reads them."""
     return {"version": version, **asdict(config)}
 
 
 def world_in(root: Path) -> dict[str, Any] | None:
-    """The settings of the whole drawn world in a folder; None if there is none."""
+    """Read the settings of the complete synthetic world in a folder; None if there is none."""
     try:
         record = json.loads((root / RECORD).read_text())
         return dict(record["config"]) if record["complete"] else None
-    except (OSError, ValueError, KeyError, TypeError):  # no file, no JSON, or none of ours
+    except (OSError, ValueError, KeyError, TypeError):  # no file, no JSON, or another file of this name
         return None
 
 
 def _begin(root: Path, version: str, config: WorldConfig) -> bool:
-    """Claim the folder; True if the whole world is already there."""
+    """Check the folder and write the record if there is none.
+
+    Returns:
+        Whether the complete world is already there.
+
+    Raises:
+        UserError: If the folder holds another world or other files.
+    """
     record = root / RECORD
     try:
         if record.exists():
             there = json.loads(record.read_text())
             if there.get("config") != _record(version, config):
-                raise UserError(f"{root} holds a different world ({record.name}): choose another `out` or delete it")
+                raise UserError(f"{root} holds a different world ({record.name}): choose another folder or delete it")
             return bool(there["complete"])
         if any(path.name != LOCK for path in root.iterdir()):
-            raise UserError(f"{root} is not empty and holds no world: choose another `out`")
+            raise UserError(f"{root} is not empty and holds no world: choose another folder")
         _write_record(root, version, config, complete=False)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot make a world in {root}: {error}") from error
@@ -101,11 +112,11 @@ def _write_record(root: Path, version: str, config: WorldConfig, complete: bool)
 
 
 def _travel(config: WorldConfig) -> float:
-    return travel_within(PERIOD * (config.keyframes - 1))
+    return longest_drive(PERIOD * (config.keyframes - 1))
 
 
 def _jobs(root: Path, version: str, config: WorldConfig) -> list[SceneJob]:
-    """Lay out the maps, write them, and list the scenes."""
+    """Make and write the maps, and list the scenes."""
     named = scene_names(version, config.scenes)
     offsets: dict[int, tuple[float, float]] = {}
     for location in sorted({location_of(place) for _, place in named}):
@@ -122,6 +133,14 @@ def _mask_name(location: str) -> str:
 
 
 def scene_job(config: WorldConfig, name: str, place: int, offset: tuple[float, float]) -> SceneJob:
+    """Describe a scene.
+
+    Args:
+        config: Settings of the world.
+        name: Name of the scene.
+        place: Number of its place.
+        offset: Position of the origin of the place on the map, metres.
+    """
     number = int(name.removeprefix("scene-"))
     begin = datetime(2024, 1, 1, 8, tzinfo=timezone.utc) + timedelta(days=number % 365, minutes=37 * number % 540)
     return SceneJob(
@@ -146,7 +165,7 @@ def _capture_all(root: Path, jobs: Sequence[SceneJob], workers: int, progress: C
             progress(done, len(frames))
             capture(root, job, frame)
     else:
-        # A scene's frames go to one process in runs, so that it is built but once or twice.
+        # A process gets several consecutive frames of a scene, so that few processes have to build it.
         run = max(1, min(jobs[0].keyframes, -(-len(frames) // (2 * workers))))
         runs = [(job, range(i, min(i + run, job.keyframes))) for job in jobs for i in range(0, job.keyframes, run)]
 
@@ -173,7 +192,7 @@ def _capture_run(root: Path, job: SceneJob, frames: Sequence[int]) -> None:
 
 
 def _finish(root: Path, version: str, config: WorldConfig, jobs: Sequence[SceneJob]) -> None:
-    """Tables last, all at once, and then the mark that the world is whole."""
+    """Write the tables, then mark the world as complete."""
     builder = TableBuilder(config.seed, version)
     for job in jobs:
         files = [_record_file(root, job, frame) for frame in range(job.keyframes)]

@@ -1,4 +1,4 @@
-"""Things put together from shapes, each in its own frame: x forward, origin on the ground under its middle, metres."""
+"""Annotated objects made of shapes, in a frame of their own: x forward, origin on the ground under the middle."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from .shapes import Kind, Material, Shapes, corners, join, placed, shape
 
 Size = tuple[float, float, float]
-"""Length, width and height of the upright box that holds a thing, metres."""
+"""Length, width and height of the bounding box, metres."""
 
 PAINTS = np.array(
     [
@@ -40,27 +40,28 @@ WOOD, CONCRETE = (0.16, 0.10, 0.06), (0.42, 0.41, 0.39)
 
 @dataclass(frozen=True)
 class Model:
-    """A thing of an annotated category."""
+    """An object of an annotated category."""
 
     category: str
-    """nuScenes' name."""
+    """Name of the category in nuScenes."""
     size: Size
     shapes: Shapes
 
 
 def _model(category: str, parts: list[Shapes]) -> Model:
-    """Join the parts and measure the box, centred over the origin, that holds them."""
+    """Join parts and measure their bounding box, which is centred above the origin."""
     shapes = join(parts)
-    reach = np.abs(corners(shapes)).max((0, 1))
+    reach = np.abs(corners(shapes)).max((0, 1))  # [3]
     return Model(category, (2 * reach[0], 2 * reach[1], reach[2]), shapes)
 
 
 def _pick(rng: np.random.Generator, table: np.ndarray) -> tuple[float, ...]:
+    """Pick a colour of a table [colours, 3] and vary its brightness."""
     return tuple(np.clip(table[rng.integers(len(table))] * rng.uniform(0.8, 1.2), 0.0, 0.9))
 
 
 def _wheels(length: float, width: float, radius: float, axles: tuple[float, ...]) -> list[Shapes]:
-    """Two wheels an axle, flush with the body's sides."""
+    """Make two wheels per axle, flush with the sides of the body."""
     return [
         shape(
             Kind.WHEEL, (x, side * (width / 2 - 0.11), radius), (radius, 0.115, radius), TYRE, material=Material.WHEEL
@@ -71,7 +72,7 @@ def _wheels(length: float, width: float, radius: float, axles: tuple[float, ...]
 
 
 def car(rng: np.random.Generator, braking: bool = False) -> Model:
-    """A saloon, hatchback, estate or van-like car."""
+    """Make a saloon, a hatchback or a sport utility vehicle."""
     style = rng.choice(("saloon", "hatch", "suv"), p=(0.45, 0.25, 0.3))
     length = rng.uniform(*{"saloon": (4.4, 4.9), "hatch": (3.8, 4.3), "suv": (4.4, 4.9)}[style])
     width = rng.uniform(1.75, 1.95)
@@ -111,7 +112,7 @@ def car(rng: np.random.Generator, braking: bool = False) -> Model:
 
 
 def truck(rng: np.random.Generator, braking: bool = False) -> Model:
-    """A lorry with a box body behind its cab, or a pick-up sized van."""
+    """Make a lorry with a box body behind its cab."""
     length, width, height = rng.uniform(6.2, 9.5), rng.uniform(2.2, 2.5), rng.uniform(2.8, 3.5)
     cab, color = 1.9, _pick(rng, PAINTS)
     cargo = WHITE if rng.random() < 0.5 else _pick(rng, PAINTS)
@@ -151,7 +152,7 @@ def truck(rng: np.random.Generator, braking: bool = False) -> Model:
 
 
 def bus(rng: np.random.Generator, braking: bool = False) -> Model:
-    """A city bus: a row of windows over a coloured body."""
+    """Make a city bus: a row of windows above a coloured body."""
     length, width, height = rng.uniform(10.5, 12.2), 2.55, rng.uniform(3.0, 3.3)
     color = _pick(rng, PAINTS)
     look = (1.0, float(braking), float(rng.integers(1 << 12)))
@@ -180,7 +181,7 @@ def bus(rng: np.random.Generator, braking: bool = False) -> Model:
 
 
 def trailer(rng: np.random.Generator) -> Model:
-    """A box trailer left by its tractor: two axles at the back, a drawbar and its legs in front."""
+    """Make a box trailer without a tractor: two axles at the rear, a drawbar and legs in front."""
     length, width, height = rng.uniform(7.5, 11.0), rng.uniform(2.3, 2.5), rng.uniform(3.2, 3.8)
     look = (2.0, 0.0, float(rng.integers(1 << 12)))
     body = ((length - 1.2) / 2, width / 2, (height - 1.1) / 2)
@@ -195,7 +196,7 @@ def trailer(rng: np.random.Generator) -> Model:
 
 
 def excavator(rng: np.random.Generator) -> Model:
-    """A yellow digger: tracks, a cab with its engine behind, and an arm whose bucket rests on the ground."""
+    """Make a yellow excavator: tracks, a cab with the engine behind it, and an arm with its bucket on the ground."""
     width, reach = rng.uniform(2.2, 2.5), rng.uniform(2.2, 2.8)
     yellow = tuple(rng.uniform(0.8, 1.1) * np.array((0.62, 0.38, 0.03)))
     parts = [
@@ -219,7 +220,7 @@ def excavator(rng: np.random.Generator) -> Model:
 
 
 def pedestrian(rng: np.random.Generator, walking: bool = True) -> Model:
-    """A grown-up, in mid-stride when walking."""
+    """Make an adult, in mid-stride if walking."""
     height = rng.uniform(1.55, 1.88)
     k = height / 1.75
     top, trousers = _pick(rng, CLOTHES), _pick(rng, CLOTHES[[0, 2, 3, 6]])
@@ -262,7 +263,7 @@ def pedestrian(rng: np.random.Generator, walking: bool = True) -> Model:
 
 
 def bicycle(rng: np.random.Generator, rider: bool = True) -> Model:
-    """A bicycle, with a rider if there is one."""
+    """Make a bicycle, with or without a rider."""
     color = _pick(rng, PAINTS)
     parts = [shape(Kind.RING, (x, 0, 0.34), (0.34, 0.02, 0.34), TYRE, form=(0.295,)) for x in (-0.52, 0.52)] + [
         shape(Kind.BOX, (0.05, 0, 0.78), (0.42, 0.025, 0.03), color),
@@ -288,7 +289,7 @@ def bicycle(rng: np.random.Generator, rider: bool = True) -> Model:
 
 
 def motorcycle(rng: np.random.Generator, rider: bool = True) -> Model:
-    """A motorcycle, with a rider if there is one."""
+    """Make a motorcycle, with or without a rider."""
     color = _pick(rng, PAINTS)
     parts = [
         shape(Kind.WHEEL, (x, 0, 0.31), (0.31, 0.07, 0.31), TYRE, material=Material.WHEEL) for x in (-0.68, 0.7)
@@ -310,7 +311,7 @@ def motorcycle(rng: np.random.Generator, rider: bool = True) -> Model:
 
 
 def traffic_cone(rng: np.random.Generator) -> Model:
-    """An orange cone with white bands."""
+    """Make an orange traffic cone with white bands."""
     height = rng.uniform(0.65, 0.8)
     orange = (0.75, 0.13, 0.02)
     parts = [
@@ -329,7 +330,7 @@ def traffic_cone(rng: np.random.Generator) -> Model:
 
 
 def barrier(rng: np.random.Generator) -> Model:
-    """A red or white plastic road barrier; its long side lies across x, as nuScenes annotates them."""
+    """Make a red or white plastic barrier; its long side is across x, as nuScenes annotates barriers."""
     color = (0.60, 0.07, 0.04) if rng.random() < 0.5 else (0.72, 0.71, 0.68)
     parts = [
         shape(Kind.PRISM, (0, 0, 0.48), (0.26, 0.95, 0.48), color, form=(0.16, 0.16, 0.02)),

@@ -1,4 +1,4 @@
-"""A place: its street and everything that stands still there and is not annotated. Scenes happen in places."""
+"""A place: its street and all static objects that are not annotated. Each scene is set in a place."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,28 +16,28 @@ from .street import Road, Street, make_street, map_layers
 
 @dataclass(frozen=True)
 class Place:
-    """Where scenes happen, in a frame of its own."""
+    """Static surroundings of scenes, in a frame of their own."""
 
     street: Street
     scenery: Shapes
     grass: float
-    """Share of open ground that is grass, 0..1; the rest is paved or bare."""
+    """Fraction of the open ground that is grass, 0..1; the rest is paved."""
 
 
 def place_street(seed: int, number: int, hand: int, travel: float) -> Street:
-    """The street of :func:`make_place`'s place, without what stands along it."""
+    """Make only the street of a place, see :func:`make_place`."""
     return make_street(np.random.default_rng([seed, number, 0]), hand, travel)
 
 
 @lru_cache(maxsize=4)
 def make_place(seed: int, number: int, hand: int, travel: float) -> Place:
-    """Build place ``number`` of a world.
+    """Make place ``number`` of a world.
 
     Args:
-        seed: The world's.
-        number: The place's.
-        hand: +1 where traffic keeps right, -1 where it keeps left.
-        travel: How far a scene's ego car may drive, metres.
+        seed: Seed of the world.
+        number: Number of the place.
+        hand: +1 if traffic drives on the right, -1 if on the left.
+        travel: Longest drive of the ego car, metres.
     """
     rng = np.random.default_rng([seed, number, 1])
     street = place_street(seed, number, hand, travel)
@@ -46,14 +46,14 @@ def make_place(seed: int, number: int, hand: int, travel: float) -> Place:
     for road in street.roads:
         for side in (-1, 1):
             builder.build_up(road, side)
-            builder.line(road, side)
+            builder.furnish(road, side)
     builder.background(travel)
     builder.greenery(travel)
     return Place(street, join(builder.parts), float(rng.uniform(0.2, 0.95)))
 
 
 class _Builder:
-    """Puts things on plots, keeping them off the roads and off each other."""
+    """Places static objects so that they overlap neither a road nor each other."""
 
     def __init__(self, rng: np.random.Generator, street: Street, roads: list[Polygon]) -> None:
         self.rng = rng
@@ -63,18 +63,19 @@ class _Builder:
         self._footprints: list[Polygon] = []
 
     def _free(self, footprint: Polygon) -> bool:
+        """Whether a footprint overlaps no road and no other footprint."""
         if self._roads.query(footprint, predicate="intersects").size:
             return False
         return not shapely.intersects(footprint, self._footprints).any()
 
     def _footprint(self, x: float, y: float, yaw: float, width: float, depth: float) -> Polygon:
-        """A building's plot; (x, y) is the middle of its front."""
+        """Make the footprint of an object; (x, y) is the middle of its front."""
         cos, sin = np.cos(yaw), np.sin(yaw)
         corners = [(-width / 2, 0.2), (width / 2, 0.2), (width / 2, depth), (-width / 2, depth)]
         return Polygon([(x + cos * a - sin * b, y + sin * a + cos * b) for a, b in corners])
 
     def build_up(self, road: Road, side: int) -> None:
-        """Rows of buildings along one side, of a kind that changes now and then; some stretches stay open."""
+        """Place rows of buildings along one side of a road; the zone changes along it and some stretches stay open."""
         rng, s = self.rng, 0.0
         kinds = ["city", "town", "suburb", "works", "park"]
         while s < road.curve.length:
@@ -91,6 +92,7 @@ class _Builder:
                 s += width + rng.uniform(*zone.gap)
 
     def _try_building(self, road: Road, side: int, s: float, out: float, width: float, depth: float, kind: str) -> None:
+        """Place a building ``out`` metres from the middle of the road if its plot is free."""
         x, y, heading = (float(v) for v in road.curve.point(s, side * out))
         yaw = heading if side > 0 else heading + np.pi
         footprint = self._footprint(x, y, yaw, width, depth)
@@ -99,15 +101,15 @@ class _Builder:
             self.parts.append(placed(building(self.rng, ZONES[kind], width, depth), x, y, yaw))
 
     def background(self, travel: float) -> None:
-        """Towers behind the front row."""
+        """Place towers behind the front row."""
         road, rng = self.street.roads[0], self.rng
         for _ in range(int(40 + travel / 8)):
             s, side = rng.uniform(0, road.curve.length), int(rng.choice((-1, 1)))
             width, depth = rng.uniform(15, 30), rng.uniform(15, 25)
             self._try_building(road, side, s, rng.uniform(40, 120), width, depth, "city")
 
-    def line(self, road: Road, side: int) -> None:
-        """Street trees, lamps, signs and furniture along one side."""
+    def furnish(self, road: Road, side: int) -> None:
+        """Place street trees, lamps, signs and furniture along one side of a road."""
         rng, street = self.rng, self.street
         edge = road.half_width + (street.verge / 2 if street.verge else 0.7)
         inner = road.half_width + street.frontage
@@ -116,25 +118,25 @@ class _Builder:
         planted = rng.random() < 0.75
         for s in np.arange(rng.uniform(2, 8), road.curve.length, spacing):
             if planted and rng.random() < 0.85:
-                self._stand(road, side, s, edge, kind(rng, height * rng.uniform(0.8, 1.2)))
+                self._place_beside(road, side, s, edge, kind(rng, height * rng.uniform(0.8, 1.2)))
         for s in np.arange(rng.uniform(5, 20), road.curve.length, 28.0):
-            self._stand(road, side, s + 0.5, edge, plants.lamp(rng), facing=True)
+            self._place_beside(road, side, s + 0.5, edge, plants.lamp(rng), facing=True)
         for s in np.arange(rng.uniform(5, 20), road.curve.length, 17.0):
             pick = rng.random()
             if pick < 0.3:
-                self._stand(road, side, s, edge, plants.sign(rng), along=-side * road.hand)
+                self._place_beside(road, side, s, edge, plants.sign(rng), along=-side * road.hand)
             elif pick < 0.45:
-                self._stand(road, side, s, inner - 0.5, plants.bench(), facing=True)
+                self._place_beside(road, side, s, inner - 0.5, plants.bench(), facing=True)
             elif pick < 0.5:
-                self._stand(road, side, s, inner - 0.8, plants.bus_shelter(), facing=True)
+                self._place_beside(road, side, s, inner - 0.8, plants.bus_shelter(), facing=True)
             elif pick < 0.6:
                 for step in range(4):
-                    self._stand(road, side, s + 1.5 * step, edge, plants.bollard())
+                    self._place_beside(road, side, s + 1.5 * step, edge, plants.bollard())
 
-    def _stand(
+    def _place_beside(
         self, road: Road, side: int, s: float, out: float, thing: Shapes, facing: bool = False, along: int = 1
     ) -> None:
-        """Set a thing beside the road unless that is on a carriageway: facing the road, or along it."""
+        """Place an object beside the road, facing it or along it, unless that position is on a carriageway."""
         x, y, heading = (float(v) for v in road.curve.point(s, side * out))
         kerb, _ = self.street.kerb_distance(np.array([x]), np.array([y]))
         if kerb[0] < 0.3:
@@ -143,7 +145,7 @@ class _Builder:
         self.parts.append(placed(thing, x, y, yaw))
 
     def greenery(self, travel: float) -> None:
-        """Trees, bushes and hedges on open ground."""
+        """Place trees, bushes and hedges on open ground."""
         road, rng, street = self.street.roads[0], self.rng, self.street
         for _ in range(int(110 + travel / 3)):
             s, side = rng.uniform(0, road.curve.length), int(rng.choice((-1, 1)))

@@ -1,4 +1,4 @@
-"""Trees, bushes and street furniture: scenery that nobody annotates. Frames as in ``models.py``."""
+"""Trees, bushes and street furniture, which are not annotated. Frames as in ``models.py``."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from .models import CONCRETE, DARK, STEEL, WHITE, WOOD
 from .shapes import Kind, Material, Shapes, join, shape
 
 GAPS = (0.0, 0.9)
-"""``form`` of foliage: how dense it is."""
+"""``form`` of foliage: its second value is the density, see ``Kind.ELLIPSOID``."""
 
 
 def _green(rng: np.random.Generator) -> np.ndarray:
@@ -15,7 +15,7 @@ def _green(rng: np.random.Generator) -> np.ndarray:
 
 
 def tree(rng: np.random.Generator, height: float) -> Shapes:
-    """A broad-leaved tree: a trunk and a crown of several overlapping clumps."""
+    """Make a broad-leaved tree: a trunk and a crown of overlapping ellipsoids."""
     trunk = 0.35 * height
     radius = 0.02 * height + 0.05
     green = _green(rng)
@@ -49,7 +49,7 @@ def tree(rng: np.random.Generator, height: float) -> Shapes:
 
 
 def conifer(rng: np.random.Generator, height: float) -> Shapes:
-    """A fir: stacked cones."""
+    """Make a fir of stacked cones."""
     green = _green(rng) * 0.75
     parts = [
         shape(Kind.CONE, (0, 0, 0.1 * height), (0.16, 0.16, 0.1 * height), WOOD, material=Material.BARK, form=(0.14,))
@@ -70,7 +70,7 @@ def conifer(rng: np.random.Generator, height: float) -> Shapes:
 
 
 def palm(rng: np.random.Generator, height: float) -> Shapes:
-    """A palm: a tall bare trunk and a flat head of fronds."""
+    """Make a palm: a tall bare trunk and a flat crown."""
     green = _green(rng)
     parts = [
         shape(
@@ -99,7 +99,7 @@ def palm(rng: np.random.Generator, height: float) -> Shapes:
 
 
 def hedge(rng: np.random.Generator, length: float) -> Shapes:
-    """A clipped hedge along x."""
+    """Make a clipped hedge along x."""
     height = rng.uniform(0.7, 1.4)
     return shape(
         Kind.PRISM,
@@ -112,7 +112,7 @@ def hedge(rng: np.random.Generator, length: float) -> Shapes:
 
 
 def bush(rng: np.random.Generator) -> Shapes:
-    """A round bush."""
+    """Make a round bush."""
     size = rng.uniform(0.5, 1.0)
     return shape(
         Kind.ELLIPSOID,
@@ -125,7 +125,7 @@ def bush(rng: np.random.Generator) -> Shapes:
 
 
 def lamp(rng: np.random.Generator, height: float = 8.0) -> Shapes:
-    """A street lamp whose arm reaches along +x."""
+    """Make a street lamp with its arm along +x."""
     arm = rng.uniform(1.4, 2.2)
     return join(
         [
@@ -138,7 +138,7 @@ def lamp(rng: np.random.Generator, height: float = 8.0) -> Shapes:
 
 
 def traffic_light(color: str) -> Shapes:
-    """A traffic light on a pole, facing +x, showing "red" or "green"."""
+    """Make a traffic light on a pole that faces +x and is "red" or "green"."""
     glow = {"red": ((0.9, 0.05, 0.03), 0.22), "green": ((0.05, 0.8, 0.4), -0.22)}[color]
     parts = [
         shape(Kind.CONE, (0, 0, 1.75), (0.07, 0.07, 1.75), DARK, form=(0.06,)),
@@ -160,7 +160,7 @@ def traffic_light(color: str) -> Shapes:
 
 
 def sign(rng: np.random.Generator) -> Shapes:
-    """A road sign facing +x."""
+    """Make a road sign that faces +x."""
     colors = np.array([(0.55, 0.03, 0.03), (0.03, 0.10, 0.45), (0.70, 0.50, 0.03), (0.03, 0.30, 0.12)])
     color = colors[rng.integers(4)]
     board = shape(
@@ -175,7 +175,7 @@ def sign(rng: np.random.Generator) -> Shapes:
 
 
 def bench() -> Shapes:
-    """A bench whose sitters would face +x."""
+    """Make a bench that faces +x."""
     return join(
         [
             shape(Kind.BOX, (0, 0, 0.44), (0.25, 0.8, 0.03), (0.25, 0.15, 0.08)),
@@ -186,14 +186,14 @@ def bench() -> Shapes:
 
 
 def bollard() -> Shapes:
-    """A short post."""
+    """Make a short post."""
     return shape(
         Kind.CONE, (0, 0, 0.45), (0.08, 0.08, 0.45), CONCRETE, form=(0.08,), material=Material.STRIPES, look=(0.9, 0.2)
     )
 
 
 def bus_shelter() -> Shapes:
-    """A bus stop, open towards +x."""
+    """Make a bus shelter that is open towards +x."""
     return join(
         [
             shape(Kind.BOX, (0, 0, 2.5), (0.75, 2.0, 0.06), (0.3, 0.32, 0.34)),

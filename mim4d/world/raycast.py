@@ -1,4 +1,9 @@
-"""Where rays meet shapes: closed-form intersections, tested only for the rays that can meet each shape."""
+"""Cast rays at shapes: closed-form intersections, computed only for the rays that can hit a shape.
+
+All intersection functions take rays in the frame of one shape, as three components [rows, columns] of origin and
+direction (which are broadcast). They return ``t`` [rows, columns] of the first hit, infinity for a miss, and the number
+of the side that is hit.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,42 +16,42 @@ from .views import Rays, View
 
 Vector = tuple[Array, Array, Array]
 GROUND, SKY = -1, -2
-"""What ``Hits.shape`` holds where a ray meets no shape."""
+"""Values of ``Hits.shape`` for rays that hit no shape."""
 
 
 @dataclass(frozen=True)
 class Hits:
-    """The first thing each ray of a view meets."""
+    """The first hit of each ray of a view."""
 
     t: Array
-    """[H, W] float32 along the ray, in units of its direction; infinite for the sky."""
+    """[H, W] float32: distance along the ray in units of its direction; infinity for the sky."""
     shape: Array
-    """[H, W] number of the shape, or ``GROUND`` or ``SKY``."""
+    """[H, W] int32: number of the shape, or :data:`GROUND` or :data:`SKY`."""
     face: Array
-    """[H, W] which side of the shape, as its intersection function counts them."""
+    """[H, W] int8: side of the shape, as its intersection function counts sides."""
 
 
 def cast(view: View, shapes: Shapes, ground: bool = True) -> Hits:
-    """Meet a view's rays with shapes and the ground z = 0.
+    """Intersect the rays of a view with shapes and the ground plane z = 0.
 
     Args:
         view: The grid of rays.
-        shapes: [N] in the world.
-        ground: Whether the ground plane is there.
+        shapes: [shapes] in the world.
+        ground: Whether there is a ground plane.
 
     Returns:
         The nearest hit of each ray.
     """
     rays = view.rays()
-    t, nearest = _ground(rays, float(view.eye[2]), view.size, ground)
-    face = np.zeros(view.size, np.int8)
-    numbers, windows, near = view.windows(shapes)
-    offsets = view.eye - shapes["center"]
-    planes = prism_planes(shapes["half"], shapes["form"]).astype(np.float32)
+    t, nearest = _ground(rays, float(view.eye[2]), view.size, ground)  # [H, W] each
+    face = np.zeros(view.size, np.int8)  # [H, W]
+    numbers, windows, near = view.windows(shapes)  # [windows], [windows, 4], [windows]
+    offsets = view.eye - shapes["center"]  # [shapes, 3]
+    planes = prism_planes(shapes["half"], shapes["form"]).astype(np.float32)  # [shapes, 6, 4]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for i in np.argsort(near, kind="stable"):  # near to far: most of what is hidden is never tested
+        for i in np.argsort(near, kind="stable"):  # near to far, so that most hidden shapes are skipped
             r0, r1, c0, c1 = windows[i]
-            so_far = t[r0:r1, c0:c1]
+            so_far = t[r0:r1, c0:c1]  # [rows, columns], a view into t
             if near[i] >= so_far.max():
                 continue
             number = numbers[i]
@@ -64,6 +69,7 @@ def cast(view: View, shapes: Shapes, ground: bool = True) -> Hits:
 
 
 def _ground(rays: Rays, eye_height: float, size: tuple[int, int], ground: bool) -> tuple[Array, Array]:
+    """Compute ``t`` [H, W] of the hits of the ground plane, and :data:`GROUND` or :data:`SKY` [H, W]."""
     t = np.full(size, np.inf, np.float32)
     nearest = np.full(size, SKY, np.int32)
     if ground:
@@ -75,7 +81,7 @@ def _ground(rays: Rays, eye_height: float, size: tuple[int, int], ground: bool) 
 
 
 def _local(rays: Rays, offset: Array, yaw: float) -> tuple[Vector, Vector]:
-    """Rays in a shape's own frame; ``offset`` [3] is from its centre to the eye."""
+    """Transform rays to the frame of a shape; ``offset`` [3] is the vector from its centre to the eye."""
     cos, sin = np.float32(np.cos(yaw)), np.float32(np.sin(yaw))
     x, y, z = (o + np.float32(c) for o, c in zip(rays.origin, offset, strict=True))
     dx, dy, dz = rays.direction
@@ -83,18 +89,19 @@ def _local(rays: Rays, offset: Array, yaw: float) -> tuple[Vector, Vector]:
 
 
 def _between(near: Array, far: Array) -> Array:
-    """``near`` where the ray enters before it leaves and ahead of its start, else infinity."""
+    """Return ``near`` where the ray enters the shape before it leaves it and after its start, else infinity."""
     return np.where((near < far) & (near > 0), near, np.float32(np.inf))
 
 
 def _slab(origin: Array, direction: Array, half: np.floating) -> tuple[Array, Array]:
+    """Compute ``t`` where a ray enters and leaves the slab -half .. half of one axis."""
     inverse = 1 / direction
     a, b = (-half - origin) * inverse, (half - origin) * inverse
     return np.minimum(a, b), np.maximum(a, b)
 
 
 def meet_box(origin: Vector, direction: Vector, one: np.void) -> tuple[Array, Array]:
-    """Slab test; the face is the axis (0, 1, 2) the ray enters along."""
+    """Intersect rays with a box; the side is the axis (0, 1, 2) along which the ray enters."""
     half = one["half"].astype(np.float32)
     near, far = _slab(origin[0], direction[0], half[0])
     face = np.zeros((), np.int8)
@@ -106,9 +113,20 @@ def meet_box(origin: Vector, direction: Vector, one: np.void) -> tuple[Array, Ar
 
 
 def prism_planes(half: Array, form: Array) -> Array:
-    """Outward planes [6, 4] (normal, offset) of prisms' faces front, rear, left, right, top, bottom; [..., 6, 4]."""
-    hx, hy, hz = np.moveaxis(np.asarray(half), -1, 0)
-    front, rear, side = np.moveaxis(np.asarray(form), -1, 0)
+    """Compute the planes of the sides of prisms: front, rear, left, right, top and bottom.
+
+    Args:
+        half: [..., 3] half sizes, metres.
+        form: [..., 3] how far the top is set back at the front, the rear and both sides, metres.
+
+    Returns:
+        [..., 6, 4]: outward unit normal n and offset c of each plane n x = c.
+
+    >>> prism_planes(np.array([1.0, 2.0, 3.0]), np.zeros(3))[0]  # the front of a box is x = 1
+    array([1., 0., 0., 1.])
+    """
+    hx, hy, hz = np.moveaxis(np.asarray(half), -1, 0)  # [...] each
+    front, rear, side = np.moveaxis(np.asarray(form), -1, 0)  # [...] each
     zero, one = np.zeros_like(hx), np.ones_like(hx)
     rows = []
     for sign, inset, axis, reach in ((1, front, 0, hx), (-1, rear, 0, hx), (1, side, 1, hy), (-1, side, 1, hy)):
@@ -122,7 +140,7 @@ def prism_planes(half: Array, form: Array) -> Array:
 
 
 def meet_prism(origin: Vector, direction: Vector, planes: Array) -> tuple[Array, Array]:
-    """Half-space test against :func:`prism_planes` [6, 4]; the face is the plane's number."""
+    """Intersect rays with the half-spaces of :func:`prism_planes` [6, 4]; the side is the number of the plane."""
     near, far = np.full((), -np.inf, np.float32), np.full((), np.inf, np.float32)
     face = np.zeros((), np.int8)
     for number, (a, b, c, offset) in enumerate(planes):
@@ -138,14 +156,18 @@ def meet_prism(origin: Vector, direction: Vector, planes: Array) -> tuple[Array,
 
 
 def _quadratic(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
-    """Roots of a t^2 + 2 b t + c, smaller first for a > 0; NaN where there are none."""
+    """Solve a t^2 + 2 b t + c = 0: the smaller and the larger root for a > 0, NaN if there are none.
+
+    >>> [float(root) for root in _quadratic(np.array(1.0), np.array(-2.0), np.array(3.0))]
+    [1.0, 3.0]
+    """
     root = np.sqrt(b * b - a * c)
     return (-b - root) / a, (-b + root) / a
 
 
 def meet_ellipsoid(origin: Vector, direction: Vector, one: np.void) -> tuple[Array, Array]:
-    """Unit sphere after scaling by the half axes; the face is 0 outside and, seen through gaps, 1 inside."""
-    scale = (1 / one["half"]).astype(np.float32)
+    """Intersect rays with an ellipsoid; the side is 0 outside and 1 inside, which gaps in foliage show."""
+    scale = (1 / one["half"]).astype(np.float32)  # makes it a unit sphere
     x, y, z = (o * s for o, s in zip(origin, scale, strict=True))
     dx, dy, dz = (d * s for d, s in zip(direction, scale, strict=True))
     a = dx * dx + dy * dy + dz * dz
@@ -158,7 +180,7 @@ def meet_ellipsoid(origin: Vector, direction: Vector, one: np.void) -> tuple[Arr
 
 
 def _gap(origin: Vector, direction: Vector, t: Array, one: np.void) -> Array:
-    """Where foliage has holes: a fixed pattern on its surface, so that every sensor sees the same."""
+    """Whether foliage has a gap at a hit: a fixed pattern on its surface, so that all sensors see the same gaps."""
     x, y, z = (o + t * d for o, d in zip(origin, direction, strict=True))
     phase = np.float32(one["center"][2] * 7 + one["half"][0] * 31)
     wave = np.sin(5.1 * x + 3.7 * z + phase) + np.sin(4.3 * y - 4.1 * z + 1.7 * phase)
@@ -168,7 +190,7 @@ def _gap(origin: Vector, direction: Vector, t: Array, one: np.void) -> Array:
 
 
 def meet_cone(origin: Vector, direction: Vector, one: np.void) -> tuple[Array, Array]:
-    """Side of an upright (tapered) cylinder, face 0, or its top, face 1; the bottom is never seen."""
+    """Intersect rays with an upright cone or cylinder: side 0, or its top 1. The bottom is never visible."""
     low, high, half = np.float32(one["half"][0]), np.float32(one["form"][0]), np.float32(one["half"][2])
     x, y, z = origin
     dx, dy, dz = direction
@@ -187,7 +209,7 @@ def meet_cone(origin: Vector, direction: Vector, one: np.void) -> tuple[Array, A
 
 
 def meet_wheel(origin: Vector, direction: Vector, one: np.void) -> tuple[Array, Array]:
-    """Cylinder about y: the tread is face 0, the sides are face 1."""
+    """Intersect rays with a cylinder about the y axis: its tread is side 0, its flat ends are side 1."""
     radius, half = np.float32(one["half"][0]), np.float32(one["half"][1])
     x, _, z = origin
     dx, _, dz = direction
@@ -197,7 +219,7 @@ def meet_wheel(origin: Vector, direction: Vector, one: np.void) -> tuple[Array, 
 
 
 def meet_ring(origin: Vector, direction: Vector, one: np.void) -> tuple[Array, Array]:
-    """Flat ring in the plane y = 0."""
+    """Intersect rays with a flat ring in the plane y = 0."""
     t = -origin[1] / direction[1]
     squared = (origin[0] + t * direction[0]) ** 2 + (origin[2] + t * direction[2]) ** 2
     outer, inner = np.float32(one["half"][0] ** 2), np.float32(one["form"][0] ** 2)

@@ -1,4 +1,4 @@
-"""The ego car's sensors: names, calibration and when each fires, after nuScenes' car."""
+"""The sensors of the ego car: names, poses, intrinsics and firing times, modelled on nuScenes."""
 
 from dataclasses import dataclass
 
@@ -8,30 +8,30 @@ from pyquaternion import Quaternion
 from .arrays import Array
 
 FULL_SIZE = (900, 1600)
-"""Rows and columns of a full-size image; nuScenes'."""
+"""Rows and columns of an image of nuScenes."""
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """One sensor's place on the car."""
+    """A sensor and its nominal pose on the car."""
 
     channel: str
     position: tuple[float, float, float]
     """In the ego frame, metres."""
     heading: float
-    """Of its optical axis (of the LiDAR: its y axis), degrees to the left of straight ahead."""
+    """Heading of the optical axis (for the LiDAR: of the y axis), degrees to the left of straight ahead."""
     pitch: float
-    """Upward, degrees."""
+    """Upward pitch, degrees."""
     focal: float
-    """Pixels of the full-size image; 0 for the LiDAR."""
+    """Focal length in pixels of the full-size image; 0 for the LiDAR."""
     center: tuple[float, float]
-    """Principal point in pixels of the full-size image, pixel centres at integers as nuScenes counts."""
+    """Principal point in pixels of the full-size image; the first pixel's centre is (0, 0), as in nuScenes."""
     delay: float
-    """When it fires, seconds relative to the LiDAR sweep's time."""
+    """Firing time relative to the LiDAR sweep, seconds."""
 
     @property
     def is_camera(self) -> bool:
-        """Whether it is a camera."""
+        """Whether the sensor is a camera."""
         return self.focal > 0
 
 
@@ -46,44 +46,48 @@ CAMERAS = (
 LIDAR = Sensor("LIDAR_TOP", (0.94, 0.00, 1.84), 0.0, 0.0, 0.0, (0.0, 0.0), 0.0)
 BEAMS = 32
 COLUMNS = 1084
-"""LiDAR firings a turn."""
+"""LiDAR firings per turn."""
 ELEVATIONS = (-30.67, 10.67)
-"""Of the lowest and highest beam, degrees."""
+"""Elevations of the lowest and the highest beam, degrees."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """One sensor as mounted on the car of one log."""
+    """The calibration of one sensor in one log."""
 
     sensor: Sensor
     position: Array
-    """In the ego frame [3], metres."""
+    """[3] position in the ego frame, metres."""
     rotation: Quaternion
-    """``ego_from_sensor``; cameras are x right, y down, z forward, the LiDAR is x right, y forward, z up."""
+    """Rotation of ``ego_from_sensor``. Cameras: x right, y down, z forward; LiDAR: x right, y forward, z up."""
     intrinsics: Array
-    """[3, 3] in pixels of the written image, pixel centres at halves; all zero for the LiDAR."""
+    """[3, 3] in pixels of the written image; the first pixel's centre is (0.5, 0.5). 0 for the LiDAR."""
     size: tuple[int, int]
     """Rows and columns of the written image; (0, 0) for the LiDAR."""
 
     @property
     def ego_from_sensor(self) -> Array:
-        """[4, 4] metres."""
+        """Pose of the sensor, [4, 4]."""
         pose = self.rotation.transformation_matrix
         pose[:3, 3] = self.position
         return pose
 
 
 def image_size(scale: float) -> tuple[int, int]:
-    """Rows and columns of an image written at ``scale`` times nuScenes' size."""
+    """Compute the rows and columns of an image at ``scale`` times the size of nuScenes.
+
+    >>> image_size(0.25)
+    (225, 400)
+    """
     return round(FULL_SIZE[0] * scale), round(FULL_SIZE[1] * scale)
 
 
 def calibrate(rng: np.random.Generator, scale: float) -> tuple[Calibration, ...]:
-    """Mount the seven sensors, LiDAR first, each a little off its nominal place as no two cars are alike.
+    """Calibrate the seven sensors, LiDAR first, with small random deviations from their nominal poses.
 
     Args:
-        rng: Source of the misalignments (under a centimetre and half a degree).
-        scale: Size of the written images over nuScenes' 1600x900.
+        rng: Random generator of the deviations, which are below 1 cm and half a degree.
+        scale: Size of the written images as a fraction of 1600x900.
     """
     size = image_size(scale)
     stretch = np.array([size[1] / FULL_SIZE[1], size[0] / FULL_SIZE[0]])

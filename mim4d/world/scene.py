@@ -1,4 +1,4 @@
-"""A scene: a place, the light, the ego car's drive and everything else that moves or is annotated."""
+"""A scene: a place, the light, the drive of the ego car, and all objects that move or are annotated."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,35 +18,35 @@ STOPS = "stops at traffic lights"
 
 @dataclass(frozen=True)
 class Scene:
-    """All that happens in one scene, in its place's own frame; time 0 is the first key frame."""
+    """The content of a scene in the frame of its place; time 0 is the first key frame."""
 
     place: Place
     light: Light
     ego: Motion
     actors: tuple[Actor, ...]
     signals: Shapes
-    """Traffic lights."""
+    """[shapes] traffic lights."""
     story: str
-    """What the ego car does, in a few words."""
+    """Short description of the drive."""
 
 
-def travel_within(duration: float) -> float:
-    """How far an ego car may drive in ``duration`` seconds, metres."""
+def longest_drive(duration: float) -> float:
+    """Return the longest drive of an ego car in ``duration`` seconds, metres."""
     return 12.0 * duration + 10.0
 
 
 def make_scene(seed: int, number: int, place: int, hand: int, duration: float) -> Scene:
-    """Make up a scene.
+    """Make a scene.
 
     Args:
-        seed: The world's.
-        number: The scene's.
-        place: Number of the place it happens in.
-        hand: +1 where traffic keeps right there, -1 where it keeps left.
-        duration: Seconds from the first to the last key frame.
+        seed: Seed of the world.
+        number: Number of the scene.
+        place: Number of its place.
+        hand: +1 if traffic drives on the right, -1 if on the left.
+        duration: Time from the first to the last key frame, seconds.
     """
     rng = np.random.default_rng([seed, number, 2])
-    cast = _Cast(rng, make_place(seed, place, hand, travel_within(duration)), duration)
+    cast = _Cast(rng, make_place(seed, place, hand, longest_drive(duration)), duration)
     stories: list[tuple[float, Callable[[], None]]] = [
         (0.5, cast.cruise),
         (0.25, cast.stop_at_lights),
@@ -63,7 +63,7 @@ def make_scene(seed: int, number: int, place: int, hand: int, duration: float) -
 
 
 class _Cast:
-    """Collects a scene's actors."""
+    """Samples the drive of the ego car and the actors of a scene."""
 
     def __init__(self, rng: np.random.Generator, place: Place, duration: float) -> None:
         self.rng = rng
@@ -74,19 +74,19 @@ class _Cast:
         self.ego = Motion(self.road.curve, 0.0, 0.0, 1, STILL)
         self.story = ""
         self.near = 0.0
-        """How far along the main road the ego car begins, metres."""
+        """Arc length of the main road near which the ego car starts, metres."""
         self._room: Room | None = None
 
-    # --- what the ego car does -------------------------------------------------------------------------------------
+    # --- the drive of the ego car ----------------------------------------------------------------------------------
 
     def cruise(self) -> None:
-        """Drive along the main road, a little faster or slower now and then."""
+        """Drive along the main road at a varying speed."""
         rng, road = self.rng, self.road
         lane = int(rng.integers(road.lanes))
         base = rng.uniform(5.0, 11.0)
         knots = np.linspace(0.0, max(self.duration, 1.0), 4)
         pace = Pace(tuple(knots), tuple(np.clip(base + rng.uniform(-2.0, 2.0, 4), 2.0, 12.0)))
-        first = rng.uniform(70.0, max(80.0, road.curve.length - 130.0 - float(pace.way(self.duration))))
+        first = rng.uniform(70.0, max(80.0, road.curve.length - 130.0 - float(pace.distance(self.duration))))
         self.ego, self.near = Motion(road.curve, road.lane(1, lane), first, 1, pace), first
         self.story = "straight on, changing speed"
         self._flow(pace, lane)
@@ -94,13 +94,13 @@ class _Cast:
         self._waiting_on_side_roads()
 
     def stop_at_lights(self) -> None:
-        """Brake for a stop line while others cross."""
+        """Brake at a stop line while others cross."""
         rng, road = self.rng, self.road
         lane = int(rng.integers(road.lanes))
         speed, brake = rng.uniform(5.0, 9.0), max(0.45 * self.duration, 1.0)
         begin = 0.15 * self.duration
         pace = Pace((0.0, begin, begin + brake), (speed, speed, 0.0))
-        way = float(pace.way(begin + brake))
+        way = float(pace.distance(begin + brake))
         lines = [s for s, direction in road.stops if direction > 0 and s > 30.0 + way]
         line = lines[int(rng.integers(len(lines)))]
         front = EGO_MIDDLE + EGO_SIZE[0] / 2
@@ -135,7 +135,7 @@ class _Cast:
         x, y, heading = (float(v) for v in road.curve.point(corner - radius, offset))
         begin = (x - before * np.cos(heading), y - before * np.sin(heading), heading)
         curve = Curve(begin, (before, radius * np.pi / 2, 120.0), (0.0, way / radius, 0.0))
-        approach = min(rng.uniform(0.25, 0.5) * max(float(pace.way(self.duration)), 8.0), 25.0)  # straight that far
+        approach = min(rng.uniform(0.25, 0.5) * max(float(pace.distance(self.duration)), 8.0), 25.0)  # before the turn
         self.ego, self.near = Motion(curve, 0.0, before - approach, 1, pace), corner - radius - approach
         self.story = f"turns {'left' if way > 0 else 'right'} at a junction"
         self._waiting_on_side_roads(but=number)
@@ -143,7 +143,7 @@ class _Cast:
             self._oncoming(Pace((0.0,), (rng.uniform(6.0, 11.0),)))
 
     def signals(self) -> Shapes:
-        """Traffic lights at all stop lines: red for the ego car's road if it stops, else for the side roads."""
+        """Make traffic lights at all stop lines: red on the road of the ego car if it stops, else on the side roads."""
         parts = []
         for i, road in enumerate(self.place.street.roads):
             color = "red" if (i == 0) == (self.story == STOPS) else "green"
@@ -157,6 +157,7 @@ class _Cast:
     # --- traffic ---------------------------------------------------------------------------------------------------
 
     def _vehicle(self, braking: bool = False) -> models.Model:
+        """Sample a vehicle in traffic."""
         pick = self.rng.random()
         if pick < 0.80:
             return models.car(self.rng, braking)
@@ -167,7 +168,7 @@ class _Cast:
         return models.motorcycle(self.rng)
 
     def _flow(self, pace: Pace, ego_lane: int, leaders: bool = True) -> None:
-        """Traffic in the ego car's direction. Within a lane all share one pace, so nobody runs into anybody."""
+        """Add traffic in the direction of the ego car. All vehicles of a lane have one pace, so that none collide."""
         rng, road = self.rng, self.road
         for lane in range(road.lanes):
             lane_pace = pace if lane == ego_lane else Pace(pace.times, tuple(1.15 * v for v in pace.speeds))
@@ -180,13 +181,14 @@ class _Cast:
                     self._drive(Motion(road.curve, road.lane(1, lane), self.near + gap, 1, lane_pace))
 
     def _oncoming(self, pace: Pace) -> None:
+        """Add traffic in the opposite direction."""
         for lane in range(self.road.lanes):
             for s in self.near + np.arange(-60.0, 160.0, 26.0) + self.rng.uniform(-6, 6, 9):
                 if self.rng.random() < 0.6:
                     self._drive(Motion(self.road.curve, self.road.lane(-1, lane), float(s), -1, pace))
 
     def _queue(self, road: Road, direction: int, lane: int, line: float, count: int) -> None:
-        """Vehicles that wait at a stop line."""
+        """Add vehicles that wait at a stop line."""
         for i in range(count):
             model = self._vehicle(braking=True)
             back = line - direction * (1.0 + model.size[0] / 2 + i * 8.0 + self.rng.uniform(0, 1))
@@ -194,13 +196,14 @@ class _Cast:
                 self._add(Actor(model, Motion(road.curve, road.lane(direction, lane), back, direction, STILL)))
 
     def _waiting_on_side_roads(self, but: int = -1) -> None:
+        """Add vehicles that wait on all side roads except number ``but``."""
         for i, road in enumerate(self.place.street.roads[1:]):
             for line, direction in road.stops:
                 if i != but and self.rng.random() < 0.6:
                     self._queue(road, direction, 0, line, int(self.rng.integers(1, 3)))
 
     def _crossing_traffic(self, line: float) -> None:
-        """Traffic along the side road just past the stop line."""
+        """Add traffic along the side road behind a stop line."""
         junctions = self.road.junctions
         number = int(np.argmin([abs(low - line) if low > line else np.inf for low, _ in junctions]))
         side = self.place.street.roads[1 + number]
@@ -212,10 +215,11 @@ class _Cast:
                     self._drive(Motion(side.curve, side.lane(way, 0), float(s), way, pace))
 
     def _drive(self, motion: Motion) -> None:
+        """Add a vehicle with this motion."""
         self._add(Actor(self._vehicle(), motion))
 
     def _add(self, actor: Actor) -> None:
-        """Take an actor in unless, at any time, it would run into another or into the ego car."""
+        """Add an actor unless it would collide with another or with the ego car at any time."""
         if not self._room:
             self._room = Room(self.duration, self.ego)
         if self._room.claim(actor):
@@ -224,23 +228,23 @@ class _Cast:
     # --- kerbs and pavements ---------------------------------------------------------------------------------------
 
     def fill_kerbs(self) -> None:
-        """Parked vehicles along strips for parking."""
+        """Add parked vehicles along parking strips."""
         for road in self.place.street.roads:
             for direction in (1, -1):
                 if not road.parking:
                     continue
-                share = self.rng.uniform(0.2, 0.9)
+                occupied = self.rng.uniform(0.2, 0.9)
                 offset = -road.hand * direction * (road.half_width - 1.15)
                 for s in np.arange(8.0, road.curve.length - 8.0, 6.2):
                     clear = road.clear_of_junctions(np.array([s]))[0]
-                    if clear > 4.0 and self.rng.random() < share:
+                    if clear > 4.0 and self.rng.random() < occupied:
                         s = float(s + self.rng.uniform(-0.4, 0.4))
                         model = models.car(self.rng)
                         turned = float(self.rng.normal(0, 0.02))
                         self._add(Actor(model, Motion(road.curve, offset, s, direction, STILL, turned), parked=True))
 
     def fill_pavements(self) -> None:
-        """People who walk or stand on the pavements."""
+        """Add people who walk or stand on the pavements."""
         rng, street = self.rng, self.place.street
         for _ in range(int(rng.integers(8, 36))):
             road = street.roads[0] if rng.random() < 0.8 else street.roads[int(rng.integers(len(street.roads)))]
@@ -257,7 +261,7 @@ class _Cast:
             self._add(Actor(models.pedestrian(rng, walking), Motion(road.curve, side * out, s, way, pace, turned)))
 
     def _crossing_people(self, line: float) -> None:
-        """People on the zebra crossing beyond a stop line."""
+        """Add people on the zebra crossing behind a stop line."""
         rng, road = self.rng, self.road
         low, high = min(road.crossings, key=lambda c: abs(c[0] - line))
         for _ in range(int(rng.integers(1, 5))):
@@ -268,7 +272,7 @@ class _Cast:
             self._add(Actor(models.pedestrian(rng), Motion(across, 0.0, start, int(rng.choice((-1, 1))), pace)))
 
     def cyclists(self) -> None:
-        """Cyclists near the kerb, and bicycles left on the pavement."""
+        """Add cyclists near the kerb and parked bicycles on the pavement."""
         rng, road, street = self.rng, self.road, self.place.street
         edge = road.lanes * road.lane_width - 0.45
         for _ in range(int(rng.integers(0, 4))):
@@ -284,7 +288,7 @@ class _Cast:
                 self._add(Actor(models.bicycle(rng, rider=False), still, parked=True))
 
     def roadworks(self) -> None:
-        """Now and then a stretch of kerb fenced off with barriers and cones."""
+        """Add, in some scenes, barriers and cones along a stretch of kerb."""
         rng, road = self.rng, self.road
         if rng.random() > 0.45:
             return
@@ -301,7 +305,7 @@ class _Cast:
                 self._add(Actor(models.traffic_cone(rng), Motion(road.curve, out - shift, spot, 1, STILL)))
 
     def left_standing(self, rng: np.random.Generator) -> None:
-        """Now and then a trailer without its tractor, and a digger: by the kerb, or on the pavement beside it."""
+        """Add, in some scenes, parked trailers and excavators, at the kerb or on the pavement."""
         road, street = self.road, self.place.street
         for make in (models.trailer, models.excavator):
             for side in rng.permutation((-1, 1))[: int(rng.integers(0, 3))]:

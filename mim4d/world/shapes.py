@@ -1,6 +1,6 @@
-"""The solids the world is made of, kept as rows of one record array so that rays meet thousands of them cheaply.
+"""Shapes: the solids of the world, stored as rows of one record array so that ray casting is fast.
 
-A shape stands upright: it has a centre, half sizes and one yaw. Bigger things (a car, a tree) are several shapes.
+A shape is upright: it has a centre, half sizes and a yaw. An object, such as a car or a tree, has several shapes.
 """
 
 from collections.abc import Sequence
@@ -14,24 +14,24 @@ from .arrays import Array
 
 
 class Kind(IntEnum):
-    """What a shape's numbers mean; x is forward and z up in its own frame."""
+    """Kind of a shape, which decides the meaning of its numbers; in its own frame x is forward and z up."""
 
     BOX = 0
     """Half sizes along x, y, z."""
     PRISM = 1
-    """A box whose top is drawn in by ``form`` = (front, rear, sides) metres: cabins, bonnets, gabled roofs."""
+    """A box whose top is set back by ``form`` = (front, rear, sides) metres: cabins, bonnets, gabled roofs."""
     ELLIPSOID = 2
-    """Half axes along x, y, z; ``form`` = (0, density): above 0 it has gaps as foliage has, the smaller the more."""
+    """Half axes along x, y, z. ``form`` = (0, density): a density above 0 makes gaps as in foliage, more if smaller."""
     CONE = 3
-    """An upright cylinder of radius ``half[0]`` below and ``form`` = (radius above, density of foliage)."""
+    """An upright cone of radius ``half[0]`` at the bottom. ``form`` = (radius at the top, density of foliage)."""
     WHEEL = 4
-    """A cylinder about the y axis: radius ``half[0]``, half width ``half[1]``."""
+    """A cylinder about the y axis of radius ``half[0]`` and half width ``half[1]``."""
     RING = 5
-    """A flat ring in the x-z plane: radius ``half[0]``, ``form`` = (inner radius,)."""
+    """A flat ring in the x-z plane of radius ``half[0]``. ``form`` = (inner radius,)."""
 
 
 class Material(IntEnum):
-    """What a shape's surface looks like; ``look`` holds the material's own parameters."""
+    """Material of a shape; ``look`` holds the parameters of the material."""
 
     PLAIN = 0
     """One colour with faint stains."""
@@ -40,20 +40,21 @@ class Material(IntEnum):
     ROOF = 2
     """Tiles or gravel."""
     PAINT = 3
-    """A vehicle's body. ``look`` = (lights: 1 has them, 0 not; 1 if it is braking; seed)."""
+    """The body of a vehicle. ``look`` = (1 for a body with lights or 2 for a cargo box, 1 if it brakes, seed)."""
     CABIN = 4
-    """Windows all round between pillars. ``look`` = (number of windows a side,)."""
+    """Windows on all sides between pillars. ``look`` = (windows per side,)."""
     WHEEL = 5
     """Tyre and hub."""
     LEAVES = 6
     """Foliage."""
     BARK = 7
+    """Bark of a tree."""
     STRIPES = 8
-    """Bands across z of ``color`` and white. ``look`` = (period in metres, share of white)."""
+    """Horizontal bands of ``color`` and white. ``look`` = (period in metres, fraction of white)."""
     SIGN = 9
     """A board with a coloured rim. ``look`` = (seed,)."""
     GLOW = 10
-    """Shines by itself: ``look`` = (strength,)."""
+    """Emits light. ``look`` = (strength,)."""
 
 
 SHAPE = np.dtype(
@@ -69,12 +70,13 @@ SHAPE = np.dtype(
         ("look", "f4", 4),
     ]
 )
-"""One shape: centre, half sizes and form in metres, yaw in radians, colour as linear reflectance in 0..1.
+"""A shape: centre, half sizes and form in metres, yaw in radians, colour as linear reflectance in 0..1.
 
-``owner`` is the number of the annotated thing it belongs to, -1 for scenery.
+``owner`` is the number of the actor that it belongs to; -1 for scenery.
 """
 
 Shapes: TypeAlias = Array
+"""[shapes] of the type :data:`SHAPE`."""
 Triple: TypeAlias = ArrayLike
 
 
@@ -89,7 +91,7 @@ def shape(
     material: Material = Material.PLAIN,
     look: Sequence[float] = (),
 ) -> Shapes:
-    """One shape, as an array of length 1; see :class:`Kind` for the meaning of ``half`` and ``form`` (metres)."""
+    """Make one shape, as an array of length 1; for ``half`` and ``form`` (metres) see :class:`Kind`."""
     row = np.zeros(1, SHAPE)
     row["kind"], row["material"], row["owner"] = kind, material, -1
     row["center"], row["yaw"], row["half"], row["color"] = center, yaw, half, color
@@ -99,12 +101,17 @@ def shape(
 
 
 def join(parts: Sequence[Shapes]) -> Shapes:
-    """All shapes of several arrays; of none, an empty array."""
+    """Concatenate arrays of shapes; without any, return an empty array."""
     return np.concatenate(parts) if parts else np.zeros(0, SHAPE)
 
 
 def placed(shapes: Shapes, x: float, y: float, yaw: float, owner: int = -1) -> Shapes:
-    """Shapes of a thing's own frame set down at (x, y) metres with ``yaw`` radians; ``owner`` marks them as its."""
+    """Move shapes from the frame of an object to (x, y) metres in the world with ``yaw`` radians, and set their owner.
+
+    >>> box = shape(Kind.BOX, (1, 0, 0.5), (1, 1, 0.5), (0, 0, 0))
+    >>> placed(box, x=10, y=20, yaw=np.pi / 2)["center"].round(6).tolist()
+    [[10.0, 21.0, 0.5]]
+    """
     moved = shapes.copy()
     cos, sin = np.cos(yaw), np.sin(yaw)
     cx, cy = shapes["center"][:, 0], shapes["center"][:, 1]
@@ -116,8 +123,8 @@ def placed(shapes: Shapes, x: float, y: float, yaw: float, owner: int = -1) -> S
 
 
 def bounds(shapes: Shapes) -> Array:
-    """Half sizes [N, 3] of the upright box, turned as the shape is, that holds each shape."""
-    half = shapes["half"].copy()
+    """Compute the half sizes [shapes, 3] of the bounding box of each shape, in the frame of the shape."""
+    half = shapes["half"].copy()  # [shapes, 3]
     cone = shapes["kind"] == Kind.CONE
     radius = np.maximum(half[cone, 0], shapes["form"][cone, 0])
     half[cone, 0] = half[cone, 1] = radius
@@ -127,12 +134,14 @@ def bounds(shapes: Shapes) -> Array:
 
 
 CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
+"""[8, 3] corners of the cube -1 .. 1."""
 EDGES = np.array([[a, b] for a in range(8) for b in range(a + 1, 8) if np.abs(CORNERS[a] - CORNERS[b]).sum() == 2])
+"""[12, 2] numbers of the two corners of each edge."""
 
 
 def corners(shapes: Shapes) -> Array:
-    """The eight corners [N, 8, 3] of each shape's box, metres."""
-    offset = bounds(shapes)[:, None] * CORNERS
+    """Compute the corners [shapes, 8, 3] of the bounding box of each shape in the world."""
+    offset = bounds(shapes)[:, None] * CORNERS  # [shapes, 8, 3]
     cos, sin = np.cos(shapes["yaw"])[:, None], np.sin(shapes["yaw"])[:, None]
     x, y = offset[..., 0].copy(), offset[..., 1].copy()
     offset[..., 0], offset[..., 1] = cos * x - sin * y, sin * x + cos * y

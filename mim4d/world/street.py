@@ -1,4 +1,4 @@
-"""Roads of a place, as curves with a cross-section, and the same as polygons and lines in nuScenes' map layers."""
+"""The roads of a place: curves with a cross-section, and their polygons and lines for the map layers of nuScenes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,44 +11,44 @@ from .arrays import Array
 from .curve import Curve
 
 CORNER = 6.0
-"""Radius of the kerb at a junction's corners, metres."""
+"""Radius of the kerb at the corners of a junction, metres."""
 SETBACK = 1.0
-"""From the kerb line of the other road to the crossing, beyond the corner's curve, metres."""
+"""Distance from the end of the corner to the zebra crossing, metres."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Road:
-    """A road with the same cross-section all along. ``d`` counts to the left of ``curve``, metres."""
+    """A road with a constant cross-section. ``s`` and ``d`` are positions on ``curve``, see :class:`Curve`."""
 
     curve: Curve
     lanes: int
-    """Lanes a direction."""
+    """Lanes per direction."""
     lane_width: float
-    """Metres."""
+    """Width of a lane, metres."""
     parking: float
-    """Width of the strip for parked cars on either side, metres; 0 for none."""
+    """Width of the parking strip on each side, metres; 0 for none."""
     hand: int
-    """+1 where traffic keeps right, -1 where it keeps left."""
+    """+1 if traffic drives on the right, -1 if on the left."""
     divider: str
-    """The line between the directions: "double" (yellow, solid) or "dashed" (white)."""
+    """Line between the directions: "double" (yellow, solid) or "dashed" (white)."""
     junctions: tuple[tuple[float, float], ...] = ()
-    """Ranges of s which other roads cross, metres."""
+    """Ranges of ``s`` at junctions, metres."""
     crossings: tuple[tuple[float, float], ...] = ()
-    """Ranges of s with a zebra crossing, metres."""
+    """Ranges of ``s`` at zebra crossings, metres."""
     stops: tuple[tuple[float, int], ...] = ()
-    """s of each stop line and the direction of travel (+1 along the curve, -1 against it) that it stops."""
+    """``s`` of each stop line, and its direction of travel: +1 along the curve, -1 against it."""
 
     @property
     def half_width(self) -> float:
-        """From the middle to the kerb, metres."""
+        """Distance from the middle of the road to the kerb, metres."""
         return self.lanes * self.lane_width + self.parking
 
     def lane(self, direction: int, number: int) -> float:
-        """Offset d of a lane's middle; lane 0 is next to the road's middle, ``direction`` is that of travel."""
+        """Compute the offset ``d`` of the middle of a lane; lane 0 is next to the middle of the road."""
         return -self.hand * direction * (number + 0.5) * self.lane_width
 
     def clear_of_junctions(self, s: Array) -> Array:
-        """Metres from s to the nearest place where lines are interrupted; negative inside."""
+        """Compute the distance from ``s`` to the nearest gap in the markings, metres; negative inside of one."""
         distance = np.full_like(s, np.inf)
         for low, high in (*self.junctions, *self.crossings):
             distance = np.minimum(distance, np.maximum(low - 2.0 - s, s - high - 2.0))
@@ -57,28 +57,28 @@ class Road:
 
 @dataclass(frozen=True, kw_only=True)
 class Street:
-    """All roads of a place and what lies beside them. The first road is the one the ego car drives along."""
+    """The roads of a place, with verges and pavements. The ego car drives along the first road."""
 
     roads: tuple[Road, ...]
     verge: float
-    """Width of the strip of grass between kerb and pavement, metres; 0 for none."""
+    """Width of the grass strip between kerb and pavement, metres; 0 for none."""
     pavement: float
     """Width of the pavement, metres."""
 
     @property
     def frontage(self) -> float:
-        """From the kerb to where plots begin, metres."""
+        """Distance from the kerb to the plots, metres."""
         return self.verge + self.pavement
 
     def kerb_distance(self, x: Array, y: Array) -> tuple[Array, list[tuple[Array, Array]]]:
-        """Distance to the edge of the carriageway.
+        """Compute the distance to the edge of the carriageway.
 
         Args:
-            x: Metres, any shape.
-            y: The same shape.
+            x: Metres, of any shape.
+            y: Metres, of the same shape.
 
         Returns:
-            distance in metres, negative on the carriageway, with corners rounded; and (s, d) along each road.
+            The distance in metres, negative on the carriageway, with rounded corners; and ``s``, ``d`` on each road.
         """
         union: Array | None = None
         places = []
@@ -93,14 +93,18 @@ class Street:
 
 
 def _rounded_union(a: Array, b: Array) -> Array:
-    """Distance to the union of two regions whose inner corners are filled with an arc."""
+    """Combine the distances to two regions into that to their union, with arcs in its inner corners.
+
+    >>> float(_rounded_union(np.array(0.0), np.array(0.0)).round(3))  # at a corner, 6 - 6 sqrt(2)
+    -2.485
+    """
     radius = np.float32(CORNER)
     gap = np.hypot(np.maximum(radius - a, 0), np.maximum(radius - b, 0))
     return np.maximum(radius, np.minimum(a, b)) - gap
 
 
 def map_layers(street: Street) -> tuple[dict[str, list[Polygon]], dict[str, list[LineString]]]:
-    """The street as polygons and lines, named as nuScenes' map layers are; metres, in the place's own frame."""
+    """Make the polygons and the lines of a street by map layer of nuScenes, in the frame of the place (metres)."""
     strips = [LineString(r.curve.polyline()).buffer(r.half_width, cap_style="flat") for r in street.roads]
     drivable = unary_union(strips).buffer(CORNER).buffer(-CORNER)
     walk = drivable.buffer(street.frontage).difference(drivable.buffer(street.verge))
@@ -127,7 +131,7 @@ def map_layers(street: Street) -> tuple[dict[str, list[Polygon]], dict[str, list
 def _add_stretch(
     road: Road, low: float, high: float, polygons: dict[str, list[Polygon]], lines: dict[str, list[LineString]]
 ) -> None:
-    """Lanes, parking strips and dividers of a stretch without junctions."""
+    """Add the lanes, parking strips and dividers of a stretch without junctions."""
     lines["road_divider"].append(LineString(road.curve.polyline(s_range=(low, high))))
     for direction in (1, -1):
         for number in range(road.lanes):
@@ -143,7 +147,7 @@ def _add_stretch(
 
 
 def _between_gaps(road: Road) -> list[tuple[float, float]]:
-    """Stretches clear of junctions and crossings; what is left between a crossing and its junction is none."""
+    """Find the stretches of ``s`` without junctions and crossings that are longer than 3 m."""
     stretches, start = [], 0.0
     for low, high in (*sorted((*road.junctions, *road.crossings)), (road.curve.length, road.curve.length)):
         if low - start > 3.0:
@@ -153,23 +157,24 @@ def _between_gaps(road: Road) -> list[tuple[float, float]]:
 
 
 def _strip(road: Road, low: float, high: float, right: float, left: float) -> Polygon:
+    """Make the polygon of ``low`` .. ``high`` along a road and ``right`` .. ``left`` across it."""
     ahead = road.curve.polyline(d=right, s_range=(low, high))
     back = road.curve.polyline(d=left, s_range=(low, high))[::-1]
     return Polygon(np.concatenate([ahead, back]))
 
 
 def parts(geometry: Polygon) -> list[Polygon]:
-    """The polygons of a polygon or multipolygon."""
+    """List the polygons of a polygon or multipolygon."""
     return list(getattr(geometry, "geoms", [geometry]))
 
 
 def make_street(rng: np.random.Generator, hand: int, travel: float) -> Street:
-    """Draw a street: a main road with curves, and side roads that cross or join it where it is straight.
+    """Sample a street: a main road with curves, and side roads that cross or join it where it is straight.
 
     Args:
-        rng: Source of all choices.
-        hand: +1 where traffic keeps right, -1 where it keeps left.
-        travel: How far the ego car may drive, metres.
+        rng: Random generator of all choices.
+        hand: +1 if traffic drives on the right, -1 if on the left.
+        travel: Longest drive of the ego car, metres.
     """
     curves = [rng.uniform(35, 80) for _ in range(2)]
     straight = [rng.uniform(120, 150), rng.uniform(70, 110), 170 + travel]
@@ -213,7 +218,7 @@ def make_street(rng: np.random.Generator, hand: int, travel: float) -> Street:
 
 
 def _side_road(rng: np.random.Generator, curve: Curve, middle: float, main_width: float, hand: int) -> Road:
-    """A one-lane road that meets the main road at ``middle`` metres along it."""
+    """Make a road with one lane per direction, with the junction at ``middle`` metres of its curve."""
     reach = main_width + CORNER
     stops: Sequence[tuple[float, int]] = [
         (s, direction)

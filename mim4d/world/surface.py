@@ -1,4 +1,4 @@
-"""What shapes look like: for points on their surfaces, the normal and the reflectance."""
+"""The surfaces of shapes: normals and reflectance at points on them."""
 
 from dataclasses import dataclass
 
@@ -13,44 +13,46 @@ from .texture import Noise, band, covered, hashed
 
 @dataclass(frozen=True)
 class Points:
-    """Points on shapes' surfaces, in each one's own frame."""
+    """P points on the surfaces of shapes, each in the frame of its shape."""
 
     shapes: Shapes
-    """[N] the shape of each point."""
+    """[P] the shape of each point."""
     local: Array
-    """[N, 3] float32, metres."""
+    """[P, 3] float32 positions, metres."""
     normal: Array
-    """[N, 3] float32, unit, in the shape's frame."""
+    """[P, 3] float32 unit normals."""
     face: Array
-    """[N] which side, as the ray caster counts."""
+    """[P] sides of the shapes, as the ray caster counts them."""
     footprint: Array
-    """[N] what a pixel covers there, metres."""
+    """[P] width of a pixel at the point, metres."""
 
     def subset(self, rows: Array) -> "Points":
-        """Some of the points."""
+        """Select points."""
         return Points(self.shapes[rows], self.local[rows], self.normal[rows], self.face[rows], self.footprint[rows])
 
 
 def local_points(shapes: Shapes, world: Array, face: Array, footprint: Array) -> Points:
-    """Points [N, 3] of the world on ``shapes`` [N], with their normals, in the shapes' frames."""
+    """Transform points [P, 3] in the world on ``shapes`` [P] to the frames of the shapes, and add their normals."""
     offset: Array = world - shapes["center"].astype(np.float32)
     local = _turned(offset, -shapes["yaw"])
     return Points(shapes, local, _normals(shapes, local, face), face, footprint)
 
 
 def world_normals(points: Points) -> Array:
-    """Unit normals [N, 3] in the world."""
+    """Compute the unit normals [P, 3] in the world."""
     return _turned(points.normal, points.shapes["yaw"])
 
 
 def _turned(vectors: Array, yaw: Array) -> Array:
+    """Rotate vectors [P, 3] about z by ``yaw`` [P]."""
     cos, sin = np.cos(yaw).astype(np.float32), np.sin(yaw).astype(np.float32)
     x, y = vectors[:, 0], vectors[:, 1]
     return np.stack([cos * x - sin * y, sin * x + cos * y, vectors[:, 2]], axis=1)
 
 
 def _normals(shapes: Shapes, local: Array, face: Array) -> Array:
-    normal = np.zeros_like(local)
+    """Compute the unit normals [P, 3] at points ``local`` [P, 3]."""
+    normal = np.zeros_like(local)  # [P, 3]
     kind = shapes["kind"]
     box = np.flatnonzero(kind == Kind.BOX)
     normal[box, face[box]] = np.sign(local[box, face[box]])
@@ -77,14 +79,14 @@ def _normals(shapes: Shapes, local: Array, face: Array) -> Array:
 
 
 def reflectance(points: Points, noise: Noise) -> tuple[Array, Array, Array]:
-    """How surfaces treat light.
+    """Compute the reflectance of surfaces.
 
     Args:
-        points: [N].
-        noise: The scene's texture.
+        points: The P points.
+        noise: Texture of the scene.
 
     Returns:
-        albedo [N, 3], gloss [N] (share of the sky that is mirrored) and glow [N, 3] (light of its own).
+        Albedo [P, 3], gloss [P] (fraction of the light that is mirrored) and glow [P, 3] (emitted light).
     """
     albedo = points.shapes["color"].copy()
     gloss = np.zeros(len(albedo), np.float32)
@@ -98,6 +100,7 @@ def reflectance(points: Points, noise: Noise) -> tuple[Array, Array, Array]:
 
 
 Look = tuple[Array, Array | float, Array | float]
+"""Albedo [P, 3], gloss [P] and glow [P, 3]; the last two may be 0."""
 
 
 def _plain(points: Points, noise: Noise) -> Look:
@@ -133,8 +136,8 @@ def _bark(points: Points, noise: Noise) -> Look:
 
 
 def _stripes(points: Points, noise: Noise) -> Look:
-    period, share = points.shapes["look"][:, 0], points.shapes["look"][:, 1]
-    white = band((points.local[:, 2] + 0.6 * period) % period, 0.0, share * period, points.footprint)
+    period, fraction = points.shapes["look"][:, 0], points.shapes["look"][:, 1]
+    white = band((points.local[:, 2] + 0.6 * period) % period, 0.0, fraction * period, points.footprint)
     color = points.shapes["color"]
     return color + (np.float32(0.75) - color) * white[:, None], 0.03, 0.0
 
@@ -166,7 +169,7 @@ def _wheel(points: Points, noise: Noise) -> Look:
 
 
 def _paint(points: Points, noise: Noise) -> Look:
-    """Bodywork: seams, lights, plates and grille, by where on the body the point is."""
+    """Compute the look of a body: door seams, lights, plates and grille."""
     shapes, fp = points.shapes, points.footprint
     x, y, z = points.local.T
     hx, hy, hz = shapes["half"].astype(np.float32).T
@@ -178,12 +181,12 @@ def _paint(points: Points, noise: Noise) -> Look:
     glow = np.zeros_like(color)
     color *= (1 + 0.02 * noise(x + y, z, 3.0, fp) - 0.12 * np.clip(-up, 0, 1))[:, None]
     passenger = shapes["look"][:, 0] == 1
-    # Doors: two seams a side and handles.
+    # Doors: seams on both sides.
     seam = np.minimum(np.abs(x - 0.12 * hx), np.abs(x + 0.42 * hx))
     seam = np.minimum(seam, np.abs(x - 0.5 * hx))
     dark = covered(seam - 0.012, np.maximum(fp, 0.01)) * np.clip(0.03 / fp, 0, 1) * (beside & passenger)
     color *= (1 - 0.7 * dark)[:, None]
-    # Front: grille between headlights; back: lamps and a plate.
+    # Front: a grille between headlights. Rear: lights and a plate.
     corner = hy - np.abs(y)
     lamps = band(corner, 0.06, 0.42, fp) * band(up, 0.15, 0.62, fp / hz)
     grille = covered(np.abs(y) - hy * 0.48, fp) * band(up, -0.45, 0.35, fp / hz)
@@ -200,32 +203,32 @@ def _paint(points: Points, noise: Noise) -> Look:
 
 
 def _cargo(points: Points, color: Array) -> Array:
-    """A box body: ribs, a stripe and a block of lettering on its sides."""
+    """Compute the albedo [P, 3] of a cargo box: ribs, a stripe and lettering on its sides."""
     x, _, z = points.local.T
     look, half = points.shapes["look"], points.shapes["half"].astype(np.float32)
     seed = look[:, 2].astype(np.int32)
     beside = np.abs(points.normal[:, 1]) > 0.5
     rib = band(x % 0.6, 0.0, 0.04, np.maximum(points.footprint, 0.02)) * beside
     color = color * (1 - 0.25 * rib)[:, None]
-    draw = [hashed(seed, np.full(1, i)) for i in range(5)]
-    ink = np.stack([0.05 + 0.6 * draw[0], 0.05 + 0.4 * draw[1], 0.05 + 0.6 * draw[2]], axis=1)
-    level = (draw[3] - 0.5) * half[:, 2]
-    stripe = covered(np.abs(z - level) - (0.08 + 0.25 * draw[4]), points.footprint) * beside
+    sample = [hashed(seed, np.full(1, i)) for i in range(5)]  # 5 of [P]
+    ink = np.stack([0.05 + 0.6 * sample[0], 0.05 + 0.4 * sample[1], 0.05 + 0.6 * sample[2]], axis=1)  # [P, 3]
+    level = (sample[3] - 0.5) * half[:, 2]
+    stripe = covered(np.abs(z - level) - (0.08 + 0.25 * sample[4]), points.footprint) * beside
     glyph = hashed(np.floor(x / 0.16).astype(np.int32), np.floor(z / 0.16).astype(np.int32), seed) > 0.45
     letters = glyph & (np.abs(x) < 0.5 * half[:, 0]) & (np.abs(z - level - 0.75) < 0.32)
-    share = np.maximum(stripe, 0.85 * letters * beside)
-    return color + (ink - color) * share[:, None]
+    opacity = np.maximum(stripe, 0.85 * letters * beside)  # [P]
+    return color + (ink - color) * opacity[:, None]
 
 
 def _cabin(points: Points, noise: Noise) -> Look:
-    """Glass between pillars on the four sides, body colour on the roof."""
+    """Compute the look of a cabin: glass between pillars on four sides, the colour of the body on the roof."""
     shapes, fp = points.shapes, points.footprint
     x, y, z = points.local.T
     hx, hy, hz = shapes["half"].astype(np.float32).T
     front, rear, inset = shapes["form"].astype(np.float32).T
     rise = (z / hz + 1) / 2
     beside, level = points.face // 2 == 1, points.face >= 4
-    # Metres to the side's edge, which the insets draw in with height, and to the nearest pillar.
+    # Distances to the edge of the side, which is set back with height, and to the nearest pillar, metres.
     edge = np.where(beside, np.where(x > 0, hx - front * rise - x, hx - rear * rise + x), hy - inset * rise - np.abs(y))
     window = 2 * hx / np.maximum(shapes["look"][:, 0], 1)
     place = (x + hx) % window

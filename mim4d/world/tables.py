@@ -1,4 +1,4 @@
-"""The tables of a nuScenes root, put together from the records of all key frames."""
+"""Build the tables of a root in nuScenes format from the records of all key frames."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ VISIBILITIES = {"1": "v0-40", "2": "v40-60", "3": "v60-80", "4": "v80-100"}
 
 
 class TableBuilder:
-    """Collects rows scene by scene; every token follows from the world's seed and what the row is about."""
+    """Builds the tables scene by scene; tokens are hashes of the version, the seed and the key of the row."""
 
     def __init__(self, seed: int, version: str) -> None:
         self._salt = f"{version}/{seed}"
@@ -67,7 +67,7 @@ class TableBuilder:
         self.tables["calibrated_sensor"], self.tables["ego_pose"] = [], []
 
     def token(self, table: str, *key: object) -> str:
-        """The token of a row."""
+        """Compute the token of a row."""
         text = "/".join([self._salt, table, *map(str, key)])
         return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -75,14 +75,14 @@ class TableBuilder:
         return {"token": self.token(table, *key), **fields}
 
     def add_map(self, location: str, logs: Sequence[str], filename: str) -> None:
-        """One mask for all logs of a location."""
+        """Add the mask of a location, for all of its logs."""
         tokens = [self.token("log", log) for log in logs]
         self.tables["map"].append(
             self._row("map", location, category="semantic_prior", log_tokens=tokens, filename=filename)
         )
 
     def add_scene(self, job: SceneJob, location: str, records: Sequence[Row]) -> None:
-        """A scene of which ``records`` are those of its key frames, in order."""
+        """Add a scene; ``records`` are the records of its key frames in order."""
         day = datetime.fromtimestamp(job.start * 1e-6, timezone.utc).strftime("%Y-%m-%d")
         vehicle = job.logfile.split("-")[0]
         self.tables["log"].append(
@@ -121,7 +121,7 @@ class TableBuilder:
         if row not in self.tables["sensor"]:
             self.tables["sensor"].append(row)
         intrinsics = calibration.intrinsics.copy()
-        intrinsics[:2, 2] -= 0.5  # nuScenes counts pixel centres at integers
+        intrinsics[:2, 2] -= 0.5  # in nuScenes the first pixel's centre is (0, 0)
         self.tables["calibrated_sensor"].append(
             self._row(
                 "calibrated_sensor",
@@ -163,7 +163,7 @@ class TableBuilder:
                 )
 
     def _add_annotations(self, job: SceneJob, samples: Sequence[str], records: Sequence[Row]) -> None:
-        """Annotate each thing from the first to the last key frame at which the LiDAR meets it."""
+        """Annotate each actor from the first to the last key frame in which it has LiDAR points."""
         for number in range(len(records[0]["boxes"])):
             boxes = [record["boxes"][number] for record in records]
             met = [i for i, box in enumerate(boxes) if box["num_lidar_pts"]]

@@ -1,7 +1,7 @@
-"""Where rays start and go, and which of them can meet a shape: a camera, a spinning LiDAR, the sun.
+"""Views: grids of rays of a camera, a spinning LiDAR and the sun, and which of the rays can hit a shape.
 
-A view is a grid of rays. ``t`` counts along a ray in units of its direction: depth along the optical axis for a camera
-(so that ``t`` is the depth map), metres for the LiDAR and the sun.
+``t`` is the distance along a ray in units of its direction: the depth along the optical axis for a camera (so that
+``t`` is the depth map), metres for the LiDAR and the sun.
 """
 
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from .arrays import Array, dot, rotated
 from .shapes import EDGES, Shapes, bounds, corners
 
 NEAR = 0.2
-"""Metres before the camera plane where shapes are cut off."""
+"""Depth of the near plane of a camera, metres."""
 
 
 @dataclass(frozen=True)
 class Rays:
-    """A grid of rays relative to the view's eye; each component is [H, W] float32, or a scalar shared by all."""
+    """A grid of rays relative to the eye of a view; each component is [H, W] float32, or a scalar for all rays."""
 
     origin: tuple[Array, Array, Array]
     direction: tuple[Array, Array, Array]
 
     def window(self, rect: Array) -> "Rays":
-        """The rays of rows ``rect[0]:rect[1]`` and columns ``rect[2]:rect[3]``."""
+        """Select the rays of rows ``rect[0]:rect[1]`` and columns ``rect[2]:rect[3]``."""
         r0, r1, c0, c1 = rect
         origin = tuple(c[r0:r1, c0:c1] if c.ndim else c for c in self.origin)
         direction = tuple(c[r0:r1, c0:c1] if c.ndim else c for c in self.direction)
@@ -32,7 +32,7 @@ class Rays:
 
 
 class View(Protocol):
-    """What the ray caster asks of a view."""
+    """The interface between the ray caster and a view."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -40,22 +40,26 @@ class View(Protocol):
 
     @property
     def eye(self) -> Array:
-        """The point [3] in the world, metres, which rays and shapes are taken relative to."""
+        """[3] point in the world to which the origins of rays are relative, metres."""
 
     def rays(self) -> Rays:
-        """All rays of the view."""
+        """Return all rays of the view."""
 
     def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
-        """Which rays can meet each shape.
+        """Find windows of rays that can hit each shape.
 
         Returns:
-            number of the shape [M] (one may need several windows), window [M, 4] as first and last (exclusive) row and
-            column, and a lower bound [M] of ``t`` at which its rays can meet it. Shapes out of sight are left out.
+            The number of the shape [windows] (a shape may have several windows or none); the window [windows, 4] as
+            first and last (exclusive) row, then column; and a lower bound [windows] of ``t`` of the hits.
         """
 
 
 def _clipped(low: Array, high: Array, count: int) -> tuple[Array, Array]:
-    """Rays, at integer + 1/2, that lie in [low, high]: first and last (exclusive), cut to 0..count."""
+    """Find the rays, at positions i + 1/2, that lie in [low, high]: first and last (exclusive), clipped to 0..count.
+
+    >>> [int(end) for end in _clipped(np.array(0.6), np.array(3.5), count=10)]  # rays at 1.5, 2.5 and 3.5
+    [1, 4]
+    """
     first = np.clip(np.ceil(low - 0.5), 0, count).astype(np.int64)
     last = np.clip(np.floor(high - 0.5) + 1, 0, count).astype(np.int64)
     return first, last
@@ -63,50 +67,50 @@ def _clipped(low: Array, high: Array, count: int) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Pinhole:
-    """A camera. Pixels are continuous and the centre of the top-left one is (0.5, 0.5)."""
+    """A camera; the centre of the top-left pixel is (0.5, 0.5)."""
 
     size: tuple[int, int]
     intrinsics: Array
-    """[3, 3] pixels."""
+    """[3, 3] camera matrix, pixels."""
     world_from_camera: Array
-    """[4, 4] metres."""
+    """[4, 4] pose of the camera."""
 
     @property
     def eye(self) -> Array:
-        """The camera's centre in the world [3]."""
+        """[3] centre of the camera in the world."""
         return self.world_from_camera[:3, 3]
 
     def refined(self, factor: int) -> "Pinhole":
-        """The same camera with ``factor`` times as many pixels along each axis."""
+        """Return the same camera with ``factor`` times as many pixels along each axis."""
         size = (self.size[0] * factor, self.size[1] * factor)
         return Pinhole(size, self.intrinsics * np.array([[factor], [factor], [1.0]]), self.world_from_camera)
 
     def rays(self) -> Rays:
-        """Rays through the pixel centres, of depth 1 along the optical axis."""
+        """Return the rays through the pixel centres, of depth 1 along the optical axis."""
         height, width = self.size
-        x = (np.arange(width) + 0.5 - self.intrinsics[0, 2]) / self.intrinsics[0, 0]
-        y = ((np.arange(height) + 0.5 - self.intrinsics[1, 2]) / self.intrinsics[1, 1])[:, None]
+        x = (np.arange(width) + 0.5 - self.intrinsics[0, 2]) / self.intrinsics[0, 0]  # [W]
+        y = ((np.arange(height) + 0.5 - self.intrinsics[1, 2]) / self.intrinsics[1, 1])[:, None]  # [H, 1]
         rotation = self.world_from_camera[:3, :3]
         zero = np.zeros((), np.float32)
         direction = tuple((r[0] * x + r[1] * y + r[2]).astype(np.float32) for r in rotation)
         return Rays((zero, zero, zero), direction)
 
     def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
-        """Screen rectangles about the projected boxes, cut at the near plane."""
-        points = rotated(self.world_from_camera[:3, :3].T, corners(shapes) - self.eye)  # [N, 8, 3] in the camera frame
-        depth = points[..., 2]
-        nearest = depth.min(1)
+        """Find rectangles around the projected bounding boxes, clipped at the near plane."""
+        points = rotated(self.world_from_camera[:3, :3].T, corners(shapes) - self.eye)  # [shapes, 8, 3], camera frame
+        depth = points[..., 2]  # [shapes, 8]
+        nearest = depth.min(1)  # [shapes]
         number = np.flatnonzero(depth.max(1) > NEAR)
         points, depth = points[number], depth[number]
-        # Where an edge crosses the near plane its crossing bounds the visible part, the corner behind does not.
-        a, b = points[:, EDGES[:, 0]], points[:, EDGES[:, 1]]
-        drop = b[..., 2] - a[..., 2]
-        share = (NEAR - a[..., 2]) / np.where(drop == 0, 1.0, drop)
-        crossing = a + share[..., None] * (b - a)
-        crosses = (a[..., 2] > NEAR) != (b[..., 2] > NEAR)
-        seen = np.concatenate([depth > NEAR, crosses], axis=1)
-        every = np.concatenate([points, crossing], axis=1)
-        safe = np.where(seen, every[..., 2], 1.0)
+        # If an edge crosses the near plane, its crossing replaces the corner behind the plane.
+        a, b = points[:, EDGES[:, 0]], points[:, EDGES[:, 1]]  # [shapes, 12, 3] each
+        drop = b[..., 2] - a[..., 2]  # [shapes, 12]
+        fraction = (NEAR - a[..., 2]) / np.where(drop == 0, 1.0, drop)  # [shapes, 12]
+        crossing = a + fraction[..., None] * (b - a)  # [shapes, 12, 3]
+        crosses = (a[..., 2] > NEAR) != (b[..., 2] > NEAR)  # [shapes, 12]
+        seen = np.concatenate([depth > NEAR, crosses], axis=1)  # [shapes, 20]
+        every = np.concatenate([points, crossing], axis=1)  # [shapes, 20, 3]
+        safe = np.where(seen, every[..., 2], 1.0)  # [shapes, 20]
         u = self.intrinsics[0, 0] * every[..., 0] / safe + self.intrinsics[0, 2]
         v = self.intrinsics[1, 1] * every[..., 1] / safe + self.intrinsics[1, 2]
         c0, c1 = _clipped(np.where(seen, u, np.inf).min(1), np.where(seen, u, -np.inf).max(1), self.size[1])
@@ -118,25 +122,25 @@ class Pinhole:
 
 @dataclass(frozen=True)
 class Spinning:
-    """A LiDAR with beams at equal steps of elevation that turns clockwise, seen as an image of beams by azimuths."""
+    """A LiDAR that turns clockwise, with beams at equal steps of elevation, as a grid of beams and azimuths."""
 
     size: tuple[int, int]
     eye: Array
     elevations: tuple[float, float]
-    """Of the lowest and the highest beam, radians."""
+    """Elevations of the lowest and the highest beam, radians."""
     yaw: float
-    """Heading of column 0's left edge in the world, radians."""
+    """Heading of the left edge of column 0 in the world, radians."""
 
     @property
     def step(self) -> float:
-        """Between neighbouring beams, radians."""
+        """Angle between neighbouring beams, radians."""
         return (self.elevations[1] - self.elevations[0]) / (self.size[0] - 1)
 
     def rays(self) -> Rays:
-        """Unit rays; row 0 is the lowest beam, columns go clockwise."""
+        """Return unit rays; row 0 is the lowest beam, columns go clockwise."""
         beams, columns = self.size
-        elevation = np.linspace(*self.elevations, beams)[:, None]
-        azimuth = self.yaw - (np.arange(columns) + 0.5) * (2 * np.pi / columns)
+        elevation = np.linspace(*self.elevations, beams)[:, None]  # [H, 1]
+        azimuth = self.yaw - (np.arange(columns) + 0.5) * (2 * np.pi / columns)  # [W]
         zero = np.zeros((), np.float32)
         direction = (
             (np.cos(elevation) * np.cos(azimuth)).astype(np.float32),
@@ -146,9 +150,9 @@ class Spinning:
         return Rays((zero, zero, zero), direction)
 
     def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
-        """Ranges of azimuth and elevation about an upright cylinder round each shape; two where azimuth wraps."""
+        """Find ranges of azimuth and elevation around an upright cylinder about each shape; two if azimuth wraps."""
         beams, columns = self.size
-        half = bounds(shapes)
+        half = bounds(shapes)  # [shapes, 3]
         offset = shapes["center"] - self.eye
         radius = np.hypot(half[:, 0], half[:, 1])
         away = np.hypot(offset[:, 0], offset[:, 1])
@@ -174,18 +178,18 @@ class Spinning:
 
 @dataclass(frozen=True)
 class Sunlight:
-    """Parallel rays from the sun down to a square of ground: what it sees is lit."""
+    """Parallel rays of the sun to a square on the ground."""
 
     center: Array
-    """Middle of the square [3], metres."""
+    """[3] centre of the square, metres."""
     toward_sun: Array
-    """Unit vector [3]."""
+    """[3] unit vector."""
     reach: float
     """Half side of the square across the rays, metres."""
     step: float
-    """Between rays, metres."""
+    """Distance between rays, metres."""
     height: float = 120.0
-    """How far above the middle the rays start, along themselves, metres."""
+    """Distance along the rays from their start to the centre, metres."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -195,38 +199,38 @@ class Sunlight:
 
     @property
     def eye(self) -> Array:
-        """Where the middle ray starts."""
+        """[3] start of the central ray."""
         return self.center + self.height * self.toward_sun
 
     @property
     def axes(self) -> tuple[Array, Array]:
-        """Unit vectors along columns and rows, across the rays."""
+        """Unit vectors [3] across the rays, along columns and rows."""
         across = np.array([-self.toward_sun[1], self.toward_sun[0], 0.0])
         across /= np.linalg.norm(across)
         return across, np.cross(self.toward_sun, across)
 
     def rays(self) -> Rays:
-        """Rays of one direction, at equal steps across it."""
+        """Return parallel rays at equal steps."""
         across, up = self.axes
-        u = (np.arange(self.size[1]) + 0.5) * self.step - self.reach
-        v = ((np.arange(self.size[0]) + 0.5) * self.step - self.reach)[:, None]
+        u = (np.arange(self.size[1]) + 0.5) * self.step - self.reach  # [W]
+        v = ((np.arange(self.size[0]) + 0.5) * self.step - self.reach)[:, None]  # [H, 1]
         origin = tuple((across[i] * u + up[i] * v).astype(np.float32) for i in range(3))
         direction = tuple(np.asarray(-c, np.float32) for c in self.toward_sun)
         return Rays(origin, direction)  # type: ignore[arg-type]
 
     def locate(self, points: Array) -> tuple[Array, Array, Array]:
-        """Row, column (either may lie outside the grid) and ``t`` of the ray through each point [..., 3]."""
+        """Find the row and column (which may be outside the grid) and ``t`` of the ray through each point [..., 3]."""
         across, up = self.axes
-        offset: Array = points - self.eye.astype(np.float32)
+        offset: Array = points - self.eye.astype(np.float32)  # [..., 3]
         column = np.floor((dot(offset, across) + np.float32(self.reach)) / np.float32(self.step)).astype(np.int64)
         row = np.floor((dot(offset, up) + np.float32(self.reach)) / np.float32(self.step)).astype(np.int64)
         return row, column, -(dot(offset, self.toward_sun))
 
     def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
-        """Rectangles about each box as the sun sees it."""
-        offset = corners(shapes) - self.eye
+        """Find rectangles around the projected bounding boxes."""
+        offset = corners(shapes) - self.eye  # [shapes, 8, 3]
         across, up = self.axes
-        u, v = (dot(offset, across) + self.reach) / self.step, (dot(offset, up) + self.reach) / self.step
+        u, v = (dot(offset, across) + self.reach) / self.step, (dot(offset, up) + self.reach) / self.step  # [shapes, 8]
         c0, c1 = _clipped(u.min(1), u.max(1), self.size[1])
         r0, r1 = _clipped(v.min(1), v.max(1), self.size[0])
         keep = np.flatnonzero((r0 < r1) & (c0 < c1))

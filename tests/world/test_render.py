@@ -98,14 +98,14 @@ def test_shadows_lie_where_a_box_hides_the_sun():
     box = shape(Kind.BOX, (0, 0, 4.0), (2.0, 3.0, 1.0), (1, 1, 1))
     shadow = ShadowMap.of(Sunlight(np.zeros(3), toward_sun, 20.0, 0.1), box)
     x, y = (grid.ravel() for grid in np.mgrid[-9:9:0.37, -9:9:0.37])
-    share = shadow.share(np.stack([x, y, np.zeros_like(x)], axis=1).astype(np.float32))
+    sunlit = shadow.sunlit(np.stack([x, y, np.zeros_like(x)], axis=1).astype(np.float32))
     # The box from z = 3 to 5 throws a shadow away from the sun, drawn out by x / z = 0.6 / 0.8.
     west, east = -2.0 - 5.0 * 0.75, 2.0 - 3.0 * 0.75
     inside = np.minimum(np.minimum(x - west, east - x), 3.0 - np.abs(y))
-    assert (share[inside > 0.3] == 0).all()
-    assert (share[inside < -0.3] == 1).all()
+    assert (sunlit[inside > 0.3] == 0).all()
+    assert (sunlit[inside < -0.3] == 1).all()
     top = np.array([[0.0, 0.0, 5.0 + OFFSET]], np.float32)
-    assert shadow.share(top) == 1
+    assert shadow.sunlit(top) == 1
     assert OFFSET > BIAS
 
 
@@ -113,7 +113,7 @@ def test_ground_is_darker_beside_and_under_things():
     box = shape(Kind.BOX, (0, 0, 1.0), (2.0, 1.0, 1.0), (1, 1, 1))
     contact = Contact.of(np.zeros(3), 10.0, 0.1, 1.0, box)
     points = np.array([[0, 0, 0], [0, 1.0, 0], [0, 1.2, 0], [0, 3.0, 0], [0, 1.2, 3.0], [90, 0, 0]], np.float32)
-    under, edge, beside, away, above, outside = contact.share(points)
+    under, edge, beside, away, above, outside = contact.open_sky(points)
     assert under < edge < beside < 0.99 < above
     assert away == outside == 1
 

@@ -12,7 +12,7 @@ def test_the_way_is_the_integral_of_speed(t):
     steps = np.linspace(0.0, t, 20001)
     middles = 0.5 * (steps[1:] + steps[:-1])
     summed = float((np.interp(middles, pace.times, pace.speeds) * np.diff(steps)).sum())
-    assert pace.way(t) == pytest.approx(summed, abs=1e-5)
+    assert pace.distance(t) == pytest.approx(summed, abs=1e-5)
 
 
 def test_heading_follows_the_way():
