@@ -253,11 +253,14 @@ def _check_files(clips: NuScenesClips, full: bool, report: Report) -> None:
             return item[0], error
         return item[0], None
 
+    kinds: dict[str, str] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for channel, error in _with_progress(pool.map(read, rows), len(rows)):
             if error is not None:
                 what, problem = error.args
-                report.fault(f"{channel}: {re.sub(r'[0-9]+', 'N', problem)}", f"{what}: {problem}")
+                kind = f"{channel}: {problem}"
+                kind = kinds.setdefault(re.sub(r"[0-9]+", "", kind), kind)  # one kind, whatever the numbers in it
+                report.fault(kind, what)
     whole = sum(index.all_rows(c).stop - index.all_rows(c).start for c in index.channels)
     report.facts.append(f"read {len(rows)} of {whole} files" + ("" if len(rows) == whole else "; --full reads all"))
 

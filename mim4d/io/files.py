@@ -31,7 +31,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], what: str) -> None:
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write into a temporary folder beside ``folder``, then rename that to ``folder``.
+    """Write a folder atomically: ``fill`` writes a temporary folder beside it, which is then renamed.
 
     A process that reads ``folder`` meanwhile finds the old one, none, or the whole new one. The folder is on disk when
     this returns. If an error is raised, the temporary folder is removed and the old folder stays. If the process is
@@ -81,7 +81,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Let ``fill`` write a temporary file beside ``path``, then rename that to ``path``.
+    """Write a file atomically: ``fill`` writes a temporary file beside it, which is then renamed.
 
     A process that reads ``path`` meanwhile finds the old file, none, or the whole new one.
 

@@ -96,7 +96,7 @@ def _work(function: Callable[..., object], task: Task, sender: Connection) -> No
 
 
 def _end_with_parent() -> None:
-    """Send this process a SIGTERM when its parent has been killed: nobody waits for the task any more."""
+    """Send this process a SIGTERM when its parent has been killed, because nothing waits for the task any more."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

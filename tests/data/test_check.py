@@ -99,6 +99,13 @@ def test_each_kind_of_fault_is_counted(root, spoil, capsys):
     assert lines[-1] == "1 kind of fault"
 
 
+def test_problems_that_differ_in_numbers_are_one_kind_with_the_numbers_of_the_first(root, capsys):
+    for number, size in ((2, 21), (4, 22)):
+        file_of(root, LIDAR, number).write_bytes(bytes(size))
+    (line,) = faults(check(capsys, root, "--full", "--version", VERSION)[1])
+    assert f"{LIDAR}: 21 bytes are not a whole number of points of 5 float32 each (2 found; first: " in line
+
+
 def test_a_sample_is_read_unless_all_is_asked_for(root, monkeypatch, capsys):
     monkeypatch.setattr("mim4d.data.check.SAMPLE", 2)
     spoil_missing(root)  # neither the first nor the last
