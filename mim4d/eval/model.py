@@ -22,8 +22,9 @@ from ..bounds import check_bounds
 from ..clip import Clip
 from ..errors import UserError
 from ..geometry import VoxelGrid
+from ..hub.fetch import HUB_PREFIX, HubRepo
 from ..hub.folder import find_folder
-from ..hub.sources import arguments_of, fetch_folder, has_form_of_path
+from ..hub.sources import create_model_args, fetch_encoder, looks_like_path
 from ..io.tensors import first_line
 from ..method.lift import ResidualBlock
 from ..method.neck import Neck, NeckConfig, group_norm
@@ -82,8 +83,10 @@ def make_encoder(name: str, *, pretrained: bool, image_size: tuple[int, int] | N
             images are not multiples of its coarsest stride.
     """
     path = Path(name).expanduser()
-    if has_form_of_path(name) or path.is_dir() or name.startswith("hf-hub:"):
-        made, arguments = arguments_of(fetch_folder(name) if name.startswith("hf-hub:") else find_folder(path))
+    if name.startswith(HUB_PREFIX):
+        made, arguments = create_model_args(fetch_encoder(HubRepo.parse(name))[1].parent)
+    elif looks_like_path(name) or path.is_dir():
+        made, arguments = create_model_args(find_folder(path))
     else:
         made, arguments = name, {}
     try:

@@ -1,8 +1,9 @@
-"""Weights on the way: to the Hub and from it, into a model, from other codebases and to them.
+"""Load, convert, publish and download encoder weights.
 
-Read in this order: ``folder`` (the file set that timm, the Hub and we share), ``fetch`` (the Hub's files, verified),
-``sources`` (all places that weights come from), ``load`` (into a model, strictly), ``published`` (weights with a name),
-``names`` and ``openmmlab`` (conversion), ``card`` and ``push`` (to the Hub), ``cli`` (the command ``mim4d-hub``).
+In reading order: ``folder`` (the files that timm, the Hub and mim4d share), ``fetch`` (verified files of the Hub),
+``sources`` (weights from folders, files, the Hub and timm), ``load`` (weights into a model), ``published`` (weights
+with a timm name), ``names`` and ``openmmlab`` (conversion), ``pull``, ``card`` and ``push`` (from and to the Hub),
+``cli`` (the command ``mim4d-hub``).
 """
 
 from .openmmlab import convert_checkpoint

@@ -1,4 +1,4 @@
-"""``python -m mim4d.hub`` is the command ``mim4d-hub``."""
+"""Run the command ``mim4d-hub`` as ``python -m mim4d.hub``."""
 
 from .cli import main
 

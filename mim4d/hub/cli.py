@@ -18,7 +18,7 @@ from .folder import CARD, CONFIG, EncoderConfig
 from .openmmlab import read_backbone, write_checkpoint
 from .pull import contents, open_encoder, pull, rewrite
 from .push import Publisher
-from .sources import Weights
+from .sources import EncoderWeights
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -174,13 +174,11 @@ def _pull(given: argparse.Namespace) -> None:
 def _card(given: argparse.Namespace) -> None:
     weights = open_encoder(given.path)
     config = weights.config
-    assert config is not None
-    assert weights.file is not None
     text = make_card(config.with_license(given.license) if given.license else config, given.repo)
     if not given.write:
         _print(text.removesuffix("\n"))
         return
-    file = weights.file.parent / CARD
+    file = weights.folder / CARD
     if file.exists() and file.read_bytes() != text.encode():
         raise UserError(f"{file} is there already and says something else: remove it first, or print the new one")
     write_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
@@ -190,13 +188,13 @@ def _card(given: argparse.Namespace) -> None:
 def _convert(given: argparse.Namespace) -> None:
     if given.source.is_dir():
         source = open_encoder(given.source)
-        _print(f"{len(source.tensors)} tensors of {source.config.model if source.config else 'an encoder'}")
+        _print(f"{len(source.tensors)} tensors of {source.config.model}")
     else:
         backbone = read_backbone(given.source)
         _print(backbone.report())
         about = {"converted_from": given.source.name, "converted_from_sha256": sha256_of(given.source)}
         config = EncoderConfig({"architecture": backbone.model, "pretrained_cfg": {}, "mim4d": about})
-        source = Weights(tensors=backbone.tensors, source=str(given.source), config=config)
+        source = EncoderWeights(tensors=backbone.tensors, source=str(given.source), config=config)
     if given.dry_run:
         print("nothing was written (--dry-run)")
     elif given.target.suffix == ".pth":

@@ -1,7 +1,6 @@
-"""What the Hub's client raises, in one line that says what to do.
+"""Errors of the Hub's client as one line that says what to do.
 
-Messages are made here from what is known to be harmless: nothing that a server sends back is repeated, so no token can
-come along.
+The messages repeat nothing that the server sent, so that no token can be in them.
 """
 
 import re
@@ -26,24 +25,24 @@ LOGIN = "`hf auth login` or HF_TOKEN"
 
 
 class NotFoundError(WeightsError):
-    """A repository that is not on the Hub, or not in the cache while the Hub cannot be asked."""
+    """A repository that the Hub does not have, or that the cache does not have while the Hub is out of reach."""
 
 
 def hub_error(
     error: Exception, repo: str, *, revision: str | None = None, filename: str = "", writing: bool = False
 ) -> WeightsError:
-    """An error of the Hub's client as ours.
+    """Translate an error of the Hub's client.
 
     Args:
-        error: What the client raised.
+        error: The client's error.
         repo: ``org/name``.
-        revision: Branch, tag or commit that was asked for.
-        filename: The file that was asked for, if it was one.
-        writing: Whether the repository was to be changed.
+        revision: The requested branch, tag or commit.
+        filename: The requested file; empty for a request about the repository.
+        writing: Whether the request would change the repository.
     """
-    short = re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}$", r"\1", revision or "")  # a commit, as people write it
-    at = f"{repo}@{short}" if short else repo
-    what = f"{filename} of {at}" if filename else at
+    short = re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}$", r"\1", revision or "")  # commits are shown with 12 digits
+    repo_at = f"{repo}@{short}" if short else repo
+    requested = f"{filename} of {repo_at}" if filename else repo_at
     chain = list(_chain(error))
     status = next(
         (e.response.status_code for e in chain if isinstance(e, HfHubHTTPError) and e.response is not None), 0
@@ -53,48 +52,48 @@ def hub_error(
         return any(isinstance(e, kinds) for e in chain)
 
     if caused_by(HFValidationError):
-        text = f"{repo} is not a name on the Hub: it is org/name, in letters, digits and - _ ."
+        text = f"{repo} is not the name of a repository: expected org/name, in letters, digits and - _ ."
     elif writing and caused_by(OfflineModeIsEnabled):
         text = f"HF_HUB_OFFLINE is set: unset it to publish {repo}"
     elif caused_by(OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and not status):
-        text = f"{what} is not in the cache, and HF_HUB_OFFLINE is set: fetch it once without"
+        text = f"{requested} is not in the cache, and HF_HUB_OFFLINE is set: unset it and download {repo} once"
     elif isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
-        text = f"cannot keep {what}: {error}"  # the disk, not the network
+        text = f"cannot write {requested} to the cache: {error}"  # the disk failed, not the network
     elif caused_by(GatedRepoError):
-        text = f"{repo} is gated: ask for access at {constants.ENDPOINT}/{repo}, then log in ({LOGIN})"
+        text = f"{repo} is gated: request access at {constants.ENDPOINT}/{repo}, then log in ({LOGIN})"
     elif caused_by(RevisionNotFoundError):
-        text = f"{repo} has no revision {revision or constants.DEFAULT_REVISION}"
+        text = f"{repo} has no branch, tag or commit {revision or constants.DEFAULT_REVISION}"
     elif caused_by(EntryNotFoundError) and status == 404:
-        text = f"{at} has no {filename}"
+        text = f"{repo_at} has no file {filename}"
     elif caused_by(RepositoryNotFoundError) or status == 404:
         text = (
-            f"there is no {repo} at {constants.ENDPOINT}, or it is private: check the name, and log in ({LOGIN}) with "
-            "an account that may read it"
+            f"{constants.ENDPOINT} has no repository {repo}, or it is private: check the name, or log in ({LOGIN}) "
+            "with an account that may read it"
         )
     elif caused_by(LocalTokenNotFoundError) or status == 401:
-        text = f"the Hub does not know who asks for {repo}: the token is missing or no longer good; log in ({LOGIN})"
+        text = f"the Hub rejects the login for {repo}, the token is missing or expired: log in ({LOGIN})"
     elif status == 403:
-        deed = "write to" if writing else "read"
-        text = f"the token may not {deed} {repo}: log in ({LOGIN}) with one that may"
+        action = "write to" if writing else "read"
+        text = f"the token may not {action} {repo}: log in ({LOGIN}) with one that may"
     elif status in (409, 412):
-        text = f"{at} was changed by someone else meanwhile: look at it and run this again"
+        text = f"{repo_at} was changed by someone else during this push: check that change, then run the command again"
     elif status == 400 and writing:
-        text = f"the Hub does not accept what was sent for {at}: see whether the metadata atop README.md is valid"
+        text = f"the Hub rejects the files for {repo_at}: check the metadata at the top of README.md"
     elif status == 429 or status >= 500:
-        again = "; what was uploaded is not sent again" if writing else ""
-        text = f"the Hub answers {status} for {what}: try again later{again}"
+        uploads = "; uploaded files are not sent again" if writing else ""
+        text = f"the Hub answers {status} for {requested}: try again later{uploads}"
     elif status:
-        text = f"the Hub refuses {what} with status {status}"
+        text = f"the Hub rejects the request for {requested} with status {status}"
     else:
-        again = "run this again, what was uploaded is not sent again" if writing else "try again"
-        text = f"the connection to {constants.ENDPOINT} failed for {what} ({first_line(chain[-1])}): {again}"
-    nowhere = caused_by(RepositoryNotFoundError) and not caused_by(GatedRepoError)  # a kind of the former
-    unknown = nowhere or caused_by(OfflineModeIsEnabled) or (not status and unreachable(error))
-    return NotFoundError(text) if unknown else WeightsError(text)
+        again = "run the command again, uploaded files are not sent again" if writing else "try again"
+        text = f"the connection to {constants.ENDPOINT} failed for {requested} ({first_line(chain[-1])}): {again}"
+    missing = caused_by(RepositoryNotFoundError) and not caused_by(GatedRepoError)  # GatedRepoError is a subclass
+    not_found = missing or caused_by(OfflineModeIsEnabled) or (not status and unreachable(error))
+    return NotFoundError(text) if not_found else WeightsError(text)
 
 
 def unreachable(error: Exception) -> bool:
-    """Whether the Hub gave no answer at all: no network, or none is wanted."""
+    """Whether the Hub gave no answer: there is no network, or offline mode is on."""
     return not any(
         isinstance(e, (HFValidationError, LocalTokenNotFoundError))
         or (isinstance(e, HfHubHTTPError) and e.response is not None and not isinstance(e, OfflineModeIsEnabled))
@@ -103,8 +102,8 @@ def unreachable(error: Exception) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it was raised from, as the client wraps errors in errors."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
+    """An error and its causes: the client wraps errors in errors."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__

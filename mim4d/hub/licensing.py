@@ -1,25 +1,29 @@
-"""The licence that weights carry: the strictest of what their data and their first weights impose."""
+"""Licences of weights, from those of the training data and of the first weights."""
 
 NUSCENES = "cc-by-nc-sa-4.0"
-"""nuScenes' own: weights that saw it may not be used commercially."""
+"""Licence of nuScenes, which allows no commercial use of weights that were trained on it."""
 FREE = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
-"""Licences that ask for no more than to be named."""
+"""Licences that require attribution at most."""
 ON_THE_HUB = (*FREE, "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "openrail", "unknown")
-"""Names that the Hub knows, of those that are likely here; any other is "other" with a name of its own."""
+"""The Hub's identifiers of common licences; the Hub calls any other licence "other" and shows its name."""
 LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license"}
-"""Texts of licences that the Hub does not know."""
+"""Texts of licences for which the Hub has no identifier."""
 OFFICIAL_VERSIONS = ("v1.0-trainval", "v1.0-mini", "v1.0-test")
+"""Table folders of nuScenes itself; other names are the user's own data in nuScenes format."""
 
 
 def license_of_data(data: str, version: str) -> str | None:
-    """What the training data imposes.
+    """The licence that training data imposes on weights.
 
     Args:
-        data: ``synthetic`` for the drawn world, ``nuscenes`` for a folder in nuScenes format.
-        version: Its folder of tables; one of nuScenes' names stands for nuScenes.
+        data: ``synthetic`` for the synthetic world, ``nuscenes`` for a folder in nuScenes format.
+        version: The folder of tables, such as ``v1.0-trainval``.
 
     Returns:
-        None for data of the user's own: only they know.
+        None for the user's own data, whose licence is unknown.
+
+    >>> license_of_data("synthetic", "v1.0-mini"), license_of_data("nuscenes", "v1.0-mini")
+    ('apache-2.0', 'cc-by-nc-sa-4.0')
     """
     if data == "synthetic":
         return "apache-2.0"
@@ -27,13 +31,16 @@ def license_of_data(data: str, version: str) -> str | None:
 
 
 def strictest(*licenses: str | None) -> str | None:
-    """The licence of weights that several apply to.
+    """The licence of weights to which several licences apply.
 
     Args:
-        licenses: Of the data and of the first weights; None is one that is not known.
+        licenses: Of the data and of the first weights; None for an unknown one.
 
     Returns:
-        None if any is not known; "a and b" if two that are not free differ.
+        None if any licence is unknown; "a and b" if two that are not free differ.
+
+    >>> strictest("apache-2.0", "cc-by-nc-sa-4.0"), strictest("mit", None)
+    ('cc-by-nc-sa-4.0', None)
     """
     if None in licenses:
         return None
@@ -42,7 +49,11 @@ def strictest(*licenses: str | None) -> str | None:
 
 
 def hub_metadata(license: str | None) -> dict[str, str]:
-    """A licence as the Hub's cards say it: ``license``, and where the Hub does not know it its name and link."""
+    """A licence as metadata of a model card: ``license``, and a name and link if the Hub has no identifier for it.
+
+    >>> hub_metadata("my licence")
+    {'license': 'other', 'license_name': 'my-licence'}
+    """
     if license is None:
         return {"license": "unknown"}
     if license in ON_THE_HUB:

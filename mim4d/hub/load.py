@@ -1,4 +1,4 @@
-"""Put weights into a model, all of them or none, and make a model with ``pretrained=True``."""
+"""Load weights into a model, all of them or none, and build models with ``pretrained=True``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from ..io.tensors import FLOATS, misfit, not_finite
 from .names import CLASSIFIERS, to_timm_names
-from .published import nothing_published
+from .published import no_weights_error
 from .sources import Weights, from_config
 
 SOURCES = ("state_dict", "file", "url", "hf_hub_id")
-"""Where a config of timm's may point at weights."""
+"""Entries of timm's pretrained config that point at weights."""
 STEMS = ("stem.0.weight", "conv1.weight")
-"""The convolution that sees the image."""
+"""The convolution that reads the image: of a ConvNeXt, of a ResNet."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of the tensors."""
+    """Names of tensors that were not loaded."""
 
     missing: list[str]
-    """The model's, that the weights do not have."""
-    left_out: list[str]
-    """The weights', that the model has no place for."""
+    """In the model, but not in the weights."""
+    unused: list[str]
+    """In the weights, but not in the model."""
 
 
 def build_encoder(
@@ -41,23 +41,23 @@ def build_encoder(
     given_weights: Weights | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """timm's ``build_model_with_cfg``, but for how weights are loaded: verified, and strictly.
+    """timm's ``build_model_with_cfg``, with weights that are verified and loaded strictly.
 
     Args:
-        model_class: What to make.
-        model: Our name of the architecture.
-        pretrained: Whether to load the weights that the config points at.
-        defaults: The architecture's arguments; ``kwargs`` may say otherwise.
-        pretrained_cfg: As timm passes it on.
-        pretrained_cfg_overlay: As timm passes it on.
-        cache_dir: Where the Hub's client keeps files; None for its own place.
-        given_weights: To load in place of those that the config points at.
+        model_class: The class to build.
+        model: mim4d's name of the architecture.
+        pretrained: Whether to load the weights of the config.
+        defaults: The architecture's arguments; ``kwargs`` override them.
+        pretrained_cfg: As timm passes it.
+        pretrained_cfg_overlay: As timm passes it.
+        cache_dir: Cache of the Hub's client; None for its default.
+        given_weights: Weights to load instead of those of the config.
         kwargs: For the class, and timm's own: ``features_only``, ``out_indices``, ``feature_cfg``.
 
     Raises:
-        WeightsError: If there are no such weights, they cannot be had, are damaged or of another architecture.
+        WeightsError: If there are no such weights, or they are damaged or of another architecture.
     """
-    pretrained_cfg_overlay = _one_source(pretrained_cfg_overlay)
+    pretrained_cfg_overlay = _replace_sources(pretrained_cfg_overlay)
     weights = given_weights
     if pretrained and not weights:
         weights = pretrained_weights(model, pretrained_cfg, pretrained_cfg_overlay, cache_dir)
@@ -87,8 +87,8 @@ def build_encoder(
     )
 
 
-def _one_source(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
-    """An overlay that names weights takes the place of all others that the model's config knows, packaged ones too."""
+def _replace_sources(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Let an overlay that names weights replace all sources in the model's config, packaged weights too."""
     if not overlay or not any(overlay.get(source) for source in SOURCES):
         return overlay
     return {**dict.fromkeys(SOURCES), **overlay}
@@ -100,78 +100,86 @@ def pretrained_weights(
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | Path | None = None,
 ) -> Weights:
-    """The weights that ``timm.create_model(model, pretrained=True, ...)`` asks for.
+    """The weights of ``timm.create_model(model, pretrained=True, ...)``.
 
     Args:
-        model: Our name of the architecture.
-        pretrained_cfg: As timm passes it on: a tag, a config, or None.
-        pretrained_cfg_overlay: Entries in place of the config's.
-        cache_dir: Of the Hub's client; None for its own.
+        model: mim4d's name of the architecture.
+        pretrained_cfg: As timm passes it: a tag, a config, or None.
+        pretrained_cfg_overlay: Entries that override the config's.
+        cache_dir: Cache of the Hub's client; None for its default.
 
     Raises:
-        WeightsError: If there are none, or they cannot be had or are damaged.
+        WeightsError: If there are no such weights, or they are damaged.
     """
     try:
         config = resolve_pretrained_cfg(model, pretrained_cfg, pretrained_cfg_overlay)
     except RuntimeError as error:  # timm does not know the tag
-        raise nothing_published(model, str(pretrained_cfg)) from error
+        raise no_weights_error(model, str(pretrained_cfg)) from error
     if not config.has_weights and not config.state_dict:
-        raise nothing_published(model, config.tag)
+        raise no_weights_error(model, config.tag)
     return from_config(config, cache_dir=cache_dir)
 
 
 def load_weights(model: nn.Module, weights: Weights, *, optional: tuple[str, ...] = ()) -> Loaded:
-    """Load weights strictly. As in timm, a classifier for other classes stays as it was, and an RGB stem is adapted.
+    """Load weights strictly. As in timm, a classifier for other classes is skipped, and an RGB stem is adapted.
 
     Args:
-        model: Receives them; untouched if they do not fit.
-        weights: In timm's names, the original ConvNeXt's or OpenMMLab's.
-        optional: Beginnings of names that may be missing, unknown or of another shape.
+        model: The model; unchanged if the weights do not fit.
+        weights: By timm's names, the original ConvNeXt's or OpenMMLab's.
+        optional: Prefixes of names that may be missing, unknown or of another shape.
 
     Raises:
-        WeightsError: If they are of another architecture, naming the first difference, or not finite.
+        WeightsError: If the weights are of another architecture, with the first difference, or not finite.
     """
-    taken, loaded = fit_weights(model, weights, optional=optional)
-    model.load_state_dict(taken, strict=False)
+    tensors, loaded = fit_weights(model, weights, optional=optional)
+    model.load_state_dict(tensors, strict=False)
     return loaded
 
 
 def fit_weights(
     model: nn.Module, weights: Weights, *, optional: tuple[str, ...] = ()
 ) -> tuple[dict[str, Tensor], Loaded]:
-    """Like :func:`load_weights`, but leave the model as it is: it may be on the meta device.
+    """Check weights as :func:`load_weights` does, without loading them: the model may be on the meta device.
+
+    Args:
+        model: The model.
+        weights: As for :func:`load_weights`.
+        optional: As for :func:`load_weights`.
 
     Returns:
-        The tensors to load by the model's names, and what becomes of the others.
+        The tensors to load by the model's names, and the names of the others.
+
+    Raises:
+        WeightsError: As for :func:`load_weights`.
     """
     own = model.state_dict()
     tensors = to_timm_names(weights.tensors, model, weights.source)
     _adapt_stem(own, tensors)
-    other_classes = weights.about.get("num_classes") != getattr(model, "num_classes", 0)
-    own_classifier = other_classes or not any(name.startswith(CLASSIFIERS) for name in own)
-    loose = (*optional, *CLASSIFIERS) if own_classifier else optional
+    other_classes = weights.pretrained_cfg.get("num_classes") != getattr(model, "num_classes", 0)
+    skip_classifier = other_classes or not any(name.startswith(CLASSIFIERS) for name in own)
+    tolerated = (*optional, *CLASSIFIERS) if skip_classifier else optional
 
-    def passed_over(name: str) -> bool:
-        if own_classifier and name.startswith(CLASSIFIERS):
+    def is_skipped(name: str) -> bool:
+        if skip_classifier and name.startswith(CLASSIFIERS):
             return True
-        return name.startswith(loose) and (name not in own or own[name].shape != tensors[name].shape)
+        return name.startswith(tolerated) and (name not in own or own[name].shape != tensors[name].shape)
 
-    taken = {name: tensor for name, tensor in tensors.items() if not passed_over(name)}
-    wanted = {name: tensor for name, tensor in own.items() if name in taken or not name.startswith(loose)}
-    if problem := misfit(wanted, taken):
+    used = {name: tensor for name, tensor in tensors.items() if not is_skipped(name)}
+    required = {name: tensor for name, tensor in own.items() if name in used or not name.startswith(tolerated)}
+    if problem := misfit(required, used):
         raise WeightsError(f"{weights.source} does not fit this encoder: {problem}")
-    taken = {name: tensor.to(own[name].dtype) for name, tensor in taken.items()}  # 1e300 is infinite in float32
-    if problem := not_finite(taken):
-        raise WeightsError(f"{weights.source}: {problem}; the training that made it diverged, or the file is damaged")
-    return taken, Loaded(
-        missing=[name for name in own if name not in taken], left_out=[name for name in tensors if name not in taken]
+    used = {name: tensor.to(own[name].dtype) for name, tensor in used.items()}  # 1e300 is infinite in float32
+    if problem := not_finite(used):
+        raise WeightsError(f"{weights.source}: {problem}; its training diverged or the file is damaged")
+    return used, Loaded(
+        missing=[name for name in own if name not in used], unused=[name for name in tensors if name not in used]
     )
 
 
 def _adapt_stem(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    """Fit a stem's weights for RGB to images of other channels, as timm does."""
+    """Adapt an RGB stem's weights to images with other channels, as timm does."""
     for name in STEMS:
         if name in own and name in tensors and tensors[name].ndim == 4 and tensors[name].dtype in FLOATS:
-            wanted, given = own[name].shape[1], tensors[name].shape[1]
-            if given == 3 and wanted != given:
-                tensors[name] = adapt_input_conv(wanted, tensors[name])
+            expected, found = own[name].shape[1], tensors[name].shape[1]
+            if found == 3 and expected != found:
+                tensors[name] = adapt_input_conv(expected, tensors[name])

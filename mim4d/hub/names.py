@@ -1,14 +1,20 @@
-"""Names of parameters: OpenMMLab's and the original ConvNeXt's to timm's, and back.
+"""Conversion of parameter names between timm, OpenMMLab and the original ConvNeXt.
 
-ConvNeXt, beside timm's: the original code and the MIM4D and UniPAD releases say ``downsample_layers.0.0`` for
-``stem.0``, ``stages.0.1.dwconv`` for ``stages.0.blocks.1.conv_dw`` and ``pwconv1`` for ``mlp.fc1``; mmpretrain says
-``depthwise_conv`` and ``pointwise_conv1``. In OpenMMLab the norm after the last stage is ``norm3``, in timm it is the
-head's.
+Names of a ConvNeXt:
 
-ResNets have the same names everywhere. Two things hide behind them. Older checkpoints lack BatchNorm's counters of
-batches, which are zero then, as in torch. And bottlenecks with the stride in their first convolution (``style="caffe"``
-in mmdet) have the very tensors of timm's, whose stride is in the 3x3 one (``style="pytorch"``), but compute something
-else.
+==================================  =====================================  ==========================================
+timm                                original, MIM4D and UniPAD releases    mmpretrain
+==================================  =====================================  ==========================================
+``stem.0``                          ``downsample_layers.0.0``              ``downsample_layers.0.0``
+``stages.0.blocks.1.conv_dw``       ``stages.0.1.dwconv``                  ``stages.0.1.depthwise_conv``
+``stages.0.blocks.1.mlp.fc1``       ``stages.0.1.pwconv1``                 ``stages.0.1.pointwise_conv1``
+``head.norm``                       ``norm`` (releases: ``norm3``)         ``norm3``
+==================================  =====================================  ==========================================
+
+ResNets have the same names everywhere, with two differences that the names hide. Older checkpoints lack BatchNorm's
+``num_batches_tracked``, which is then 0, as in torch. Bottlenecks with the stride in their first convolution
+(``style="caffe"`` in mmdet) have tensors of the same names and shapes as timm's, whose stride is in the 3 x 3
+convolution (``style="pytorch"``), but they compute another function.
 """
 
 import re
@@ -21,32 +27,32 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 
 BACKBONES = ("img_backbone.", "backbone.")
-"""What the image backbone's names begin with in an OpenMMLab checkpoint: of a BEV detector, of an image model."""
-_FIRST = ("stem.0.weight", "downsample_layers.0.0.weight", "layer1.0.conv1.weight")
-"""Names that a backbone has once: timm's ConvNeXt, the original one, a ResNet."""
+"""Prefixes of the image backbone's names in an OpenMMLab checkpoint: of a BEV detector, of an image model."""
+_FIRST_PARAMETERS = ("stem.0.weight", "downsample_layers.0.0.weight", "layer1.0.conv1.weight")
+"""Names that a backbone has exactly once: timm's ConvNeXt, the original ConvNeXt, a ResNet."""
 _WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
-"""What torch.compile, FSDP and activation checkpointing put into names, wherever they wrapped a module."""
+"""What torch.compile, FSDP and activation checkpointing add to the names of a module that they wrap."""
 CLASSIFIERS = ("head.fc.", "fc.")
-"""What a classifier's names begin with in timm: a ConvNeXt's, a ResNet's."""
-_NO_PART = re.compile(r"norm[012]\.|mtoken\d|mask_token")
-"""Output norms of earlier stages and tokens for hidden patches: a timm backbone has neither."""
+"""Prefixes of a classifier's names in timm: of a ConvNeXt, of a ResNet."""
+_NOT_IN_TIMM = re.compile(r"norm[012]\.|mtoken\d|mask_token")
+"""Output norms of earlier stages and mask tokens, which a timm backbone does not have."""
 
 
 def split_backbone(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The image backbone in a checkpoint, and the names of everything else.
+    """Find the image backbone in a checkpoint.
 
-    Whatever stands before its names is left out: ``module.`` of DDP, ``model.`` of Lightning, ``img_backbone.`` of a
-    detector, several of them in any order.
+    Prefixes are removed from its names: ``module.`` of DDP, ``model.`` of Lightning, ``img_backbone.`` of a detector,
+    and several of them in any order.
 
     Args:
         tensors: By the checkpoint's names.
-        source: What to call them in messages.
+        source: Name of the checkpoint for error messages.
 
     Returns:
-        The backbone without the beginning of its names, and the full names of what is no part of it.
+        The backbone by its names without the prefix, and the full names of all other tensors.
 
     Raises:
-        WeightsError: If there are several backbones, and none is an OpenMMLab detector's image backbone.
+        WeightsError: If there are several backbones, and none is the image backbone of an OpenMMLab detector.
     """
     unwrapped = {name: _WRAPPERS.sub(r"\1", name) for name in tensors}
     prefix = _prefix(unwrapped.values(), source)
@@ -54,60 +60,63 @@ def split_backbone(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str
     kept = {
         name: short.removeprefix(prefix)
         for name, short in unwrapped.items()
-        if short.startswith(prefix) and not (in_detector and _NO_PART.match(short.removeprefix(prefix)))
+        if short.startswith(prefix) and not (in_detector and _NOT_IN_TIMM.match(short.removeprefix(prefix)))
     }
     return {short: tensors[name] for name, short in kept.items()}, [name for name in tensors if name not in kept]
 
 
 def _prefix(names: Iterable[str], source: str) -> str:
-    """What a backbone's names begin with; empty if nothing does, or there is no backbone."""
+    """The prefix of a backbone's names; empty if there is none, or no backbone."""
     names = list(names)
     found = {
-        name.removesuffix(first) for name in names for first in _FIRST if name == first or name.endswith(f".{first}")
+        name.removesuffix(first)
+        for name in names
+        for first in _FIRST_PARAMETERS
+        if name == first or name.endswith(f".{first}")
     }
     if "" in found:
         return ""
-    for wanted in (*BACKBONES, ""):
-        ending = tuple(prefix for prefix in sorted(found) if f".{prefix}".endswith(f".{wanted}"))
-        if len(ending) == 1:
-            return ending[0]
-        if ending:
-            listed = ", ".join(ending)
-            raise WeightsError(f"{source} holds several backbones, under {listed}: save the one you want on its own")
+    for preferred in (*BACKBONES, ""):
+        matches = [prefix for prefix in sorted(found) if f".{prefix}".endswith(f".{preferred}")]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            listed = ", ".join(matches)
+            raise WeightsError(f"{source} holds several backbones, under {listed}: save one of them in its own file")
     return next((p for p in BACKBONES if any(name.startswith(p) for name in names)), "")
 
 
 def to_timm_names(tensors: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
-    """Tensors by timm's names, in the shapes that timm's model has where only the layout differs.
+    """Rename tensors to timm's names, and reshape those that differ in layout only.
 
     Args:
         tensors: By timm's names, the original ConvNeXt's, or those of an OpenMMLab checkpoint.
-        model: The architecture to name them for.
-        source: What to call them in messages.
+        model: timm's model, on any device.
+        source: Name of the tensors for error messages.
 
     Raises:
-        WeightsError: If they cannot be of such a model.
+        WeightsError: If the tensors cannot be of this model.
     """
     backbone, _ = split_backbone(tensors, source)
     if not isinstance(model, ConvNeXt):
         counters = [name for name in model.state_dict() if name.endswith(".num_batches_tracked")]
         return {**{name: torch.zeros((), dtype=torch.long) for name in counters}, **backbone}
     try:
-        return checkpoint_filter_fn({_original(name): _linear(name, t) for name, t in backbone.items()}, model)
+        return checkpoint_filter_fn({_original_name(name): _as_linear(name, t) for name, t in backbone.items()}, model)
     except RuntimeError as error:  # a matrix that is not of the model's size
         raise WeightsError(f"{source} does not fit this encoder: {error}") from error
     except (KeyError, AttributeError) as error:
-        raise WeightsError(f"{source}: not the weights of a ConvNeXt ({error} has no place in one)") from error
+        raise WeightsError(f"{source} is not a ConvNeXt: {error} is not one of its parameters") from error
 
 
-def _original(name: str) -> str:
-    """mmpretrain's name as the original ConvNeXt's; others stay."""
+def _original_name(name: str) -> str:
+    """Convert a name of mmpretrain to the original ConvNeXt's; other names stay."""
     name = name.replace(".depthwise_conv.", ".dwconv.").replace(".pointwise_conv", ".pwconv")
     return re.sub(r"^norm3\.", "norm.", name)
 
 
-def _linear(name: str, tensor: Tensor) -> Tensor:
-    """mmpretrain may have its linear layers as 1x1 convolutions."""
+def _as_linear(name: str, tensor: Tensor) -> Tensor:
+    """Convert a 1 x 1 convolution, which mmpretrain may have in place of a linear layer."""
     return tensor.flatten(1) if ".pointwise_conv" in name and tensor.ndim == 4 else tensor
 
 
@@ -125,12 +134,12 @@ _TO_RELEASE = ((r"\.depthwise_conv\.", ".dwconv."), (r"\.pointwise_conv", ".pwco
 
 
 def to_openmmlab_names(tensors: Mapping[str, Tensor], *, prefix: str, release: bool) -> dict[str, Tensor]:
-    """A timm backbone by OpenMMLab's names.
+    """Rename a timm backbone to OpenMMLab's names.
 
     Args:
-        tensors: A ConvNeXt's or ResNet's by timm's names; a classifier is left out.
-        prefix: What the names shall begin with, such as ``backbone.``.
-        release: ConvNeXt blocks as the MIM4D and UniPAD releases name them, not as mmpretrain does.
+        tensors: A ConvNeXt's or ResNet's, by timm's names; a classifier is dropped.
+        prefix: Prefix of the new names, such as ``backbone.``.
+        release: Whether to use the names of the MIM4D and UniPAD releases for ConvNeXt blocks, not mmpretrain's.
     """
     rules = (*_TO_OPENMMLAB, *(_TO_RELEASE if release else ()))
     renamed = {}
@@ -138,11 +147,7 @@ def to_openmmlab_names(tensors: Mapping[str, Tensor], *, prefix: str, release: b
         if name.startswith(CLASSIFIERS):
             continue
         flat = tensor.flatten(1) if ".mlp.fc" in name and tensor.ndim == 4 else tensor
-        renamed[prefix + _substitute(name, rules)] = flat.contiguous()
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        renamed[prefix + name] = flat.contiguous()
     return renamed
-
-
-def _substitute(name: str, rules: Iterable[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name

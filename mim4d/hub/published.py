@@ -1,4 +1,4 @@
-"""Which weights have a name: ``timm.create_model("MODEL.TAG", pretrained=True)``, and what others are told."""
+"""Weights with a timm name: ``timm.create_model("MODEL.TAG", pretrained=True)``."""
 
 import json
 from pathlib import Path
@@ -22,10 +22,10 @@ BASE_CFG: dict[str, Any] = dict(
     paper_ids="arXiv:2403.08760",
     paper_name="MIM4D: Masked Modeling with Multi-View Video for Autonomous Driving Representation Learning",
 )
-"""The ``pretrained_cfg`` entries that all of our models share."""
+"""Entries of ``pretrained_cfg`` that all mim4d models share."""
 
 PACKAGED = Path(__file__).parents[1] / "weights"
-"""Weights that come with the package: an encoder folder for each, named ``MODEL.TAG``."""
+"""Weights in the package: one encoder folder per set, named ``MODEL.TAG``."""
 
 RELEASED: dict[str, dict[str, Any]] = {
     # The authors' release of arXiv 2403.08760: an OpenMMLab checkpoint of a whole detector, converted on loading.
@@ -34,38 +34,38 @@ RELEASED: dict[str, dict[str, Any]] = {
         hf_hub_filename="uvtrs_mim4d_vs0.075/uvtrs_mim4d_vs0.075_pretrain.pth",
         input_size=(3, 480, 800),
         pool_size=(15, 25),
-        license="cc-by-nc-sa-4.0",  # what nuScenes, its training data, imposes
+        license="cc-by-nc-sa-4.0",  # imposed by nuScenes, the training data
         origin_url="https://github.com/hustvl/MIM4D",
     ),
 }
-"""Weights on the Hub by ``MODEL.TAG``, as what differs from the model's own config."""
+"""Weights on the Hub by ``MODEL.TAG``: entries of ``pretrained_cfg`` that differ from those of the model."""
 
 
 def with_tags(model: str, own: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A model's configs for ``timm.models.generate_default_cfgs``: those of weights with a tag, and its own.
+    """All configs of a model for ``timm.models.generate_default_cfgs``: one per tag, and one without weights.
 
-    Weights that come with the package are what ``pretrained=True`` gives without a tag; those of others have to be
-    asked for by their tag.
+    ``pretrained=True`` without a tag loads weights from the package. Released weights are loaded by tag only.
 
     Args:
-        model: Our name of the architecture.
-        own: Its config without weights.
+        model: mim4d's name of the architecture.
+        own: The model's config without weights.
     """
     packaged = {folder.name: _packaged(folder) for folder in sorted(PACKAGED.glob(f"{model}.*"))}
-    released = {name: about for name, about in RELEASED.items() if name.startswith(f"{model}.")}
-    tagged = {name: {**own, **about} for name, about in {**packaged, **released}.items()}
-    # timm: a star makes the default, whether it has weights or not.
+    released = {name: config for name, config in RELEASED.items() if name.startswith(f"{model}.")}
+    tagged = {name: {**own, **config} for name, config in {**packaged, **released}.items()}
+    # In timm, a star marks the default config, which may have no weights.
     return {**tagged, (model if packaged or not released else f"{model}.*"): own}
 
 
 def _packaged(folder: Path) -> dict[str, Any]:
-    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
-    del about["tag"]  # it is in the folder's name
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
+    """Entries of ``pretrained_cfg`` for weights in the package."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
+    del config["tag"]  # the folder's name has it
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
     return {**values, "file": str(folder / WEIGHTS)}
 
 
-def nothing_published(model: str, tag: str | None) -> WeightsError:
+def no_weights_error(model: str, tag: str | None) -> WeightsError:
     """The error of ``pretrained=True`` for a model or tag without weights."""
     which = f"{model}.{tag}" if tag else f"{model} without a tag"
     names = ", ".join(timm.list_models("mim4d_*", pretrained=True, include_tags=True))

@@ -1,4 +1,4 @@
-"""From the Hub or a folder: an encoder as a model, or as a folder of its own."""
+"""Encoders from the Hub or a folder, as a model or as a folder of their own."""
 
 import shutil
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from ..io.files import write_folder
 from ..io.tensors import first_line
 from ..version import __version__
 from .faults import hub_error
-from .fetch import TIMEOUT
+from .fetch import TIMEOUT, HubRepo
 from .folder import CARD, CONFIG, FAMILY, WEIGHTS, find_folder, save_encoder
 from .load import fit_weights
 from .published import BASE_CFG
-from .sources import Weights, from_folder, from_hub, from_hub_or_nowhere, has_form_of_path, nothing_at
+from .sources import EncoderWeights, from_folder, from_hub, from_hub_id, looks_like_path, not_found
 
 
 def encoder_from_pretrained(
@@ -29,180 +29,184 @@ def encoder_from_pretrained(
     cache_dir: str | Path | None = None,
     **kwargs: Any,
 ) -> Any:
-    """See :meth:`mim4d.MIM4DEncoder.from_pretrained`."""
+    """Load an encoder; see :meth:`mim4d.MIM4DEncoder.from_pretrained`."""
     source = str(repo_or_folder)
     path = Path(source).expanduser()
     if path.exists():
         if revision:
-            raise WeightsError(f"{source} is a folder here, and folders have no revision {revision}")
-        return _made(from_folder(find_folder(path)), **kwargs)
-    if isinstance(repo_or_folder, Path) or has_form_of_path(source):
-        raise WeightsError(nothing_at(source))
+            raise WeightsError(f"{source} is a folder, which has no revision {revision}: leave out revision")
+        return _build(from_folder(find_folder(path)), **kwargs)
+    if isinstance(repo_or_folder, Path) or looks_like_path(source):
+        raise WeightsError(not_found(source))
     if "/" not in source:
-        hint = f"; weights with a name: timm.create_model({source!r}, pretrained=True)" if timm.is_model(source) else ""
-        raise WeightsError(f"no such folder: {source}, and a repository on the Hub is org/name{hint}")
-    return _made(from_hub_or_nowhere(source, revision=revision, token=token, cache_dir=cache_dir), **kwargs)
+        hint = f"; for its own weights: timm.create_model({source!r}, pretrained=True)" if timm.is_model(source) else ""
+        raise WeightsError(f"no such folder: {source}; expected a folder, or org/name for the Hub{hint}")
+    repo = HubRepo.parse(source, revision=revision, token=token, cache_dir=cache_dir)
+    return _build(from_hub_id(source, repo), **kwargs)
 
 
-def open_encoder(path: Path) -> Weights:
-    """The encoder in a run or a folder, verified: see :func:`verify`.
+def open_encoder(path: Path) -> EncoderWeights:
+    """Load the encoder of a run or an encoder folder, and verify it with :func:`verify`.
 
     Raises:
-        WeightsError: If there is none, it is damaged, or the weights are not those of an architecture of ours.
+        WeightsError: If there is none, it is damaged, or the weights do not fit their architecture.
     """
     weights = from_folder(find_folder(path))
     verify(weights)
     return weights
 
 
-def verify(weights: Weights) -> int:
-    """See that weights are all that the architecture in their config needs, and nothing else.
+def verify(weights: EncoderWeights) -> int:
+    """Check that weights have exactly the tensors that their architecture needs.
 
-    The architecture is laid out on the meta device first, so that a config costs no memory that its weights do not.
+    The architecture is built on the meta device, so that a config cannot allocate memory.
 
     Args:
-        weights: With a config.
+        weights: The weights.
 
     Returns:
         The number of tensors that fit.
 
     Raises:
-        WeightsError: If the architecture is none of ours, cannot be made, or the weights do not fit it.
+        WeightsError: If timm does not know the architecture or cannot build it, or the weights do not fit it.
     """
-    name, arguments = _call(weights)
+    name, arguments = _create_model_args(weights)
     try:
         with torch.device("meta"):
             empty = timm.create_model(name, **arguments)
     except Exception as error:  # timm's constructors raise all kinds, AssertionError and ZeroDivisionError among them
-        raise WeightsError(f"{weights.source}: cannot make a {name}: {first_line(error)}") from error
-    taken, _ = fit_weights(empty, weights)
-    return len(taken)
+        raise WeightsError(f"{weights.source}: cannot build a {name}: {first_line(error)}") from error
+    tensors, _ = fit_weights(empty, weights)
+    return len(tensors)
 
 
-def _call(weights: Weights) -> tuple[str, dict[str, Any]]:
-    """What to call ``timm.create_model`` with: a name of ours, and arguments that were checked."""
+def _create_model_args(weights: EncoderWeights) -> tuple[str, dict[str, Any]]:
+    """The name and checked arguments with which ``timm.create_model`` builds the model of weights."""
     config = weights.config
-    assert config is not None
     if not timm.is_model(config.model):
         raise WeightsError(f"{weights.source} is a {config.model}, which timm {timm.__version__} does not know")
     own: Any = timm.get_pretrained_cfg(config.model)
     modules = {"first_conv": own.first_conv, "classifier": own.classifier}
-    about = {**weights.about, **modules} if weights.about else None
-    return config.model, {"pretrained_cfg": about, **config.model_args}
+    cfg = {**weights.pretrained_cfg, **modules} if weights.pretrained_cfg else None
+    return config.model, {"pretrained_cfg": cfg, **config.model_args}
 
 
-def _made(weights: Weights, **kwargs: Any) -> Any:
-    """The encoder that a config describes, with its weights.
+def _build(weights: EncoderWeights, **kwargs: Any) -> Any:
+    """Build the model of weights and load them.
 
     Raises:
-        WeightsError: If it is no architecture of ours, or the weights do not fit it.
+        WeightsError: If timm does not know the architecture, or the weights do not fit it.
     """
     verify(weights)
-    name, arguments = _call(weights)
+    name, arguments = _create_model_args(weights)
     if name.startswith(FAMILY):
-        given: dict[str, Any] = {"given_weights": weights}
-    else:  # timm reads the file itself, which was verified
-        arguments = {**arguments, "pretrained_cfg": {**arguments["pretrained_cfg"], "file": str(weights.file)}}
-        given = {"pretrained": True}
+        arguments["given_weights"] = weights
+    else:  # timm reads the verified file itself
+        arguments["pretrained_cfg"] = {**arguments["pretrained_cfg"], "file": str(weights.file)}
+        arguments["pretrained"] = True
     try:
-        encoder = timm.create_model(name, **given, **{**arguments, **kwargs})
+        encoder = timm.create_model(name, **{**arguments, **kwargs})
     except TypeError as error:  # an argument that the class does not have
-        raise WeightsError(f"{weights.source}: cannot make a {name}: {error}") from error
+        raise WeightsError(f"{weights.source}: cannot build a {name}: {error}") from error
     return encoder.eval()
 
 
-def rewrite(weights: Weights, folder: Path, *, license: str | None, half: bool) -> None:
+def rewrite(weights: EncoderWeights, folder: Path, *, license: str | None, half: bool) -> None:
     """Write weights as an encoder folder.
 
     Args:
-        weights: With a config.
-        folder: Where to.
-        license: In place of the one that the config has.
-        half: Store float16, for half the size.
+        weights: The weights.
+        folder: The target.
+        license: Replaces the config's licence; None keeps it.
+        half: Store float16, in half the size.
 
     Raises:
-        UserError: If they do not fit the architecture, or the folder cannot be written or holds something else.
+        UserError: If the weights do not fit the architecture, or the folder cannot be written or holds other files.
     """
-    assert weights.config is not None
-    _check_ours(folder)
-    about = weights.config.provenance
-    made_anew = ("version", "sha256")
+    _check_replaceable(folder)
+    cfg = weights.config.pretrained_cfg
     save_encoder(
-        _made(weights),
+        _build(weights),
         folder,
-        # Not what the model's config would say: that is of the weights that come with the package.
-        image_size=None if "input_size" in weights.config.about else BASE_CFG["input_size"][1:],
-        license=license or weights.config.about.get("license"),
-        provenance={name: value for name, value in about.items() if name not in made_anew},
+        # Not from the model's own config, which is that of the packaged weights.
+        image_size=None if "input_size" in cfg else BASE_CFG["input_size"][1:],
+        license=license or cfg.get("license"),
+        provenance={
+            name: value for name, value in weights.config.provenance.items() if name not in ("version", "sha256")
+        },
         half=half,
     )
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """An encoder that was fetched."""
+    """A downloaded and verified encoder."""
 
     model: str
-    """Our name of its architecture."""
+    """mim4d's name of the architecture."""
     folder: Path
-    """With ``config.json`` and ``model.safetensors``."""
+    """Holds ``config.json`` and ``model.safetensors``."""
     license: str | None
-    """Of the weights, where their config names it."""
+    """Of the weights; None if their config has none."""
     tensors: int
-    """How many there are: names, shapes and types are the architecture's, and no value is NaN or infinite."""
+    """Number of tensors. Names, shapes and types are those of the architecture, and all values are finite."""
     checksum: str | None
-    """The weights' sha256 where their config names it: it is the file's."""
+    """The verified sha256 of the weights; None if their config has none."""
 
 
 def pull(repo: str, *, revision: str | None = None, out: Path | None = None, token: str | bool | None = None) -> Pulled:
-    """Fetch and verify an encoder, so that it is there without the network too.
+    """Download and verify an encoder, which is then available offline too.
 
     Args:
         repo: ``org/name``.
         revision: Branch, tag or commit.
-        out: A folder to copy it to; None leaves it in the client's cache.
-        token: None for the one of the login.
+        out: A folder to copy the encoder to; None leaves it in the client's cache.
+        token: None for the token of the login.
 
     Raises:
-        UserError: If it cannot be had, is damaged, or ``out`` cannot be written.
+        UserError: If it cannot be downloaded, is damaged, or ``out`` cannot be written.
     """
-    weights = from_hub(repo, revision=revision, token=token)
+    weights = from_hub(HubRepo(repo, revision=revision, token=token))
     tensors = verify(weights)
-    assert weights.config is not None
-    assert weights.file is not None
-    config, folder = weights.config, weights.file.parent
+    config, folder = weights.config, weights.folder
     if out is not None:
-        _check_ours(out)
+        _check_replaceable(out)
         files = [folder / CONFIG, folder / WEIGHTS]
         write_folder(out, lambda partial: _copy(files, partial), "the encoder")
         folder = out
-    return Pulled(config.model, folder, config.about.get("license"), tensors, config.provenance.get("sha256"))
+    license, checksum = config.pretrained_cfg.get("license"), config.provenance.get("sha256")
+    return Pulled(config.model, folder, license, tensors, checksum)
 
 
 def contents(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> list[str]:
-    """What :func:`pull` would fetch: a line for each file.
+    """List the files that :func:`pull` would download, one line per file.
+
+    Args:
+        repo: As for :func:`pull`.
+        revision: As for :func:`pull`.
+        token: As for :func:`pull`.
 
     Raises:
-        WeightsError: If the repository cannot be seen or is no encoder's.
+        WeightsError: If the repository cannot be read or is not that of an encoder.
     """
     try:
         info = HfApi(token=token, library_name="mim4d", library_version=__version__).model_info(
             repo, revision=revision, timeout=TIMEOUT, files_metadata=True
         )
-    except Exception as error:  # the client's own kinds and its HTTP library's
+    except Exception as error:  # of the client or of its HTTP library
         raise hub_error(error, repo, revision=revision) from error
-    there = {file.rfilename: file for file in info.siblings or []}
-    if missing := [name for name in (CONFIG, WEIGHTS) if name not in there]:
-        raise WeightsError(f"{repo} has no {missing[0]}: it is no encoder's repository")
-    return [f"{name:17}  {there[name].size:>13,} bytes" for name in (CONFIG, WEIGHTS)]
+    files = {file.rfilename: file for file in info.siblings or []}
+    if missing := [name for name in (CONFIG, WEIGHTS) if name not in files]:
+        raise WeightsError(f"{repo} has no {missing[0]}: expected an encoder, with {CONFIG} and {WEIGHTS}")
+    return [f"{name:17}  {files[name].size:>13,} bytes" for name in (CONFIG, WEIGHTS)]
 
 
-def _check_ours(folder: Path) -> None:
-    """See that a folder may be replaced: it is not there, or it holds an encoder or nothing."""
+def _check_replaceable(folder: Path) -> None:
+    """Check that a folder does not exist, is empty or holds an encoder only."""
     if folder.exists() and not (
         folder.is_dir() and {file.name for file in folder.iterdir()} <= {CONFIG, WEIGHTS, CARD}
     ):
-        raise WeightsError(f"{folder} exists and holds something else: name another folder")
+        raise WeightsError(f"{folder} exists and holds other files than an encoder: choose another folder")
 
 
 def _copy(files: list[Path], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""To the Hub: three files and never another, in one commit, and none where nothing has changed."""
+"""Publish encoders: exactly three files, in one commit, and no commit if nothing has changed."""
 
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +21,9 @@ from .folder import CARD, CONFIG, WEIGHTS, EncoderConfig, save_encoder
 from .licensing import hub_metadata
 from .pull import open_encoder
 
-State = Literal["new", "changed", "the same", "kept", "unknown"]
+State = Literal["new", "changed", "unchanged", "kept", "unknown"]
+"""A file compared with the one on the Hub. "kept": the card was edited on the Hub, and stays while the weights are
+unchanged. "unknown": the Hub could not be reached."""
 
 
 @dataclass(frozen=True)
@@ -31,71 +33,70 @@ class PlannedFile:
     name: str
     content: Path | bytes
     state: State
-    """Against what is on the Hub, "unknown" if it was not asked; a card that was edited there is kept as long as its
-    weights are."""
 
     def line(self) -> str:
-        """The file for a reader."""
+        """State, name, size and checksum in one line."""
         size = len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
-        return f"{self.state:8}  {self.name:17}  {size:>13,} bytes  sha256 {sha256_of(self.content)[:16]}"
+        return f"{self.state:9}  {self.name:17}  {size:>13,} bytes  sha256 {sha256_of(self.content)[:16]}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PushPlan:
-    """What a push will do, and nothing else."""
+    """All that a push will do."""
 
     repo: str
-    files: list[PlannedFile]
     private: bool
     revision: str | None
     tag: str | None
-    makes_repo: bool
-    makes_branch: bool
-    makes_tag: bool
-    parent: str | None
-    """The commit that the files were compared with; None for a repository that is not there yet."""
     message: str
-    not_compared: str = ""
-    """Why the Hub could not be asked, if it could not: then only the files are known."""
+    """Of the commit."""
+    files: list[PlannedFile]
+    creates_repo: bool
+    creates_branch: bool
+    creates_tag: bool
+    parent: str | None
+    """The commit that the files were compared with; None for a new repository."""
+    offline_reason: str = ""
+    """Why the Hub could not be reached; empty if it was."""
 
     @property
     def uploads(self) -> list[PlannedFile]:
-        """The files that will be sent."""
+        """The files to upload."""
         return [file for file in self.files if file.state in ("new", "changed")]
 
     def lines(self) -> Iterator[str]:
-        """The plan for a reader."""
-        if self.not_compared:
-            yield f"not compared with the Hub: {self.not_compared}"
+        """Describe the plan, one line per file and action."""
+        if self.offline_reason:
+            yield f"not compared with the Hub: {self.offline_reason}"
             yield f"files for {self.repo}{f'@{self.revision}' if self.revision else ''}:"
-        if self.makes_repo:
-            yield f"make the {'private' if self.private else 'public'} repository {self.repo}"
-        if self.makes_branch:
-            yield f"make the branch {self.revision}"
+        if self.creates_repo:
+            yield f"create the {'private' if self.private else 'public'} repository {self.repo}"
+        if self.creates_branch:
+            yield f"create the branch {self.revision}"
         for file in self.files:
             yield file.line()
-        if self.makes_tag:
-            yield f"make the tag {self.tag}"
+        if self.creates_tag:
+            yield f"create the tag {self.tag}"
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where the weights are now."""
+    """The result of a push."""
 
     url: str
-    """Of the commit that holds them."""
+    """Of the commit that holds the weights."""
     committed: bool
-    """Whether that commit is of this push."""
+    """Whether this push made that commit."""
 
 
 class Publisher:
-    """Pushes encoder folders with one login."""
+    """Publishes encoder folders with one login."""
 
     def __init__(self, token: str | bool | None = None) -> None:
-        """Make a client.
+        """Create the client.
 
         Args:
-            token: With the right to write; None for the one of ``hf auth login`` or HF_TOKEN.
+            token: A token that may write; None for the one of ``hf auth login`` or HF_TOKEN.
         """
         self._api = HfApi(token=token, library_name="mim4d", library_version=__version__)
 
@@ -110,75 +111,58 @@ class Publisher:
         license: str | None = None,
         offline: bool = False,
     ) -> PushPlan:
-        """Compare an encoder with what is on the Hub; nothing is changed there.
+        """Compare an encoder with the Hub, without changing anything there.
 
         Args:
-            path: A run, or an encoder folder. A README.md in the folder is the card; else one is made.
+            path: A run, or an encoder folder. A README.md in the folder is its card; otherwise a card is generated.
             repo: ``org/name``.
             private: Whether the repository must be private.
-            revision: Branch; None for the default one.
+            revision: Branch; None for the default branch.
             tag: For the commit.
-            license: In place of the one in ``config.json``.
-            offline: Whether to make a plan without a comparison where the Hub cannot be reached, to be read only.
+            license: Replaces the licence in ``config.json``.
+            offline: Whether to return a plan without comparison, for display, if the Hub cannot be reached.
 
         Raises:
             UserError: If the folder is damaged, the repository public where it must be private, or the tag taken.
         """
         weights = open_encoder(path)
-        assert weights.config is not None
-        assert weights.file is not None
-        config, folder = weights.config, weights.file.parent
-        config = config.with_license(license) if license else config
-        card = folder / CARD
-        if card.is_symlink():
-            raise WeightsError(f"{card} is a link: only a file of this folder is published; put the card itself there")
-        if license and card.is_file() and _license_of(card) != hub_metadata(license)["license"]:
-            raise WeightsError(f"{card} names another licence than {license}: put it right there, or remove the card")
-        files: dict[str, Path | bytes] = {
-            CONFIG: config.text().encode(),
-            WEIGHTS: folder / WEIGHTS,
-            CARD: card.read_bytes() if card.is_file() else make_card(config, repo).encode(),
-        }
+        config = weights.config.with_license(license) if license else weights.config
+        files = _files(weights.folder, config, repo, license)
+        remote, branch, tagged, offline_reason = None, None, None, ""
         try:
-            remote, branch = self._look(repo, revision)
-            tagged = self._tagged(repo, tag) if remote and tag else None
-        except Exception as error:  # the client's own kinds and its HTTP library's
-            if offline and unreachable(error):
-                return PushPlan(
-                    repo=repo,
-                    files=[PlannedFile(name, content, "unknown") for name, content in files.items()],
-                    private=private,
-                    revision=revision,
-                    tag=tag,
-                    makes_repo=False,
-                    makes_branch=False,
-                    makes_tag=tag is not None,
-                    parent=None,
-                    message=_message(config),
-                    not_compared=str(hub_error(error, repo, revision=revision, writing=True)),
-                )
-            raise hub_error(error, repo, revision=revision, writing=True) from error
+            remote, branch = self._remote(repo, revision)
+            tagged = self._commit_of_tag(repo, tag) if remote and tag else None
+        except Exception as error:  # of the client or of its HTTP library
+            problem = hub_error(error, repo, revision=revision, writing=True)
+            if not offline or not unreachable(error):
+                raise problem from error
+            offline_reason = str(problem)
         if remote and private and not remote.private:
             raise WeightsError(f"{repo} exists and is public: make it private on the Hub first, or choose another name")
         compared_with = branch or remote
+        has_card = (weights.folder / CARD).is_file()
         plan = PushPlan(
             repo=repo,
-            files=_compare(files, compared_with, own_card=card.is_file()),
             private=private,
             revision=revision,
             tag=tag,
-            makes_repo=remote is None,
-            makes_branch=revision is not None and branch is None,
-            makes_tag=tag is not None and tagged is None,
-            parent=compared_with.sha if compared_with else None,
             message=_message(config),
+            files=[
+                PlannedFile(name, files[name], "unknown" if offline_reason else state)
+                for name, state in _compare(files, compared_with, keep_card=not has_card).items()
+            ],
+            creates_repo=remote is None and not offline_reason,
+            creates_branch=revision is not None and branch is None and not offline_reason,
+            creates_tag=tag is not None and tagged is None,
+            parent=compared_with.sha if compared_with else None,
+            offline_reason=offline_reason,
         )
         if tagged and (plan.uploads or tagged != plan.parent):
-            raise WeightsError(f"{repo} has a tag {tag} already, for commit {tagged[:12]}: choose another `tag`")
+            raise WeightsError(f"{repo} has a tag {tag} already, at commit {tagged[:12]}: choose another `tag`")
         return plan
 
-    def _look(self, repo: str, revision: str | None) -> tuple[Any, Any]:
-        """The repository on the Hub and its branch; None for what is not there or not to be seen."""
+    def _remote(self, repo: str, revision: str | None) -> tuple[Any, Any]:
+        """The repository on the Hub and its branch; None for what does not exist or may not be read."""
         try:
             remote = self._api.model_info(repo, timeout=TIMEOUT, files_metadata=True)
             if not revision:
@@ -191,15 +175,15 @@ class Publisher:
         except RevisionNotFoundError:
             return remote, None
 
-    def _tagged(self, repo: str, tag: str) -> str | None:
-        """The commit that has a tag."""
+    def _commit_of_tag(self, repo: str, tag: str) -> str | None:
+        """The commit that a tag names; None if there is no such tag."""
         return next((ref.target_commit for ref in self._api.list_repo_refs(repo).tags if ref.name == tag), None)
 
     def push(self, plan: PushPlan) -> Pushed:
-        """Carry out a plan. If it fails, run it again: contents that arrived are not sent twice.
+        """Carry out a plan. After an error, push again: uploaded files are not sent twice.
 
         Raises:
-            UserError: If the Hub refuses or cannot be reached; without a commit nothing is published.
+            UserError: If the Hub cannot be reached or rejects the push; without a commit nothing is published.
         """
         try:
             return self._push(plan)
@@ -208,9 +192,9 @@ class Publisher:
 
     def _push(self, plan: PushPlan) -> Pushed:
         api = self._api
-        if plan.makes_repo:
+        if plan.creates_repo:
             api.create_repo(plan.repo, private=plan.private, exist_ok=True)
-        if plan.makes_branch and plan.revision:
+        if plan.creates_branch and plan.revision:
             api.create_branch(plan.repo, branch=plan.revision, exist_ok=True)
         commit = plan.parent or ""
         if plan.uploads:
@@ -222,55 +206,72 @@ class Publisher:
                 parent_commit=plan.parent,
             )
             commit = made.oid
-        if plan.makes_tag and plan.tag:
+        if plan.creates_tag and plan.tag:
             api.create_tag(plan.repo, tag=plan.tag, revision=commit)
         return Pushed(f"{constants.ENDPOINT}/{plan.repo}/commit/{commit}", bool(plan.uploads))
 
 
+def _files(folder: Path, config: EncoderConfig, repo: str, license: str | None) -> dict[str, Path | bytes]:
+    """The files of a push by name.
+
+    Raises:
+        WeightsError: If the card in the folder is a link, or names another licence.
+    """
+    card = folder / CARD
+    if card.is_symlink():
+        raise WeightsError(f"{card} is a link, and links are not published: replace it with the card itself")
+    if license and card.is_file() and _license_of(card) != hub_metadata(license)["license"]:
+        raise WeightsError(f"{card} names another licence than {license}: change it there, or remove the card")
+    return {
+        CONFIG: config.text().encode(),
+        WEIGHTS: folder / WEIGHTS,
+        CARD: card.read_bytes() if card.is_file() else make_card(config, repo).encode(),
+    }
+
+
 def _license_of(card: Path) -> str | None:
-    """What a card names; None if nothing, or nothing that can be read."""
+    """The licence in a card's metadata; None if there is none or it cannot be read."""
     try:
         return (metadata_load(card) or {}).get("license")
     except (ValueError, YAMLError):
         return None
 
 
-def _compare(files: dict[str, Path | bytes], remote: Any, *, own_card: bool) -> list[PlannedFile]:
-    """Each file against a commit on the Hub, or against nothing."""
-    there = {file.rfilename: file for file in remote.siblings} if remote else {}
+def _compare(files: dict[str, Path | bytes], remote: Any, *, keep_card: bool) -> dict[str, State]:
+    """Compare files with a commit on the Hub, or with none.
+
+    Args:
+        files: By name.
+        remote: The Hub's description of the commit; None for a new repository.
+        keep_card: Whether a card that was edited on the Hub stays while the weights are unchanged.
+    """
+    on_hub = {file.rfilename: file for file in remote.siblings} if remote else {}
 
     def state(name: str) -> State:
-        if name not in there:
+        if name not in on_hub:
             return "new"
-        large, content = there[name].lfs, files[name]
-        same = sha256_of(content) == large.sha256 if large else git_blob_of(content) == there[name].blob_id
-        return "the same" if same else "changed"
+        lfs, content = on_hub[name].lfs, files[name]
+        same = sha256_of(content) == lfs.sha256 if lfs else git_blob_of(content) == on_hub[name].blob_id
+        return "unchanged" if same else "changed"
 
     states = {name: state(name) for name in files}
-    if states[CARD] == "changed" and states[WEIGHTS] == "the same" and not own_card:
+    if states[CARD] == "changed" and states[WEIGHTS] == "unchanged" and keep_card:
         states[CARD] = "kept"
-    return [PlannedFile(name, content, states[name]) for name, content in files.items()]
+    return states
 
 
 def _message(config: EncoderConfig) -> str:
+    """The message of a commit."""
     steps = config.provenance.get("steps")
     return f"{config.model}{f' after {steps} steps' if steps else ''}, by mim4d {__version__}"
 
 
 def push_encoder(
-    encoder: nn.Module,
-    repo: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    tag: str | None = None,
-    license: str | None = None,
-    token: str | bool | None = None,
+    encoder: nn.Module, repo: str, *, license: str | None = None, token: str | bool | None = None, **options: Any
 ) -> str:
-    """See :meth:`mim4d.MIM4DEncoder.push_to_hub`."""
+    """Publish a model; see :meth:`mim4d.MIM4DEncoder.push_to_hub`."""
     publisher = Publisher(token)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "encoder"
         save_encoder(encoder, folder, license=license)
-        plan = publisher.plan(folder, repo, private=private, revision=revision, tag=tag)
-        return publisher.push(plan).url
+        return publisher.push(publisher.plan(folder, repo, **options)).url

@@ -1,8 +1,8 @@
-"""What a ``config.json`` may say: everything that is used of it, by name, type and range.
+"""The format of ``config.json``: names, types and ranges of all entries that are used.
 
-A config may come from anywhere. What it says reaches the constructor of a model, a model card and a terminal, so it is
-checked once, here, when it is read. Arguments of the model that are not listed are refused: timm's ``create_model``
-takes paths of files among them.
+A config may come from anywhere, and its values reach the constructor of a model, a model card and a terminal. So it is
+checked once, when it is read. Model arguments that are not listed are refused: timm's ``create_model`` would accept
+paths of files among them.
 """
 
 import re
@@ -13,57 +13,58 @@ from typing import Any
 from ..errors import WeightsError
 
 Check = Callable[[Any], bool]
-CLASSES = 1_000_000
-CHANNELS = 65_536
-DEEP = 12
+Rule = tuple[Check, str]
+"""Whether a value is valid, and what was expected if it is not."""
+MAX_CLASSES = 1_000_000
+MAX_CHANNELS = 65_536
+MAX_DEPTH = 12
 """Levels of nesting that recorded settings may have."""
 
 
-def check_config(values: Any, what: str) -> dict[str, Any]:
-    """See that a config's entries are what they must be.
+def check_config(values: Any, source: str) -> dict[str, Any]:
+    """Check all entries of a config that are used.
 
     Args:
         values: The parsed JSON.
-        what: What to call the config in messages.
+        source: Name of the config for error messages.
 
     Returns:
         The config.
 
     Raises:
-        WeightsError: If it is not in timm's form, naming the first entry that is wrong.
+        WeightsError: If it is not in timm's format; the message names the first invalid entry.
     """
     if (
         not isinstance(values, dict)
         or not isinstance(values.get("architecture"), str)
         or not isinstance(values.get("pretrained_cfg"), dict)
     ):
-        raise WeightsError(f"{what} does not describe a timm model: it has no architecture and pretrained_cfg")
-    _check(values, _TOP, "", what)
-    about = values["pretrained_cfg"]
-    _check(about, {**_ELSEWHERE, **PRETRAINED}, "pretrained_cfg.", what)
-    if len({len(about[name]) for name in ("mean", "std") if name in about}) > 1:
-        raise WeightsError(f"{what}: pretrained_cfg.mean and pretrained_cfg.std are of different lengths")
-    _check(values.get("mim4d") or {}, _PROVENANCE, "mim4d.", what)
+        raise WeightsError(f"{source} does not describe a timm model: expected architecture and pretrained_cfg")
+    _check(values, _TOP, "", source)
+    cfg = values["pretrained_cfg"]
+    _check(cfg, {**_OTHER_SOURCES, **PRETRAINED}, "pretrained_cfg.", source)
+    if len({len(cfg[name]) for name in ("mean", "std") if name in cfg}) > 1:
+        raise WeightsError(f"{source}: pretrained_cfg.mean and .std differ in length; expected one value per channel")
+    _check(values.get("mim4d") or {}, _PROVENANCE, "mim4d.", source)
     model_args = values.get("model_args") or {}
     if unknown := [name for name in model_args if name not in MODEL_ARGS]:
         allowed = ", ".join(MODEL_ARGS)
-        raise WeightsError(f"{what}: the argument {reprlib.repr(unknown[0])} in model_args is none of {allowed}")
-    _check(model_args, MODEL_ARGS, "model_args.", what)
+        raise WeightsError(f"{source}: model_args has an argument {reprlib.repr(unknown[0])}; allowed are {allowed}")
+    _check(model_args, MODEL_ARGS, "model_args.", source)
     classes = values.get("num_classes", 0)
     if model_args.get("num_classes", classes) != classes:
-        raise WeightsError(
-            f"{what}: model_args.num_classes is {model_args['num_classes']}, but num_classes is {classes}"
-        )
+        found = model_args["num_classes"]
+        raise WeightsError(f"{source}: model_args.num_classes is {found}; expected {classes}, which is num_classes")
     return values
 
 
-def _check(values: dict[str, Any], entries: dict[str, tuple[Check, str]], prefix: str, what: str) -> None:
-    for name, (good, wanted) in entries.items():
-        if name in values and not good(values[name]):
-            raise WeightsError(f"{what}: {prefix}{name} is {reprlib.repr(values[name])}; expected {wanted}")
+def _check(values: dict[str, Any], rules: dict[str, Rule], prefix: str, source: str) -> None:
+    for name, (is_valid, expected) in rules.items():
+        if name in values and not is_valid(values[name]):
+            raise WeightsError(f"{source}: {prefix}{name} is {reprlib.repr(values[name])}; expected {expected}")
 
 
-def _whole(low: int, high: int) -> Check:
+def _integer(low: int, high: int) -> Check:
     return lambda value: type(value) is int and low <= value <= high
 
 
@@ -71,56 +72,51 @@ def _number(low: float, high: float) -> Check:
     return lambda value: type(value) in (int, float) and low <= value <= high
 
 
-def _one_of(*names: Any) -> Check:
-    return lambda value: any(type(value) is type(name) and value == name for name in names)
+def _one_of(*choices: Any) -> Check:
+    return lambda value: any(type(value) is type(choice) and value == choice for choice in choices)
 
 
-def _list_of(good: Check, least: int, most: int) -> Check:
-    return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(good, value))
+def _list_of(item: Check, shortest: int, longest: int) -> Check:
+    return lambda value: isinstance(value, list) and shortest <= len(value) <= longest and all(map(item, value))
 
 
-def _or_null(good: Check) -> Check:
-    return lambda value: value is None or good(value)
-
-
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def text(value: Any) -> bool:
-    """Whether a value is a line of text without control characters."""
-    return isinstance(value, str) and len(value) <= 65_536 and value.isprintable()
+def _or_null(check: Check) -> Check:
+    return lambda value: value is None or check(value)
 
 
 def _matches(pattern: str) -> Check:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
-def _tree(value: Any, levels: int = DEEP) -> bool:
-    """Plain values under names, a few levels deep."""
+def _is_text(value: Any) -> bool:
+    """Whether a value is one line of text without control characters."""
+    return isinstance(value, str) and len(value) <= 65_536 and value.isprintable()
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_plain(value: Any, levels: int = MAX_DEPTH) -> bool:
+    """Whether a value is plain JSON, at most so many levels deep."""
     if isinstance(value, dict):
-        return levels > 0 and all(text(name) and _tree(below, levels - 1) for name, below in value.items())
+        return levels > 0 and all(_is_text(name) and _is_plain(item, levels - 1) for name, item in value.items())
     if isinstance(value, list):
-        return levels > 0 and all(_tree(below, levels - 1) for below in value)
-    return value is None or text(value) or _flag(value) or _number(-1e300, 1e300)(value)
+        return levels > 0 and all(_is_plain(item, levels - 1) for item in value)
+    return value is None or _is_text(value) or isinstance(value, bool) or _number(-1e300, 1e300)(value)
 
 
-def _settings(value: Any) -> bool:
-    return isinstance(value, dict) and _tree(value)
-
-
-def _measured(value: Any) -> bool:
-    """The first and the last row of a log: numbers by name, ``step`` among them."""
+def _is_measured(value: Any) -> bool:
+    """Whether a value holds the first and last row of a log: numbers by name, ``step`` among them."""
     number = _number(-1e300, 1e300)
     return isinstance(value, dict) and all(
         isinstance(row, dict)
         and (not row or "step" in row)
-        and all(text(name) and number(figure) for name, figure in row.items())
+        and all(_is_text(name) and number(figure) for name, figure in row.items())
         for row in (value.get("first", {}), value.get("last", {}))
     )
 
 
-_four = _list_of(_whole(1, CHANNELS), 4, 4)
 _ACTIVATIONS = (
     *("relu", "relu6", "leaky_relu", "elu", "prelu", "celu", "selu", "gelu", "gelu_tanh", "quick_gelu", "silu"),
     *("swish", "mish", "sigmoid", "tanh", "hard_sigmoid", "hard_swish", "hard_mish", "identity"),
@@ -131,97 +127,109 @@ _NORMS = (
 )
 _POOLS = tuple(fast + pool for fast in ("", "fast") for pool in ("", "avg", "max", "avgmax", "catavgmax"))
 
-MODEL_ARGS: dict[str, tuple[Check, str]] = {
-    "in_chans": (_whole(1, 1024), "1 to 1024 channels"),
-    "num_classes": (_whole(0, CLASSES), f"0 to {CLASSES} classes"),
-    "global_pool": (_one_of(*_POOLS), "one of timm's poolings, such as 'avg'"),
+_BOOL: Rule = (lambda value: isinstance(value, bool), "true or false")
+_FRACTION: Rule = (_number(0, 1), "a fraction from 0 to 1")
+_CLASSES: Rule = (_integer(0, MAX_CLASSES), f"0 to {MAX_CLASSES} classes")
+_DEPTHS: Rule = (_list_of(_integer(1, 100), 4, 4), "4 depths from 1 to 100")
+_WIDTHS: Rule = (_list_of(_integer(1, MAX_CHANNELS), 4, 4), "4 widths")
+_WIDTH: Rule = (_integer(1, 4096), "1 to 4096 channels")
+
+MODEL_ARGS: dict[str, Rule] = {
+    "in_chans": (_integer(1, 1024), "1 to 1024 channels"),
+    "num_classes": _CLASSES,
+    "global_pool": (_one_of(*_POOLS), "the name of a timm pooling, such as 'avg'"),
     "output_stride": (_one_of(8, 16, 32), "8, 16 or 32"),
-    "drop_rate": (_number(0, 1), "a fraction from 0 to 1"),
-    "drop_path_rate": (_number(0, 1), "a fraction from 0 to 1"),
-    "act_layer": (_one_of(*_ACTIVATIONS), "the name of one of timm's activations"),
-    "norm_layer": (_or_null(_one_of(*_NORMS)), "the name of one of timm's norms"),
+    "drop_rate": _FRACTION,
+    "drop_path_rate": _FRACTION,
+    "act_layer": (_one_of(*_ACTIVATIONS), "the name of a timm activation"),
+    "norm_layer": (_or_null(_one_of(*_NORMS)), "the name of a timm norm"),
     "stem_type": (
         _one_of("", "deep", "deep_tiered", "patch", "overlap", "overlap_tiered", "overlap_act"),
-        "one of timm's stems, such as 'patch'",
+        "the name of a timm stem, such as 'patch'",
     ),
     # ConvNeXt
-    "depths": (_list_of(_whole(1, 100), 4, 4), "4 depths from 1 to 100"),
-    "dims": (_four, "4 widths"),
+    "depths": _DEPTHS,
+    "dims": _WIDTHS,
     "kernel_sizes": (
-        lambda value: _whole(1, 63)(value) or _list_of(_whole(1, 63), 4, 4)(value),
+        lambda value: _integer(1, 63)(value) or _list_of(_integer(1, 63), 4, 4)(value),
         "a size from 1 to 63, or 4 of them",
     ),
     "ls_init_value": (_or_null(_number(0, 1e3)), "null or a number from 0 to 1000"),
-    "patch_size": (_whole(1, 64), "1 to 64 pixels"),
+    "patch_size": (_integer(1, 64), "1 to 64 pixels"),
     "head_init_scale": (_number(-1e6, 1e6), "a number"),
-    "head_norm_first": (_flag, "true or false"),
-    "head_hidden_size": (_or_null(_whole(1, CHANNELS)), f"null or 1 to {CHANNELS}"),
-    "conv_mlp": (_flag, "true or false"),
-    "conv_bias": (_flag, "true or false"),
-    "use_grn": (_flag, "true or false"),
+    "head_norm_first": _BOOL,
+    "head_hidden_size": (_or_null(_integer(1, MAX_CHANNELS)), f"null or 1 to {MAX_CHANNELS}"),
+    "conv_mlp": _BOOL,
+    "conv_bias": _BOOL,
+    "use_grn": _BOOL,
     "norm_eps": (_or_null(_number(0, 1)), "null or a number from 0 to 1"),
     # ResNet
-    "layers": (_list_of(_whole(1, 100), 4, 4), "4 depths from 1 to 100"),
-    "channels": (_four, "4 widths"),
-    "cardinality": (_whole(1, 1024), "1 to 1024 groups"),
-    "base_width": (_whole(1, 4096), "1 to 4096 channels"),
-    "stem_width": (_whole(1, 4096), "1 to 4096 channels"),
-    "replace_stem_pool": (_flag, "true or false"),
-    "block_reduce_first": (_whole(1, 64), "1 to 64"),
+    "layers": _DEPTHS,
+    "channels": _WIDTHS,
+    "cardinality": (_integer(1, 1024), "1 to 1024 groups"),
+    "base_width": _WIDTH,
+    "stem_width": _WIDTH,
+    "replace_stem_pool": _BOOL,
+    "block_reduce_first": (_integer(1, 64), "1 to 64"),
     "down_kernel_size": (_one_of(1, 3), "1 or 3"),
-    "avg_down": (_flag, "true or false"),
-    "drop_block_rate": (_number(0, 1), "a fraction from 0 to 1"),
+    "avg_down": _BOOL,
+    "drop_block_rate": _FRACTION,
+    "zero_init_last": _BOOL,
     # ViT
-    "img_size": (_list_of(_whole(1, 8192), 2, 2), "[height, width]"),
-    "dynamic_img_size": (_flag, "true or false"),
-    "zero_init_last": (_flag, "true or false"),
+    "img_size": (_list_of(_integer(1, 8192), 2, 2), "[height, width]"),
+    "dynamic_img_size": _BOOL,
 }
-"""The arguments that a config may give to the constructor of timm's ConvNeXt or ResNet; classes and paths are none."""
+"""Arguments that a config may pass to the constructor of a timm model. No argument is a class or a path."""
 
-_TOP: dict[str, tuple[Check, str]] = {
-    "architecture": (_matches(r"[a-z0-9][a-z0-9_]{0,99}"), "a timm architecture's name"),
-    "num_classes": (_whole(0, CLASSES), f"0 to {CLASSES} classes"),
-    "model_args": (_or_null(lambda value: isinstance(value, dict)), "arguments by name"),
-    "mim4d": (_or_null(lambda value: isinstance(value, dict)), "entries by name"),
+_TOP: dict[str, Rule] = {
+    "architecture": (_matches(r"[a-z0-9][a-z0-9_]{0,99}"), "the name of a timm architecture"),
+    "num_classes": _CLASSES,
+    "model_args": (_or_null(_is_dict), "arguments by name"),
+    "mim4d": (_or_null(_is_dict), "entries by name"),
 }
-_size = _list_of(_whole(1, CHANNELS), 3, 3)
-_channels = _list_of(_number(-1e6, 1e6), 1, 1024)
-_module = _or_null(lambda value: text(value) or _list_of(text, 1, 16)(value))
-_NO_SOURCE = (lambda value: not value, "nothing: the weights are in model.safetensors")
-PRETRAINED: dict[str, tuple[Check, str]] = {
-    "input_size": (_size, "[channels, height, width]"),
-    "test_input_size": (_or_null(_size), "[channels, height, width]"),
-    "min_input_size": (_or_null(_size), "[channels, height, width]"),
-    "pool_size": (_or_null(_list_of(_whole(1, CHANNELS), 2, 2)), "[height, width]"),
-    "test_pool_size": (_or_null(_list_of(_whole(1, CHANNELS), 2, 2)), "[height, width]"),
-    "fixed_input_size": (_flag, "true or false"),
-    "num_classes": (_whole(0, CLASSES), f"0 to {CLASSES} classes"),
-    "mean": (_channels, "a number for each channel"),
-    "std": (_list_of(_number(1e-6, 1e6), 1, 1024), "a positive number for each channel"),
-    "interpolation": (text, "a name"),
-    "crop_mode": (text, "a name"),
+_SIZE = _list_of(_integer(1, MAX_CHANNELS), 3, 3)
+_POOL_SIZE = _list_of(_integer(1, MAX_CHANNELS), 2, 2)
+_NAME: Rule = (_is_text, "a name")
+_LINE: Rule = (_or_null(_is_text), "a line of text")
+_MODULE: Rule = (_or_null(lambda value: _is_text(value) or _list_of(_is_text, 1, 16)(value)), "a module's name")
+PRETRAINED: dict[str, Rule] = {
+    "input_size": (_SIZE, "[channels, height, width]"),
+    "test_input_size": (_or_null(_SIZE), "[channels, height, width]"),
+    "min_input_size": (_or_null(_SIZE), "[channels, height, width]"),
+    "pool_size": (_or_null(_POOL_SIZE), "[height, width]"),
+    "test_pool_size": (_or_null(_POOL_SIZE), "[height, width]"),
+    "fixed_input_size": _BOOL,
+    "num_classes": _CLASSES,
+    "mean": (_list_of(_number(-1e6, 1e6), 1, 1024), "one number per channel"),
+    "std": (_list_of(_number(1e-6, 1e6), 1, 1024), "one positive number per channel"),
+    "interpolation": _NAME,
+    "crop_mode": _NAME,
     "crop_pct": (_or_null(_number(1e-3, 10)), "a fraction"),
     "test_crop_pct": (_or_null(_number(1e-3, 10)), "a fraction"),
-    "first_conv": (_module, "a module's name"),
-    "classifier": (_module, "a module's name"),
-    "license": (_or_null(_matches(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}")), "a licence's name"),
-    "tag": (_or_null(text), "a name"),
-    "description": (_or_null(text), "a line of text"),
-    "origin_url": (_or_null(text), "a line of text"),
-    "paper_name": (_or_null(text), "a line of text"),
+    "first_conv": _MODULE,
+    "classifier": _MODULE,
+    "license": (_or_null(_matches(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}")), "the name of a licence"),
+    "tag": _LINE,
+    "description": _LINE,
+    "origin_url": _LINE,
+    "paper_name": _LINE,
 }
-"""The entries of timm's pretrained config that are used; others are left alone."""
-_ELSEWHERE = dict.fromkeys(("file", "state_dict", "custom_load"), _NO_SOURCE)
-"""Entries that would have timm load something else."""
-_LINE = (_or_null(text), "a line of text")
-_PROVENANCE: dict[str, tuple[Check, str]] = {
-    "sha256": (_or_null(_matches("[0-9a-f]{64}")), "64 hexadecimal digits"),
-    **dict.fromkeys(
-        ("version", "init", "data", "dataset", "split", "converted_from"), (_or_null(text), "a line of text")
+"""Entries of timm's pretrained config that are used; others are ignored."""
+_OTHER_SOURCES: dict[str, Rule] = dict.fromkeys(
+    ("file", "state_dict", "custom_load"), (lambda value: not value, "nothing: the weights are in model.safetensors")
+)
+"""Entries that would make timm load other weights."""
+_COUNT: Rule = (_or_null(_integer(0, 10**12)), "a count")
+_SHA256: Rule = (_or_null(_matches("[0-9a-f]{64}")), "64 hexadecimal digits")
+_PROVENANCE: dict[str, Rule] = {
+    "sha256": _SHA256,
+    **dict.fromkeys(("version", "init", "data", "dataset", "split", "converted_from"), _LINE),
+    "converted_from_sha256": _SHA256,
+    "steps": _COUNT,
+    "clips_per_step": _COUNT,
+    "settings": (
+        _or_null(lambda value: _is_dict(value) and _is_plain(value)),
+        f"plain values by name, at most {MAX_DEPTH} levels deep",
     ),
-    "converted_from_sha256": (_or_null(_matches("[0-9a-f]{64}")), "64 hexadecimal digits"),
-    "steps": (_or_null(_whole(0, 10**12)), "a count"),
-    "clips_per_step": (_or_null(_whole(0, 10**12)), "a count"),
-    "settings": (_or_null(_settings), f"plain values by name, at most {DEEP} levels deep"),
-    "measured": (_or_null(_measured), "first and last rows of numbers by name, with their step"),
+    "measured": (_or_null(_is_measured), "the first and last rows of numbers by name, each with its step"),
 }

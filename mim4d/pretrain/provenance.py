@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..hub.card import DEPTH
+from ..hub.card import DEPTH_SUFFIXES
 from ..hub.licensing import license_of_data, strictest
-from ..hub.sources import has_form_of_path
+from ..hub.sources import looks_like_path
 from .config import SCRATCH, PretrainConfig, to_dict
 from .weights import license_of
 
@@ -54,7 +54,7 @@ def _nameable(source: str) -> str:
     A path may be gone when the run ends, so that its form counts too.
     """
     path = Path(source).expanduser()
-    return path.name if has_form_of_path(source) or path.exists() else source
+    return path.name if looks_like_path(source) or path.exists() else source
 
 
 def _measures(row: dict[str, float], supervision: str) -> dict[str, float]:
@@ -64,7 +64,7 @@ def _measures(row: dict[str, float], supervision: str) -> dict[str, float]:
     """
     kinds: tuple[str, ...] = ("loss", "_rgb", "_psnr", "_rgb_hidden", "_rgb_visible")
     if supervision == "rgbd":
-        kinds += DEPTH
+        kinds += DEPTH_SUFFIXES
     if row.get("rays") == 0:
         kinds = ()
     return {

@@ -12,7 +12,7 @@ from ..backbones import MIM4DEncoder
 from ..errors import UserError, WeightsError
 from ..hub.folder import read_config
 from ..hub.load import load_weights
-from ..hub.sources import Weights, from_anywhere, known_name
+from ..hub.sources import Weights, from_anywhere, is_pretrained_name
 
 
 def license_of(source: str) -> str | None:
@@ -20,10 +20,10 @@ def license_of(source: str) -> str | None:
     file = Path(source).expanduser() / "config.json"
     if file.is_file():
         try:
-            return read_config(file, str(file)).about.get("license")
+            return read_config(file, str(file)).pretrained_cfg.get("license")
         except WeightsError:  # whether it can be used at all is for initialise() to say
             return None
-    config = timm.get_pretrained_cfg(source) if known_name(source) else None
+    config = timm.get_pretrained_cfg(source) if is_pretrained_name(source) else None
     return config.license if config else None
 
 
@@ -60,11 +60,11 @@ def initialise(encoder: nn.Module, source: str) -> str:
         raise UserError(f"--init {source}: {error}") from error
     whole = len(encoder.state_dict())
     line = f"{whole - len(loaded.missing)} of {whole} tensors from {source}, {len(loaded.missing)} missing"
-    if loaded.left_out:
-        line += f", left out: {', '.join(sorted(loaded.left_out))}"
+    if loaded.unused:
+        line += f", left out: {', '.join(sorted(loaded.unused))}"
     about: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]  # timm sets it from outside
     for what in ("mean", "std"):
-        theirs, ours = tuple(weights.about.get(what, ())), tuple(about[what])
+        theirs, ours = tuple(weights.pretrained_cfg.get(what, ())), tuple(about[what])
         if theirs and theirs != ours:
             line += f"; made for images with {what} {theirs}, this encoder uses {ours}"
     return line

@@ -149,7 +149,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (("--min-visibility", "5"), "--min-visibility 5 must be at most 4"),
         (("--backbone", "resnet19"), "--backbone resnet19: Unknown model (resnet19)"),
         (("--backbone", "swin_tiny_patch4_window7_224"), "channels last"),
-        (("--backbone", "/no/such/run"), "there is no folder /no/such/run"),
+        (("--backbone", "/no/such/run"), "no such folder: /no/such/run"),
         (("--backbone", "mim4d_convnext_large", "--init", "pretrained"), "mim4d_convnext_large"),
         (("--dataroot", "/no/such/root"), "--dataroot /no/such/root: no such folder"),
         (("--dataroot", ""), "--data nuscenes needs --dataroot"),

@@ -44,11 +44,11 @@ class Repo:
 
     def history(self, branch="main"):
         """Messages of a branch's commits, newest first."""
-        sha, told = self.branches[branch], []
+        sha, messages = self.branches[branch], []
         while sha:
-            told.append(self.messages[sha])
+            messages.append(self.messages[sha])
             sha = self.parents[sha]
-        return told
+        return messages
 
 
 @dataclass

@@ -21,7 +21,7 @@ MADE = {
     "settings": {"frames": 3, "tolerance": None, "optim": {"lr": 0.0004, "betas": [0.9, 0.999]}},
     "measured": {
         "first": {"step": 1, "direct_rgb": 0.3},
-        "last": {"step": 30000, "direct_rgb": 0.1, "val_direct_psnr": 21},
+        "last": {"step": 30000, "direct_rgb": 0.1, "val_direct_psnr": 21, "val_mean_psnr": 20},
     },
 }
 
@@ -44,10 +44,10 @@ def test_metadata_is_the_hubs(tmp_path):
 def test_it_says_how_it_was_trained_and_what_for(tmp_path):
     text = card(tmp_path, **MADE).text
     for line in (
-        "- First weights: convnext_base.dinov3_lvd1689m",
+        "- Initial weights: convnext_base.dinov3_lvd1689m",
         "- Data: driving video in nuScenes format (v1.0-trainval, train)",
         "- Steps: 30000",
-        "- Clips a step: 16",
+        "- Clips per step: 16",
         "| direct_rgb | 0.3 | 0.1 |",
         "| val_direct_psnr |  | 21 |",
         "  lr: 0.0004",
@@ -69,15 +69,15 @@ def test_first_weights_of_a_revision_are_of_its_repository(tmp_path):
 
 def test_drawn_data_is_called_drawn(tmp_path):
     drawn = card(tmp_path, license="apache-2.0", **{**MADE, "data": "synthetic", "init": "scratch"})
-    assert "no real image at all" in drawn.text
-    assert "good for trying the tools, not for real images" in drawn.text
+    assert "no real images" in drawn.text
+    assert "use it to try the tools, not on real images" in drawn.text
     assert drawn.data.datasets == ["mim4d-world"]
     assert drawn.data.base_model is None
 
 
 def test_single_frames_are_not_called_video(tmp_path):
     video = card(tmp_path / "video", **MADE).text
-    single = card(tmp_path / "single", **{**MADE, "settings": {"frames": 1}}).text
+    single = card(tmp_path / "single", **{**MADE, "settings": {"frames": 1}, "measured": {}}).text
     assert "multi-camera video" in video
     assert "a whole frame is dropped" in video
     assert "single frames of several cameras" in single
@@ -105,15 +105,16 @@ def test_a_depth_error_of_0_that_older_versions_wrote_without_lidar_is_not_shown
 
 
 def test_depth_is_not_claimed_where_cameras_alone_were_seen(tmp_path):
-    assert "rendered back in colour and depth." in card(tmp_path / "lidar", **MADE).text
-    assert "rendered back in colour." in card(tmp_path / "rgb", **{**MADE, "settings": {"supervision": "rgb"}}).text
+    cameras_only = {**MADE, "settings": {"supervision": "rgb"}}
+    assert "renders colour and depth of what is missing." in card(tmp_path / "lidar", **MADE).text
+    assert "renders colour of what is missing." in card(tmp_path / "rgb", **cameras_only).text
 
 
 def test_what_is_not_known_is_not_claimed(tmp_path):
     plain = card(tmp_path, license=None)
     assert plain.data.license == "unknown"
     assert plain.data.datasets is None
-    assert "How these weights were trained was not recorded" in plain.text
+    assert "How these weights were trained is not recorded" in plain.text
     assert "MIM4D (" not in plain.text
     assert "Not stated." in plain.text
 

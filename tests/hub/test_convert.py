@@ -69,7 +69,7 @@ def test_a_converted_folder_is_loaded_by_timm_and_by_us(released, tmp_path):
         for a, b in zip(expected, model.forward_intermediates(image(), intermediates_only=True), strict=True):
             torch.testing.assert_close(b.double(), a, rtol=1e-4, atol=1e-4)
     _, card, _ = calls.run("card", str(tmp_path / "encoder"))
-    assert "taken out of the checkpoint `pretrain.pth`" in card
+    assert "converted from the checkpoint `pretrain.pth`" in card
     assert "license: cc-by-nc-sa-4.0" in card
 
 
@@ -188,9 +188,9 @@ def _other_widths(path):
         (_truncated, "cannot read"),
         (lambda path: checkpoints.save({"state_dict": {}}, path), "its table of tensors is empty"),
         (lambda path: checkpoints.save({"epoch": 3}, path), "it holds no table of tensors"),
-        (_of_lidar, "holds no ConvNeXt or ResNet, neither under img_backbone. or backbone. nor on its own"),
-        (_missing, "nearest is mim4d_convnext_atto, but stages.1.blocks.0.norm.weight is missing"),
-        (_other_widths, r"nearest is mim4d_convnext_atto, but .*bias has shape \[319\], expected \[320\]"),
+        (_of_lidar, "has no ConvNeXt or ResNet: expected one under img_backbone. or backbone., or on its own"),
+        (_missing, "the closest is mim4d_convnext_atto, but stages.1.blocks.0.norm.weight is missing"),
+        (_other_widths, r"the closest is mim4d_convnext_atto, but .*bias has shape \[319\], expected \[320\]"),
     ],
 )
 def test_what_cannot_be_converted_is_named(spoil, message, released):
@@ -205,7 +205,7 @@ def test_a_target_with_other_things_in_it_is_left_alone(released, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("all of it")
     code, _, err = calls.run("convert", str(released), str(tmp_path / "full"))
-    assert (code, "holds something else" in err) == (2, True)
+    assert (code, "holds other files than an encoder" in err) == (2, True)
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
@@ -232,7 +232,7 @@ def test_resnets_have_the_same_names_everywhere(size, prefix, tmp_path):
 def test_what_is_converted_has_no_size_of_other_weights(released, tmp_path):
     """The package's own weights for this model were trained on 128 x 352."""
     calls.run("convert", str(released), str(tmp_path / "encoder"))
-    assert check_folder(tmp_path / "encoder").about["input_size"] == [3, 256, 704]
+    assert check_folder(tmp_path / "encoder").pretrained_cfg["input_size"] == [3, 256, 704]
 
 
 def test_old_resnets_without_counters_are_read_as_torch_reads_them(tmp_path):
@@ -248,7 +248,9 @@ def test_resnets_with_more_than_timms_are_refused(tmp_path):
     state_dict = {f"img_backbone.{n}": t for n, t in timm.create_model("mim4d_resnet50").state_dict().items()}
     state_dict["img_backbone.layer3.0.conv2_offset.weight"] = torch.zeros(27, 256, 3, 3)
     path = checkpoints.save({"state_dict": state_dict}, tmp_path / "dcn.pth")
-    with pytest.raises(WeightsError, match=r"nearest is mim4d_resnet50, but layer3.0.conv2_offset.weight is unknown"):
+    with pytest.raises(
+        WeightsError, match=r"the closest is mim4d_resnet50, but layer3.0.conv2_offset.weight is unknown"
+    ):
         convert_checkpoint(path)
 
 
@@ -260,7 +262,7 @@ def test_a_run_in_half_precision_keeps_what_is_known_of_it(tmp_path):
     assert code == 0, err
     half = check_folder(tmp_path / "half")
     assert made.items() <= half.provenance.items()
-    assert (half.about["license"], half.about["input_size"]) == ("apache-2.0", [3, 96, 256])
+    assert (half.pretrained_cfg["license"], half.pretrained_cfg["input_size"]) == ("apache-2.0", [3, 96, 256])
     assert half.model_args == check_folder(folder).model_args
     card = calls.run("card", str(tmp_path / "half"))[1]
-    assert "no real image at all" in card
+    assert "no real images" in card

@@ -81,11 +81,13 @@ def test_channels_last_and_bf16_weights_are_written_as_they_are(tmp_path):
 def test_what_timm_could_not_rebuild_is_refused(tmp_path):
     encoder = calls.small()
     encoder.stages[0].blocks[0].extra = torch.nn.Linear(2, 2)
-    with pytest.raises(UserError, match=r"so timm alone could not load it: stages\.0\.blocks\.0\.extra.* is unknown"):
+    with pytest.raises(
+        UserError, match=r"because timm could not load it as a convnext_atto: stages\.0\.blocks\.0\.extra.* is unknown"
+    ):
         save_encoder(encoder, tmp_path / "encoder")
-    with pytest.raises(UserError, match=r"made with arguments that config\.json cannot hold"):
+    with pytest.raises(UserError, match=r"cannot store an argument of this encoder in config\.json: "):
         save_encoder(calls.small(act_layer=torch.nn.ReLU), tmp_path / "encoder")
-    with pytest.raises(UserError, match="this encoder has no name"):
+    with pytest.raises(UserError, match=r"cannot save this MIM4DConvNeXt: create it with timm\.create_model"):
         save_encoder(MIM4DConvNeXt(), tmp_path / "encoder")
     assert not list(tmp_path.iterdir())
 
@@ -109,11 +111,17 @@ def _forget_checksum(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_flip, "model.safetensors is not the file that its config.json was written with: sha256"),
-        (_cut, "model.safetensors is not the file that its config.json was written with: sha256"),
+        (_flip, "model.safetensors was damaged or changed: its sha256 is"),
+        (_cut, "model.safetensors was damaged or changed: its sha256 is"),
         (lambda f: (_forget_checksum(f), _cut(f)), "cannot read .*model.safetensors: Error while deserializing"),
-        (lambda f: (f / "model.safetensors").unlink(), "holds no encoder: neither it nor its encoder/ has config.json"),
-        (lambda f: (f / "config.json").unlink(), "holds no encoder: neither it nor its encoder/ has config.json"),
+        (
+            lambda f: (f / "model.safetensors").unlink(),
+            "no encoder in .*: expected config.json and model.safetensors there or in",
+        ),
+        (
+            lambda f: (f / "config.json").unlink(),
+            "no encoder in .*: expected config.json and model.safetensors there or in",
+        ),
         (lambda f: (f / "config.json").write_text("{"), "cannot read .*config.json"),
         (lambda f: (f / "config.json").write_text("[]"), "does not describe a timm model"),
     ],
@@ -131,7 +139,7 @@ def test_a_folder_without_a_checksum_is_loaded_all_the_same(folder):
 
 
 def test_a_folder_has_no_revisions(folder):
-    with pytest.raises(WeightsError, match="folders have no revision v1"):
+    with pytest.raises(WeightsError, match="is a folder, which has no revision v1"):
         MIM4DEncoder.from_pretrained(folder, revision="v1")
 
 
@@ -155,33 +163,47 @@ def test_arguments_that_are_not_listed_never_reach_timm(name, folder, tmp_path, 
     torch.save(other, tmp_path / "other.pth")
     _change(folder, **{f"model_args__{name}": str(tmp_path / "other.pth")})
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: pytest.fail("a model was made"))
-    with pytest.raises(WeightsError, match=rf"config\.json: the argument '{name}' in model_args is none of in_chans, "):
+    with pytest.raises(
+        WeightsError, match=rf"config\.json: model_args has an argument '{name}'; allowed are in_chans, "
+    ):
         MIM4DEncoder.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"architecture": "hf-hub:org/name"}, "architecture is 'hf-hub:org/name'; expected a timm architecture's name"),
+        (
+            {"architecture": "hf-hub:org/name"},
+            "architecture is 'hf-hub:org/name'; expected the name of a timm architecture",
+        ),
         ({"architecture": "../x"}, r"architecture is '\.\./x'; expected"),
         ({"num_classes": 10**9}, "num_classes is 1000000000; expected 0 to 1000000 classes"),
         ({"num_classes": 10**6}, "head.fc.weight is missing"),  # 96 MB that were never asked for
-        ({"model_args__num_classes": 10**6}, "model_args.num_classes is 1000000, but num_classes is 0"),
+        ({"model_args__num_classes": 10**6}, "model_args.num_classes is 1000000; expected 0, which is num_classes"),
         ({"num_classes": True}, "num_classes is True; expected"),
         ({"model_args": [1]}, r"model_args is \[1\]; expected arguments by name"),
         ({"model_args__depths": [1, 1, 2, 10**6]}, r"model_args.depths is \[1, 1, 2, 1000000\]; expected 4 depths"),
         ({"model_args__dims": [65536] * 4}, "does not fit this encoder"),  # it would be 400 GB
-        ({"model_args__act_layer": "os.system"}, "model_args.act_layer is 'os.system'; expected the name of one of"),
-        ({"model_args__layers": [1, 1, 1, 1]}, "cannot make a mim4d_convnext_atto: .*layers"),
+        (
+            {"model_args__act_layer": "os.system"},
+            "model_args.act_layer is 'os.system'; expected the name of a timm activation",
+        ),
+        ({"model_args__layers": [1, 1, 1, 1]}, "cannot build a mim4d_convnext_atto: .*layers"),
         ({"pretrained_cfg__file": "/x.pth"}, "pretrained_cfg.file is '/x.pth'; expected nothing"),
         ({"pretrained_cfg__input_size": [3, -1, 64]}, r"pretrained_cfg.input_size is \[3, -1, 64\]; expected \[chan"),
-        ({"pretrained_cfg__mean": [0.5]}, "mean and pretrained_cfg.std are of different lengths"),
-        ({"pretrained_cfg__std": [0, 0, 0]}, r"pretrained_cfg.std is \[0, 0, 0\]; expected a positive number"),
-        ({"pretrained_cfg__license": {"a": 1}}, "pretrained_cfg.license is {'a': 1}; expected a licence's name"),
+        ({"pretrained_cfg__mean": [0.5]}, "pretrained_cfg.mean and .std differ in length"),
+        (
+            {"pretrained_cfg__std": [0, 0, 0]},
+            r"pretrained_cfg.std is \[0, 0, 0\]; expected one positive number per channel",
+        ),
+        ({"pretrained_cfg__license": {"a": 1}}, "pretrained_cfg.license is {'a': 1}; expected the name of a licence"),
         ({"mim4d": 3}, "mim4d is 3; expected entries by name"),
         ({"mim4d__steps": "many"}, "mim4d.steps is 'many'; expected a count"),
         ({"mim4d__split": "\x1b[2J"}, r"mim4d.split is '\\x1b\[2J'; expected a line of text"),
-        ({"mim4d__measured": {"first": {}, "last": {"loss": 1}}}, "mim4d.measured is .*; expected first and last rows"),
+        (
+            {"mim4d__measured": {"first": {}, "last": {"loss": 1}}},
+            "mim4d.measured is .*; expected the first and last rows",
+        ),
         ({"mim4d__settings": [1]}, r"mim4d.settings is \[1\]; expected plain values by name"),
     ],
 )
@@ -198,7 +220,7 @@ def test_a_config_with_a_wrong_entry_is_refused_by_its_name(entries, message, fo
     ("text", "message"),
     [
         ("[" * 100_000, "it is nested too deeply|Expecting value"),
-        ('{"architecture": NaN}', "NaN is no number in JSON"),
+        ('{"architecture": NaN}', "NaN is not a number in JSON"),
         (" " * 2_000_000, "it is larger than 1048576 bytes"),
     ],
 )

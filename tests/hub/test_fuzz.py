@@ -80,8 +80,8 @@ def test_no_case_ends_in_a_traceback_or_runs_its_code(good, tmp_path, fuzz_size)
             try:
                 with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
                     warnings.simplefilter("ignore")
-                    refused += bool(told := read(what, case, encoder))
-                assert "\n" not in told.strip(), told
+                    refused += bool(refusal := read(what, case, encoder))
+                assert "\n" not in refusal.strip(), refusal
             except Exception as error:
                 faults.append(f"{case.name}, {what}: {type(error).__name__}: {str(error)[:300]!r}")
             if time.perf_counter() - start > SLOW:

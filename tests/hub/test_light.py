@@ -43,6 +43,6 @@ def test_importing_mim4d_adds_little_time_and_nothing_beyond_the_base_install():
 
 def test_the_command_says_what_it_can():
     command = [sys.executable, "-m", "mim4d.hub", "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
-    assert told.returncode == 0, told.stderr
-    assert all(command in told.stdout for command in ("push", "pull", "card", "convert"))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in ("push", "pull", "card", "convert"))

@@ -1,6 +1,8 @@
 """``timm.create_model(NAME, pretrained=True)``: which weights have names, how they are loaded, what else is said."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
 
 import mim4d
@@ -19,6 +22,8 @@ from mim4d.hub.folder import check_folder, save_encoder
 from mim4d.hub.load import load_weights
 from mim4d.hub.published import PACKAGED
 from mim4d.hub.sources import from_file
+from mim4d.pretrain.cli import parse
+from mim4d.pretrain.config import complete, flatten, to_dict
 from tests.hub import calls, checkpoints
 from tests.reference.openmmlab_convnext import openmmlab_convnext
 
@@ -208,12 +213,12 @@ def offline(package: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_packaged_weights_need_no_network(package):
-    told = offline(package)
-    assert told.returncode == 0, told.stderr
-    where, names, about = told.stdout.splitlines()
+    done = offline(package)
+    assert done.returncode == 0, done.stderr
+    where, names, config = done.stdout.splitlines()
     assert where == str(package / "__init__.py")
     assert "'mim4d_convnext_atto.demo'" in names
-    assert about == "demo apache-2.0 (3, 96, 256)"
+    assert config == "demo apache-2.0 (3, 96, 256)"
 
 
 def test_packaged_weights_that_were_damaged_are_refused(package):
@@ -221,10 +226,10 @@ def test_packaged_weights_that_were_damaged_are_refused(package):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    told = offline(package)
-    assert told.returncode == 1
-    assert "WeightsError" in told.stderr
-    assert "is not the file that its config.json was written with" in told.stderr
+    done = offline(package)
+    assert done.returncode == 1
+    assert "WeightsError" in done.stderr
+    assert "model.safetensors was damaged or changed" in done.stderr
 
 
 def test_the_package_holds_one_model_and_its_generated_card():
@@ -233,6 +238,15 @@ def test_the_package_holds_one_model_and_its_generated_card():
     assert torch.equal(model.stem[0].weight, timm.create_model("mim4d_convnext_atto", pretrained=True).stem[0].weight)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert (folder / "README.md").read_text() == make_card(check_folder(folder))
+
+
+def test_the_packaged_card_shows_settings_that_a_run_accepts(tmp_path):
+    (folder,) = PACKAGED.iterdir()
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", (folder / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "settings.yaml").write_text(text)
+    config, _ = parse(["--config", str(tmp_path / "settings.yaml")])
+    settings = json.loads(json.dumps(flatten(to_dict(complete(config)))))  # tuples become lists
+    assert flatten(yaml.safe_load(text)).items() <= settings.items()
 
 
 def test_weights_that_do_not_fit_leave_a_model_as_it_was(tmp_path):

@@ -53,7 +53,7 @@ def test_a_run_is_published_with_what_is_known_of_it(client, hub, run_folder):
     card = ModelCard(hub.read("org/drawn", "README.md").decode())
     assert card.data.license == "apache-2.0"
     assert '"hf-hub:org/drawn", pretrained=True' in card.text
-    assert "no real image" in card.text
+    assert "no real images" in card.text
     assert client(calls.load, "org/drawn", revision="v1") == calls.features(calls.small())
 
 
@@ -64,7 +64,7 @@ def test_the_same_weights_again_make_no_second_commit(client, hub, run_folder):
     hub.seen.clear()
     code, out, _ = client(calls.run, *argv)
     assert (code, hub.repos["org/name"].history()) == (0, before)
-    assert out.count("the same") == 3
+    assert out.count("unchanged") == 3
     assert "nothing to upload" in out
     assert not hub.requests("^(POST|PUT)")
 
@@ -84,13 +84,13 @@ def test_other_weights_make_one_more_commit(client, hub):
 def test_a_dry_run_changes_nothing(client, hub, run_folder):
     code, out, _ = client(calls.run, "push", str(run_folder), "--repo", "org/name", "--tag", "v1", "--dry-run")
     assert code == 0
-    assert "make the public repository org/name" in out
+    assert "create the public repository org/name" in out
     assert [line.split()[:2] for line in out.splitlines() if line.startswith("new")] == [
         ["new", "config.json"],
         ["new", "model.safetensors"],
         ["new", "README.md"],
     ]
-    assert "make the tag v1" in out
+    assert "create the tag v1" in out
     assert "nothing was changed" in out
     assert not hub.repos
     assert not hub.requests("^(POST|PUT)")
@@ -110,7 +110,7 @@ def test_a_card_edited_on_the_hub_stays_with_its_weights(client, hub, run_folder
     edited = hub.read("org/name", "README.md") + b"\nMeasured on our fleet.\n"
     hub.add("org/name", {"README.md": edited})
     _, out, _ = client(calls.run, "push", str(run_folder), "--repo", "org/name")
-    assert "kept      README.md" in out
+    assert "kept       README.md" in out
     assert hub.read("org/name", "README.md") == edited
 
 
@@ -127,7 +127,7 @@ def test_a_card_with_broken_metadata_is_refused_before_anything_is_sent(client, 
     (run_folder / "encoder" / "README.md").write_text("---\ntags: 3\n---\n")
     code, _, err = client(calls.run, "push", str(run_folder), "--repo", "org/name")
     assert (code, err.count("\n")) == (2, 1)
-    assert "metadata atop README.md" in err
+    assert "metadata at the top of README.md" in err
     assert hub.files("org/name") == [".gitattributes"]
 
 
@@ -182,8 +182,8 @@ def test_a_tag_is_never_moved(client, hub, run_folder):
     ("token", "message"),
     [
         ("hf_reader", "the token may not write to org/name"),
-        ("hf_unknown", "the Hub does not know who asks for org/name"),
-        (False, "the Hub does not know who asks for org/name"),
+        ("hf_unknown", "the Hub rejects the login for org/name"),
+        (False, "the Hub rejects the login for org/name"),
     ],
 )
 def test_without_the_right_to_write(token, message, client, hub):
@@ -202,9 +202,11 @@ def test_uploads_are_tried_again(fault, client, hub):
     assert client(calls.load, "org/name") == calls.features(calls.small())
 
 
-def test_a_failed_commit_leaves_nothing_and_is_made_up_for_without_a_second_upload(client, hub):
+def test_a_failed_commit_leaves_nothing_and_is_repeated_without_a_second_upload(client, hub):
     hub.faults = [Fault("POST .*/commit/", "503")]
-    with pytest.raises(UserError, match="the Hub answers 503 for org/name: try again later; what was uploaded is not"):
+    with pytest.raises(
+        UserError, match="the Hub answers 503 for org/name: try again later; uploaded files are not sent again"
+    ):
         client(calls.push, "org/name")
     assert hub.files("org/name") == [".gitattributes"]
     client(calls.push, "org/name")
@@ -223,7 +225,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(client, hub):
 
 def test_someone_elses_commit_in_between_is_not_run_over(client, hub, tmp_path):
     client(calls.push, "org/name", seed=0)
-    with pytest.raises(UserError, match="was changed by someone else meanwhile"):
+    with pytest.raises(UserError, match="was changed by someone else during this push"):
         client(calls.push_while_another_does, "org/name", str(tmp_path))
     assert client(calls.load, "org/name") == calls.features(calls.small(seed=2))
 
@@ -251,12 +253,14 @@ def test_a_dry_run_needs_no_network(unreachable, run_folder):
     assert (code, err.startswith("error: the connection to http://127.0.0.1:9 failed")) == (2, True)
 
 
-def test_without_a_network_both_readings_of_a_name_are_told_soon(unreachable):
+def test_without_a_network_both_readings_of_a_name_are_reported_soon(unreachable):
     start = time.monotonic()
-    with pytest.raises(WeightsError, match=r"connection to .* failed for config.json of org/name.*no /.*/org/name\)"):
+    with pytest.raises(
+        WeightsError, match=r"connection to .* failed for config.json of org/name.*no folder /.*/org/name\)"
+    ):
         unreachable(calls.load, "org/name")
     with pytest.raises(WeightsError, match=r"^no such file or folder: runs/demo \(.*on the Hub: hf-hub:runs/demo\)$"):
         unreachable(calls.load, "runs/demo")
-    with pytest.raises(WeightsError, match=r"^no such folder: demo, and a repository on the Hub is org/name$"):
+    with pytest.raises(WeightsError, match=r"^no such folder: demo; expected a folder, or org/name for the Hub$"):
         unreachable(calls.load, "demo")
     assert time.monotonic() - start < 10  # the Hub's client alone tries for 23 seconds
