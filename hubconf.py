@@ -1,7 +1,7 @@
-"""torch.hub's entry points: every architecture by its name in timm, and ``encoder`` for weights.
+"""Entry points of torch.hub: ``encoder`` for weights, and one per architecture.
 
-torch.hub.load("CLONE", "mim4d_convnext_small", source="local")
 torch.hub.load("CLONE", "encoder", "runs/demo", source="local")
+torch.hub.load("CLONE", "mim4d_convnext_small", source="local")
 """
 
 from timm import list_models
@@ -15,5 +15,5 @@ globals().update({name: model_entrypoint(name) for name in list_models("mim4d_*"
 
 
 def encoder(repo_or_folder, **kwargs):
-    """An encoder with its weights, see ``mim4d.MIM4DEncoder.from_pretrained``."""
+    """Load an encoder with its weights; see ``mim4d.MIM4DEncoder.from_pretrained``."""
     return MIM4DEncoder.from_pretrained(repo_or_folder, **kwargs)

@@ -1,4 +1,4 @@
-"""The encoder as other codebases' own backbones: :mod:`mim4d.integrations.openmmlab`.
+"""The encoder as a backbone of other frameworks: OpenMMLab.
 
-What builds its backbone with timm or plain PyTorch needs nothing from here: see ``docs/integrations.md``.
+Code that builds its backbone with timm or plain PyTorch needs no integration: see ``docs/integrations.md``.
 """

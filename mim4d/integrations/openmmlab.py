@@ -1,7 +1,7 @@
 """The encoder as an OpenMMLab backbone: importing this module registers it as ``MIM4DEncoder``.
 
-The registry is that of mmengine, which mmdet 3.x and mmdetection3d 1.x inherit, or mmdet 2.x's ``BACKBONES``, whichever
-is installed. A config needs these lines::
+It is registered with mmengine, whose registry mmdet 3.x and mmdetection3d 1.x inherit, and with mmdet 2.x's
+``BACKBONES``, whichever is installed. A config needs these lines::
 
     custom_imports = dict(imports=["mim4d.integrations.openmmlab"])
     ...
@@ -12,10 +12,10 @@ is installed. A config needs these lines::
         init_cfg=dict(type="Pretrained", checkpoint="org/name"),
     ),
 
-Modules have the names that OpenMMLab's own backbones give them, down to the blocks: ``downsample_layers.{i}`` and
+Modules have the names of OpenMMLab's own backbones, down to the blocks: ``downsample_layers.{i}`` and
 ``stages.{i}.{j}`` in a ConvNeXt, ``conv1``, ``bn1`` and ``layer{i}.{j}`` in a ResNet. mmdet's constructor for
-layer-wise learning rates goes by them (and by a class name with "ConvNeXt" in it), and ``mim4d-hub convert`` reads a
-whole encoder back out of a detector's checkpoint. Stages after the last of ``out_indices`` are left out, so every
+layer-wise learning rates depends on them (and on a class name that contains "ConvNeXt"), and ``mim4d-hub convert``
+reads the encoder back from a detector's checkpoint. Stages after the last of ``out_indices`` are not built, so every
 parameter gets a gradient and ``find_unused_parameters`` can stay off.
 """
 
@@ -40,13 +40,13 @@ from ..hub.sources import Weights, from_anywhere
 
 STAGES = 4
 _HEAD = ("head.",)
-"""Beginning of a ConvNeXt's names that are no part of its stages: the norm after pooling."""
+"""Prefix of a ConvNeXt's parameters outside its stages: the norm after pooling."""
 
 
 class Backbone(nn.Module):
-    """What the registered backbones share; made by :func:`mim4d_encoder`.
+    """Base class of the registered backbones; :func:`mim4d_encoder` makes them.
 
-    A subclass has the encoder's modules under OpenMMLab's names.
+    A subclass holds the encoder's modules under OpenMMLab's names.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class Backbone(nn.Module):
         if frozen_stages not in range(-1, STAGES + 1):
             raise UserError(f"frozen_stages: expected -1 (none), 0 (the stem) or 1 to {STAGES}, got {frozen_stages!r}")
         if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
-            raise UserError(f"drop_path_rate: expected a share from 0 to below 1, got {drop_path_rate!r}")
+            raise UserError(f"drop_path_rate: expected a fraction from 0 to below 1, got {drop_path_rate!r}")
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self.drop_path_rate = drop_path_rate
-        self.init_cfg = init_cfg  # detectors of mmdet3d 0.x and 1.0 set it later, from their own ``pretrained``
+        self.init_cfg = init_cfg  # detectors of mmdet3d 0.x and 1.0 set it later, from their ``pretrained``
 
         encoder = self._new_encoder()
-        stages = encoder.feature_info[-STAGES:]  # a ResNet's begins with its stem
+        stages = encoder.feature_info[-STAGES:]  # the first entry of a ResNet is its stem
         info = [stages[i] for i in self.out_indices]
         self.out_channels: tuple[int, ...] = tuple(stage["num_chs"] for stage in info)
         self.out_strides: tuple[int, ...] = tuple(stage["reduction"] for stage in info)
@@ -85,21 +85,21 @@ class Backbone(nn.Module):
         return timm.create_model(self.arch, num_classes=0, drop_path_rate=self.drop_path_rate)
 
     def _parts(self, encoder: Any) -> dict[str, nn.Module]:
-        """An encoder's modules by OpenMMLab's names, as far as ``out_indices`` need them."""
+        """An encoder's modules by OpenMMLab's names, up to the last of ``out_indices``."""
         raise NotImplementedError
 
     def _stages(self) -> Iterator[tuple[list[nn.Module], nn.Sequential]]:
-        """Each stage: what comes before its blocks, and its blocks."""
+        """Each stage: the modules before its blocks, and its blocks."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps, as timm's ``features_only`` gives them.
+        """Feature maps, equal to those of timm's ``features_only``.
 
         Args:
-            images: [N, 3, H, W], RGB, normalised with ImageNet's mean and deviation.
+            images: [N, 3, H, W], RGB, normalised with ImageNet's mean and standard deviation.
 
         Returns:
-            For each of ``out_indices`` a map [N, C_i, H/s_i, W/s_i], s = 4, 8, 16, 32.
+            One map [N, C_i, H/s_i, W/s_i] per entry of ``out_indices``; strides s are 4, 8, 16, 32.
         """
         x, maps = images, []
         for index, (entrance, blocks) in enumerate(self._stages()):
@@ -112,7 +112,7 @@ class Backbone(nn.Module):
         return tuple(maps)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Set the mode; frozen stages, and with ``norm_eval`` all BatchNorms, stay in evaluation."""
+        """Set the mode. Frozen stages, and with ``norm_eval`` all BatchNorms, stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen():
             module.eval().requires_grad_(False)
@@ -130,12 +130,11 @@ class Backbone(nn.Module):
                 yield from entrance
 
     def init_weights(self) -> None:
-        """Load what ``init_cfg`` names, as detectors call for before training; without one, weights stay random.
+        """Load the weights of ``init_cfg``, all or none; without it, weights stay random. Detectors call this.
 
         Raises:
-            UserError: If ``init_cfg`` is not understood.
-            WeightsError: If there are no such weights, or they are damaged or of another architecture: nothing is
-                loaded in part.
+            UserError: If ``init_cfg`` is invalid.
+            WeightsError: If there are no such weights, or they are damaged or of another architecture.
         """
         if not self.init_cfg:
             return
@@ -145,14 +144,14 @@ class Backbone(nn.Module):
 
 
 class ConvNeXtBackbone(Backbone):
-    """A ConvNeXt with the names of mmpretrain's, down to the blocks."""
+    """A ConvNeXt whose modules and blocks have mmpretrain's names."""
 
     downsample_layers: nn.ModuleList
     stages: nn.ModuleList
 
     def _parts(self, encoder: ConvNeXt) -> dict[str, nn.Module]:
         stages: Any = list(encoder.stages)[: max(self.out_indices) + 1]
-        # timm's first stage has nothing before its blocks, OpenMMLab's has the stem.
+        # In timm the stem is before the stages, in OpenMMLab it belongs to the first one.
         entrances = [encoder.stem, *(stage.downsample for stage in stages[1:])]
         return {
             "downsample_layers": nn.ModuleList(entrances),
@@ -166,7 +165,7 @@ class ConvNeXtBackbone(Backbone):
 
 
 class ResNetBackbone(Backbone):
-    """A ResNet with mmdet's names, which are timm's: checkpoints move both ways."""
+    """A ResNet. Its names are the same in timm and mmdet, so checkpoints work in both."""
 
     STEM = ("conv1", "bn1", "act1", "maxpool")
 
@@ -182,31 +181,31 @@ class ResNetBackbone(Backbone):
 
 
 def mim4d_encoder(arch: str, **arguments: Any) -> Backbone:
-    """``dict(type="MIM4DEncoder", arch=..., ...)`` in a config.
+    """Build the backbone of ``dict(type="MIM4DEncoder", arch=..., ...)`` in a config.
 
     Args:
         arch: ``convnext_small``, ``resnet50``, ... or the full name in timm, ``mim4d_convnext_small``.
-        arguments: ``out_indices``: stages to return, 0 to 3, whose strides are 4, 8, 16 and 32; all four if left out.
+        arguments: ``out_indices``: stages to return, 0 to 3, with strides 4, 8, 16 and 32; all four by default.
             ``frozen_stages``: as in mmdet's ResNet, -1 for none, 0 for the stem, n for the stem and n stages.
-            ``norm_eval``: BatchNorms keep their running statistics; True, and without effect in a ConvNeXt.
-            ``with_cp``: recompute blocks in the backward pass, to save memory.
-            ``drop_path_rate``: stochastic depth, growing up to this rate in the last block.
-            ``init_cfg``: ``dict(type="Pretrained", checkpoint=...)`` with a run or an exported folder, a Hub id
-            (``org/name``, ``@revision`` if wanted), a file, or the name of weights in timm. A file can be an OpenMMLab
-            checkpoint, of a detector too: the image backbone is found in it, or is what ``prefix=`` says.
+            ``norm_eval``: whether BatchNorms keep their running statistics; True by default.
+            ``with_cp``: whether to recompute blocks in the backward pass, which saves memory.
+            ``drop_path_rate``: stochastic depth; the rate of the last block.
+            ``init_cfg``: ``dict(type="Pretrained", checkpoint=...)`` with a run or an encoder folder, a repository on
+            the Hub (``org/name``, with ``@revision`` for another than the newest), a timm name, or a file. A file may
+            be the checkpoint of a whole detector: its image backbone is found by itself, or under ``prefix=``.
 
     Raises:
-        UserError: If an argument is wrong.
+        UserError: If an argument is unknown or invalid.
     """
     known = list(inspect.signature(Backbone).parameters)
     if unknown := [name for name in arguments if name not in known]:
-        raise UserError(f"MIM4DEncoder takes no {', '.join(unknown)}: its arguments are {', '.join(known)}")
+        raise UserError(f"MIM4DEncoder has no argument {', '.join(unknown)}: its arguments are {', '.join(known)}")
     backbone = ResNetBackbone if "resnet" in full_name(arch) else ConvNeXtBackbone
     return backbone(arch, **arguments)
 
 
 def full_name(arch: str) -> str:
-    """An architecture's name in timm.
+    """The full name of an architecture: ``mim4d_convnext_small`` for ``convnext_small``.
 
     Raises:
         UserError: If there is no such architecture.
@@ -214,52 +213,52 @@ def full_name(arch: str) -> str:
     known = timm.list_models(f"{FAMILY}*")
     name = str(arch) if str(arch).startswith(FAMILY) else f"{FAMILY}{arch}"
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        raise UserError(f"arch: there is no {arch!r}; near are {', '.join(n.removeprefix(FAMILY) for n in near)}")
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"; similar names are {', '.join(n.removeprefix(FAMILY) for n in close)}" if close else ""
+        raise UserError(f"arch: there is no architecture {arch!r}{hint}")
     return name
 
 
 def _checked_stages(out_indices: Sequence[int]) -> tuple[int, ...]:
-    try:
-        found = tuple(out_indices)
-    except TypeError:
-        found = ()
-    wrong = any(not isinstance(index, int) or index not in range(STAGES) for index in found)
-    if not found or wrong or list(found) != sorted(set(found)):
-        raise UserError(f"out_indices: expected stages of 0 to {STAGES - 1} in their order, got {out_indices!r}")
-    return found
+    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
+    wrong = any(not isinstance(index, int) or index not in range(STAGES) for index in indices)
+    if not indices or wrong or list(indices) != sorted(set(indices)):
+        raise UserError(f"out_indices: expected stages from 0 to {STAGES - 1} in ascending order, got {out_indices!r}")
+    return indices
 
 
 def _weights(init_cfg: Mapping[str, Any]) -> Weights:
-    """What ``init_cfg`` names."""
+    """Load the weights that ``init_cfg`` names."""
     given = dict(init_cfg) if isinstance(init_cfg, Mapping) else {}
-    given.pop("map_location", None)  # the weights go to where the module is
+    given.pop("map_location", None)  # the weights go to the module's device
     kind, source, prefix = given.pop("type", None), given.pop("checkpoint", None), given.pop("prefix", None)
     if kind != "Pretrained" or not source or given:
         raise UserError(
-            f'init_cfg: expected dict(type="Pretrained", checkpoint=...), with prefix=... if need be, got {init_cfg!r}'
+            f'init_cfg: expected dict(type="Pretrained", checkpoint=...), optionally with prefix=..., got {init_cfg!r}'
         )
     if "://" in str(source):
         raise UserError(
-            f"init_cfg: checkpoint {source}: expected a folder, a file, a Hub id or the name of weights in timm, such "
-            "as resnet50.tv_in1k for torchvision://resnet50"
+            f"init_cfg: checkpoint {source} is a URL; expected a folder, a file, org/name on the Hub, or a timm name, "
+            "such as resnet50.tv_in1k for torchvision://resnet50"
         )
-    weights = from_anywhere(str(source).removeprefix("local-dir:"))  # timm's way to name a folder
+    weights = from_anywhere(str(source).removeprefix("local-dir:"))  # timm's prefix of a folder
     if not prefix:
         return weights
-    beginning = prefix.rstrip(".") + "."
+    prefix = prefix.rstrip(".") + "."
+    # The prefix of OpenMMLab's own backbones: what they have more than timm's is then dropped.
     tensors = {
-        f"backbone.{name.removeprefix(beginning)}": tensor  # so what is no part of a timm backbone is known as such
+        f"backbone.{name.removeprefix(prefix)}": tensor
         for name, tensor in weights.tensors.items()
-        if name.startswith(beginning)
+        if name.startswith(prefix)
     }
     if not tensors:
-        raise WeightsError(f"{weights.source} has no names that begin with {beginning}")
+        parts = ", ".join(sorted({name.partition(".")[0] for name in weights.tensors}))
+        raise WeightsError(f"init_cfg: {weights.source} has no names with the prefix {prefix}; there are {parts}")
     return dataclasses.replace(weights, tensors=tensors)
 
 
 def _registries() -> Iterator[Any]:
-    """The registries of what is installed."""
+    """The registries of the packages that are installed."""
     if find_spec("mmengine"):
         from mmengine.registry import MODELS
 
