@@ -6,17 +6,21 @@ Libraries name settings, not flags: errors begin with ``name = value``, such as 
 """
 
 import argparse
+import ast
 import dataclasses
+import inspect
 import io
 import math
 import os
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, cast, get_type_hints
 
 from .errors import UserError, printable, shortage
 
@@ -83,14 +87,25 @@ def _registry() -> Any:
     return registry
 
 
-def parse_flags(kind: type[Settings], argv: Sequence[str], *, prog: str, default: Settings | None = None) -> Settings:
+def parse_flags(
+    kind: type[Settings],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    default: Settings | None = None,
+    first: Sequence[str] = (),
+    example: str = "",
+) -> Settings:
     """Read a command line into settings.
 
     Args:
         kind: A dataclass of settings.
         argv: The arguments after the command's name.
         prog: The command's name.
-        default: What holds where a flag is left out; None for the fields' own defaults.
+        default: Values of flags that are left out; None for the fields' own defaults.
+        first: Fields that ``--help`` lists first; the others follow as expert options, then the sections. Needs
+            ``default``. Empty: in the order of the fields.
+        example: A command line for ``--help``.
 
     Raises:
         UserError: If a flag or a value is wrong, in one line that names it.
@@ -98,18 +113,64 @@ def parse_flags(kind: type[Settings], argv: Sequence[str], *, prog: str, default
     """
     import tyro
 
-    printed = io.StringIO()
-    given: dict[str, Any] = {} if default is None else {"default": default}
+    paragraphs = [*inspect.cleandoc(kind.__doc__ or "").split("\n\n"), *([f"Example: {example}"] if example else [])]
+    description = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    page, printed = io.StringIO(), io.StringIO()
     try:
-        with _registry(), redirect_stderr(printed):
-            return tyro.cli(kind, args=argv, prog=prog, description=kind.__doc__, **given)
+        with _registry(), redirect_stdout(page), redirect_stderr(printed):
+            if first and default is not None:
+                given = tyro.cli(_grouped(default, first), args=argv, prog=prog, description=description)
+                values = {**vars(given), **vars(given.expert)}
+                return kind(**{field.name: values[field.name] for field in dataclasses.fields(cast(Any, kind))})
+            given = tyro.cli(kind, args=argv, prog=prog, description=description, **_given(default))
+            return cast(Settings, given)
     except SystemExit as stop:
         if stop.code != 2:
-            sys.stderr.write(printed.getvalue())
+            width = shutil.get_terminal_size().columns
+            for line in page.getvalue().splitlines():  # tyro leaves the description in one line per paragraph
+                print(textwrap.fill(line, width, break_on_hyphens=False) if len(line) > width else line)
             raise
         raise UserError(_one_line(printed.getvalue(), prog)) from stop
     except ValueError as error:  # the settings' own checks
         raise UserError(name_flags(str(error), kind)) from error
+
+
+def _given(default: Any) -> dict[str, Any]:
+    return {} if default is None else {"default": default}
+
+
+def _grouped(default: Any, first: Sequence[str]) -> type[Any]:
+    """A dataclass of the same flags, which tyro lists as ``first``, "expert options" and the sections."""
+    import tyro
+
+    kind = type(default)
+    hints, docs = get_type_hints(kind, include_extras=True), field_docs(kind)
+
+    def entry(name: str) -> tuple[str, Any, Any]:
+        value = getattr(default, name)
+        hint = hints[name]
+        if not dataclasses.is_dataclass(value):
+            hint = Annotated[hint, tyro.conf.arg(help=docs[name])]
+        return name, hint, dataclasses.field(default_factory=lambda: value)
+
+    names = [field.name for field in dataclasses.fields(kind)]
+    sections = [name for name in names if dataclasses.is_dataclass(getattr(default, name))]
+    others = [name for name in names if name not in (*first, *sections)]
+    expert = dataclasses.make_dataclass("Expert", [entry(name) for name in others], kw_only=True)
+    group = ("expert", Annotated[expert, tyro.conf.OmitArgPrefixes], dataclasses.field(default_factory=expert))
+    fields = [*map(entry, first), group, *map(entry, sections)]
+    return dataclasses.make_dataclass(kind.__name__, fields, kw_only=True)
+
+
+def field_docs(kind: type[Any]) -> dict[str, str]:
+    """Return the docstrings below the fields of a dataclass and of its base classes, as one line each."""
+    docs: dict[str, str] = {}
+    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(base))).body
+        for node, after in pairwise(cast(ast.ClassDef, tree).body):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
+                docs[node.target.id] = " ".join(str(cast(ast.Constant, after.value).value).split())
+    return docs
 
 
 def _one_line(printed: str, prog: str) -> str:

@@ -3,9 +3,7 @@
 import dataclasses
 import logging
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -13,16 +11,8 @@ from ..errors import UserError
 from ..flags import ArgumentParser, parse_flags, report_user_errors
 from .config import PRESETS, EvalConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class CommandLine:
-    """What a backbone is worth: train a small BEV model on its features and score it on held-out samples.
-
-    Settings come from the preset, then from the flags; later ones win. The folder gets metrics.json, losses.json and
-    picture.png; of det3d also the submission and the devkit's summary of it.
-    """
-
-    run: Annotated[EvalConfig, tyro.conf.arg(name="")]
+FIRST = ("task", "backbone", "init", "freeze", "data", "dataroot", "preset", "labels", "steps", "out")
+"""Settings that ``--help`` lists first."""
 
 
 def parse(argv: list[str]) -> EvalConfig:
@@ -39,8 +29,9 @@ def parse(argv: list[str]) -> EvalConfig:
     name = ("demo" if head.data == "synthetic" else "gpu24") if head.preset is None else head.preset
     if name not in PRESETS:
         raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
-    start = CommandLine(run=dataclasses.replace(PRESETS[name], task=tyro.MISSING))  # there is no default task
-    return parse_flags(CommandLine, argv, prog="mim4d-eval", default=start).run
+    start = dataclasses.replace(PRESETS[name], task=tyro.MISSING)  # there is no default task
+    example = "mim4d-eval --task bev-seg --backbone runs/pretrain --freeze --dataroot /data/nuscenes --out runs/eval"
+    return parse_flags(EvalConfig, argv, prog="mim4d-eval", default=start, first=FIRST, example=example)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,7 +19,11 @@ from .model import BEVConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Train a small BEV model on a backbone's features and score it on held-out samples."""
+    """Train a small BEV model on a backbone's features, and score it on held-out samples.
+
+    Settings come from the preset, then from the flags; later ones win. The output folder gets metrics.json, losses.json
+    and picture.png; for det3d also the submission and the devkit's summary of it.
+    """
 
     task: Literal["bev-seg", "det3d", "hd-map"]
     """bev-seg: IoU of vehicles and map layers; det3d: nuScenes' NDS and mAP; hd-map: Chamfer AP of vectorised lines."""
@@ -29,41 +33,41 @@ class EvalConfig:
     backbone: str = "resnet50"
     """A timm name (resnet50, convnext_tiny, mim4d_convnext_small), or the folder of a run or of its encoder/."""
     init: Literal["random", "pretrained"] = "pretrained"
-    """The backbone's first weights: random ones, or those that timm, the Hub or the folder has for it."""
+    """The backbone's initial weights: random, or those of timm, the Hub or the folder."""
     freeze: bool = False
-    """Leave the backbone as it is: a probe of its features. Without, all is trained, the backbone at a lower rate."""
+    """Keep the backbone fixed, as a probe of its features. Otherwise all is trained, the backbone at a lower rate."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
-    """nuscenes: a folder in nuScenes format; synthetic: a drawn world, made in a cache folder when it is missing."""
+    """nuscenes: a folder in nuScenes format; synthetic: a rendered world, made in a cache folder when it is missing."""
     dataroot: str = ""
     """The folder that holds the version's tables, samples/ and maps/. Synthetic: empty for the cache folder."""
     version: str = ""
     """The folder of tables, such as v1.0-trainval. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
     split: str = ""
-    """Scenes to learn from: an official split or scene names with commas. Empty: the version's training split."""
+    """Scenes to train on: an official split or scene names with commas. Empty: the version's training split."""
     val_split: str = ""
     """Scenes to score on; det3d needs a split that the devkit knows. Empty: the version's validation split."""
     labels: float = 1.0
-    """Share of the training samples whose labels are used, above 0 to 1. Which ones follows from the seed, one of each
-    scene before a second of any; those of a smaller share are among those of a larger one."""
+    """Fraction of the training samples whose labels are used, above 0 up to 1. The seed decides which ones, one of each
+    scene before a second of any; those of a smaller fraction are among those of a larger one."""
     min_visibility: int = 2
-    """bev-seg: vehicles less visible than this are neither learnt nor scored; 2 leaves out those seen to less than 40 %
-    (Cross-View Transformers' rule), 1 none (Lift-Splat-Shoot's)."""
+    """bev-seg: vehicles less visible than this are neither trained on nor scored; 2 leaves out those of which less than
+    40 % is seen (Cross-View Transformers' rule), 1 none (Lift-Splat-Shoot's)."""
     cameras: tuple[str, ...] = CAMERAS
     """Cameras to use, by their channel's name."""
     lidar: str = LIDAR
     """LiDAR at whose sweep labels are given, by its channel's name."""
     image_size: tuple[int, int] = (256, 704)
-    """Height and width in pixels, multiples of 32: images are scaled to the width, then rows are cut from the top."""
+    """Height and width in pixels, multiples of the coarsest stride; scaled to the width, then cut at the top."""
     steps: int = 20000
     """Optimiser steps."""
     batch_size: int = 8
-    """Samples a step."""
+    """Samples per step."""
     turn: float = 22.5
     """Augmentation: the bird's-eye view is turned by up to this many degrees, and mirrored; 0 for none of both."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: mixed precision, where it is safe."""
     seed: int = 0
-    """Of everything random: first weights, which labels, order of samples, augmentation."""
+    """Seed of everything random: initial weights, labels used, order of samples, augmentation."""
     workers: int = 8
     """Threads that read images ahead; 0 reads in turn."""
     out: str = "runs/eval"

@@ -6,9 +6,6 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from ..errors import BadDataError, UserError
 from ..flags import ArgumentParser, parse_flags, report_user_errors
@@ -19,7 +16,7 @@ from .presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommandLine:
+class CommandLine(PretrainConfig):
     """Pretrain an image backbone on multi-camera driving video, by MIM4D.
 
     Settings come from the preset, then from --config, then from the flags here; later ones win. The run folder gets
@@ -29,8 +26,14 @@ class CommandLine:
     config: Path | None = None
     """A YAML file of settings, such as an earlier run's config.yaml."""
     resume: bool = False
-    """Go on with the run in --out from its newest checkpoint, with its own settings."""
-    run: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+    """Resume the run in --out from its newest checkpoint, with its own settings."""
+
+
+FIRST = (
+    *("data", "dataroot", "model", "init", "preset", "frames", "image_size", "batch_size", "steps", "out"),
+    *("config", "resume"),
+)
+"""Settings that ``--help`` lists first."""
 
 
 def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
@@ -48,11 +51,11 @@ def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
     head = first.parse_known_args(argv)[0]
     if head.config is not None and not head.config.strip():
         raise UserError("--config is empty: give a YAML file of settings")
-    start = CommandLine(
-        config=Path(head.config) if head.config else None, resume=head.resume, run=_starting_point(head)
-    )
-    given = parse_flags(CommandLine, argv, prog="mim4d-pretrain", default=start)
-    return given.run, given.resume
+    config = Path(head.config) if head.config else None
+    start = CommandLine(**vars(_starting_point(head)), config=config, resume=head.resume)
+    example = "mim4d-pretrain --dataroot /data/nuscenes --model mim4d_convnext_small --init convnext_small.fb_in1k"
+    given = parse_flags(CommandLine, argv, prog="mim4d-pretrain", default=start, first=FIRST, example=example)
+    return PretrainConfig(**{f.name: getattr(given, f.name) for f in dataclasses.fields(PretrainConfig)}), given.resume
 
 
 def _starting_point(head: argparse.Namespace) -> PretrainConfig:

@@ -27,7 +27,7 @@ from ..settings import NO_SPLIT, SPLITS, check_image_size, flatten, nearest, pla
 from ..world.config import WorldConfig
 
 SCRATCH = "scratch"
-"""The first weights that are random."""
+"""The value of ``init`` for random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +38,19 @@ class PretrainConfig:
     """What the other settings start from: demo, made for a CPU, the default for --data synthetic; paper, as published,
     for 8 GPUs; gpu24, for one GPU of 24 GB."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
-    """nuscenes: a folder in nuScenes format; synthetic: a drawn world, made in a cache folder when it is missing."""
+    """nuscenes: a folder in nuScenes format; synthetic: a rendered world, made in a cache folder when it is missing."""
     dataroot: str = ""
     """The folder that holds the version's tables, samples/ and sweeps/. Synthetic: empty for the cache folder."""
     version: str = ""
     """The folder of tables, such as v1.0-trainval. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
     split: str = ""
-    """Scenes to learn from: an official split or scene names with commas. Empty: the version's training split."""
+    """Scenes to train on: an official split or scene names with commas. Empty: the version's training split."""
     val_split: str = ""
     """Scenes held out to evaluate on. Empty: the version's validation split, where it is there; none: nothing."""
     model: str = "mim4d_convnext_small"
-    """The encoder: mim4d_convnext_{atto to large}, mim4d_convnextv2_{atto to base}, mim4d_resnet{18,34,50,101}."""
+    """The encoder: mim4d_convnext_*, mim4d_convnextv2_*, mim4d_resnet*, or a timm CNN or ViT, such as resnet50."""
     init: str = SCRATCH
-    """First weights: scratch, a timm name (convnext_base.dinov3_lvd1689m), a Hub id, a file, or a run's encoder/."""
+    """Initial weights: scratch, a timm name (convnext_base.dinov3_lvd1689m), a Hub id, a file, or a run's encoder/."""
     frames: int = FRAMES
     """Frames per clip; 1 leaves the temporal half of the method out."""
     frame_gap: float = 0.5
@@ -58,29 +58,29 @@ class PretrainConfig:
     tolerance: float | None = None
     """How far a frame may be from its wanted time, seconds; None: 0.4 of frame_gap, 0.49 with sweeps."""
     sweeps: bool = False
-    """Take frames from all camera images, not keyframes alone (nuScenes: 12 a second in place of 2)."""
+    """Take frames from all camera images, not keyframes alone (nuScenes: 12 per second in place of 2)."""
     cameras: tuple[str, ...] = CAMERAS
     """Cameras to use, by their channel's name."""
     lidar: str = LIDAR
     """LiDAR to use, by its channel's name."""
     image_size: tuple[int, int] = (256, 704)
-    """Height and width in pixels, multiples of 32: images are scaled to the width, then rows are cut from the top."""
+    """Height and width in pixels, multiples of the patch (32); images are scaled to the width and cut at the top."""
     lidar_floats: int = FLOATS_PER_POINT
     """Floats per point in LiDAR files without a header (nuScenes: x, y, z, intensity, ring)."""
     supervision: Supervision = "rgbd"
-    """rgbd: learn from colour and LiDAR depth; rgb: from colour alone, no LiDAR is read."""
+    """rgbd: train on colour and LiDAR depth; rgb: on colour alone, no LiDAR is read."""
     on_error: Literal["raise", "skip"] = "raise"
     """A missing or broken file: stop and name it, or take another clip instead and count."""
     steps: int = 30000
     """Optimiser steps of the whole run."""
     batch_size: int = 2
-    """Clips a batch, a process."""
+    """Clips per batch on each process."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: mixed precision, where it is safe."""
     seed: int = 0
-    """Of everything random: first weights, order of clips, masks, rays."""
+    """Seed of everything random: initial weights, order of clips, masks, rays."""
     workers: int = 6
-    """Processes, for each training process, that read data; 0 reads in the training process."""
+    """Data-loading processes per training process; 0 reads in the training process."""
     out: str = "runs/pretrain"
     """The run folder."""
     log_every: int = 50
@@ -88,7 +88,7 @@ class PretrainConfig:
     save_every: int = 1000
     """Steps between checkpoints; the last step always makes one."""
     keep: int = 2
-    """Newest checkpoints that stay."""
+    """Number of newest checkpoints to keep."""
     picture_every: int = 1000
     """Steps between pictures of one held-out clip; the last step makes one too. 0: none."""
     eval_every: int = 1000
