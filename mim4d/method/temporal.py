@@ -23,8 +23,6 @@ SHORT_HEADS = 4
 """Attention heads of the short branch (published config)."""
 LONG_HEADS = 2
 """Attention heads of the long branch (published config)."""
-LAYERS = 2
-"""Layers of each branch (published config)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +35,12 @@ class TemporalConfig:
     """Width of the long branch, a multiple of 2."""
     points: int = 4
     """Sampling points per attention head and frame."""
+    layers: int = 2
+    """Layers per branch."""
 
     def __post_init__(self) -> None:
         check_bounds(self, {"short_channels": (4, 4096), "long_channels": (2, 4096), "points": (1, 64)}, "temporal.")
+        check_bounds(self, {"layers": (1, 64)}, "temporal.")
         for name, heads in (("short_channels", SHORT_HEADS), ("long_channels", LONG_HEADS)):
             channels = getattr(self, name)
             if channels % heads:
@@ -130,7 +131,7 @@ class Layer(nn.Module):
 class Branch(nn.Module):
     """Learned bird's-eye-view (BEV) queries that attend to one set of frames."""
 
-    def __init__(self, bev_channels: int, channels: int, heads: int, points: int, grid: VoxelGrid) -> None:
+    def __init__(self, bev_channels: int, channels: int, heads: int, config: TemporalConfig, grid: VoxelGrid) -> None:
         super().__init__()
         _, height, width = grid.shape
         self.queries = nn.Parameter(torch.zeros(height, width, channels))
@@ -143,14 +144,14 @@ class Branch(nn.Module):
         self.time = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels))
         self.key_norm = nn.LayerNorm(channels)
         self.values = nn.Linear(bev_channels, channels)
-        self.layers = nn.ModuleList(Layer(channels, heads, points) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer(channels, heads, config.points) for _ in range(config.layers))
         # A new branch returns an orthogonal projection of what its attention samples: the outputs of the layers, each
         # the identity divided by their number, add up to it.
         nn.init.orthogonal_(self.values.weight)
         nn.init.zeros_(self.values.bias)
         for layer in self.layers:
             output = cast(Layer, layer).attention.output
-            output.weight.data.copy_(torch.eye(channels) / LAYERS)
+            output.weight.data.copy_(torch.eye(channels) / config.layers)
             nn.init.zeros_(output.bias)
 
     def forward(self, bev: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,9 +188,9 @@ class TemporalDecoder(nn.Module):
         super().__init__()
         self.config, self.grid = config, grid
         bev = channels * grid.shape[0]
-        self.short = Branch(bev, config.short_channels, SHORT_HEADS, config.points, grid)
+        self.short = Branch(bev, config.short_channels, SHORT_HEADS, config, grid)
         has_long = frames - 1 > SHORT_FRAMES
-        self.long = Branch(bev, config.long_channels, LONG_HEADS, config.points, grid) if has_long else None
+        self.long = Branch(bev, config.long_channels, LONG_HEADS, config, grid) if has_long else None
         joined = config.short_channels + (config.long_channels if has_long else 0)
         self.join = nn.Conv2d(joined, bev, 3, padding=1)
         # Initially the join applies the transposes of the branches' orthogonal projections, so that the decoder returns
