@@ -32,8 +32,9 @@ class EvalConfig:
     24 GB."""
     backbone: str = "resnet50"
     """A timm name (resnet50, convnext_tiny, mim4d_convnext_small), or the folder of a run or of its encoder/."""
-    init: Literal["random", "pretrained"] = "pretrained"
-    """The backbone's initial weights: random, or those of timm, the Hub or the folder."""
+    init: str = "pretrained"
+    """The backbone's initial weights. random; pretrained: those that belong to --backbone in timm, on the Hub or in the
+    folder; or other weights of its architecture: a timm name, a Hub id, a file, a run or an encoder folder."""
     freeze: bool = False
     """Keep the backbone fixed, as a probe of its features. Otherwise all is trained, the backbone at a lower rate."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..flags import installed
+from .model import PRETRAINED, RANDOM
 
 HEADLINES = {
     "bev-seg": {"iou_vehicle": "vehicle IoU", "iou_drivable": "drivable IoU", "iou_divider": "divider IoU"},
@@ -27,14 +28,15 @@ def headline(figures: dict[str, Any], out: Path, arguments: Sequence[str]) -> li
         arguments: Of the command that made it.
     """
     settings = figures["settings"]
-    lines = [f"{_listed(figures)} ({settings['init']} weights)"]
-    if settings["init"] == "random":
+    init = settings["init"]
+    lines = [f"{_listed(figures)} ({f'{init} weights' if init in (RANDOM, PRETRAINED) else f'weights of {init}'})"]
+    if init == RANDOM:
         return lines
     for file in sorted(out.parent.glob("*/metrics.json")):
         other = _read(file)
-        if other and _alike(settings, other["settings"]) and other["settings"]["init"] == "random":
+        if other and _alike(settings, other["settings"]) and other["settings"]["init"] == RANDOM:
             return [*lines, f"{_listed(other)} (random weights, {file.parent})"]
-    command = [installed("mim4d-eval"), *_without(arguments, "--init", "--out"), "--init", "random"]
+    command = [installed("mim4d-eval"), *_without(arguments, "--init", "--out"), "--init", RANDOM]
     return [*lines, f"baseline: {shlex.join([*command, '--out', _beside(out)])}"]
 
 

@@ -18,9 +18,10 @@ from timm.layers import Format
 from torch import Tensor, nn
 
 from ..backbones.pyramid import any_size, pyramid_of
+from ..backbones.weights import initialise
 from ..bounds import check_bounds
 from ..clip import Clip
-from ..errors import UserError
+from ..errors import UserError, WeightsError
 from ..geometry import VoxelGrid
 from ..hub.fetch import HUB_PREFIX, HubRepo
 from ..hub.folder import find_folder
@@ -31,6 +32,8 @@ from ..method.neck import Neck, NeckConfig, group_norm
 from ..settings import check_image_size
 from .view import ViewTransform
 
+RANDOM, PRETRAINED = "random", "pretrained"
+"""Values of ``--init`` that are not a source of weights."""
 HEIGHTS = (-1.0, 3.0)
 """Bottom and top of the volume that image features are lifted into, metres above the ground."""
 
@@ -70,17 +73,22 @@ class BEVConfig:
         return dataclasses.replace(labels, z=HEIGHTS, voxel=voxel)
 
 
-def make_encoder(name: str, *, pretrained: bool, image_size: tuple[int, int] | None = None) -> nn.Module:
+def make_encoder(name: str, init: str, *, image_size: tuple[int, int] | None = None) -> tuple[nn.Module, str]:
     """Build a timm backbone that returns a pyramid of maps.
 
     Args:
-        name: timm's or ours; or an encoder folder or a run of ``mim4d-pretrain``, whose architecture it is then.
-        pretrained: Whether to load its weights, or start from random ones.
-        image_size: (H, W) of the images that it will be given, pixels; None checks none.
+        name: Name of a model in timm, mim4d's among them; or an encoder folder or a run of ``mim4d-pretrain``, whose
+            architecture is used.
+        init: ``random``; ``pretrained``: the weights that belong to ``name``; or other weights, see
+            :func:`mim4d.hub.sources.from_anywhere`.
+        image_size: (H, W) of the images, pixels; None skips the check of their size.
+
+    Returns:
+        The backbone, and a line for the log on what was loaded from other weights, else an empty one.
 
     Raises:
-        UserError: If there is no such backbone, its weights cannot be had, its maps have channels last, or the
-            images are not multiples of its coarsest stride.
+        UserError: If there is no such backbone, its weights cannot be read or do not fit, its maps have channels last,
+            or the images are not multiples of its coarsest stride.
     """
     path = Path(name).expanduser()
     if name.startswith(HUB_PREFIX):
@@ -89,8 +97,19 @@ def make_encoder(name: str, *, pretrained: bool, image_size: tuple[int, int] | N
         made, arguments = create_model_args(find_folder(path))
     else:
         made, arguments = name, {}
+    about = ""
     try:
-        encoder = timm.create_model(made, pretrained=pretrained, features_only=True, **{**any_size(made), **arguments})
+        arguments = {**any_size(made), **arguments}
+        if init not in (RANDOM, PRETRAINED):
+            # Into the whole model, which checks that all of its tensors fit; the maps may need fewer of them.
+            whole = timm.create_model(made, num_classes=0, **arguments)
+            try:
+                about = initialise(whole, init)
+            except WeightsError as error:
+                raise UserError(f"--init {init}: {error}") from error
+            arguments["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict(), "source": ""}
+        encoder: Any = timm.create_model(made, pretrained=init != RANDOM, features_only=True, **arguments)
+        encoder.pretrained_cfg.pop("state_dict", None)  # else copied with the model
     except UserError:
         raise
     except Exception as error:  # timm, the Hub's client and the models raise all kinds
@@ -102,7 +121,7 @@ def make_encoder(name: str, *, pretrained: bool, image_size: tuple[int, int] | N
             check_image_size(image_size, pyramid_of(encoder).strides[-1])
         except ValueError as error:
             raise UserError(str(error)) from error
-    return encoder
+    return encoder, about
 
 
 class BEVModel(nn.Module):

@@ -29,7 +29,7 @@ from .data import EvalData, Samples
 from .detection import Detection
 from .hdmap import HDMap
 from .labels import write_json
-from .model import BEVModel, make_encoder
+from .model import RANDOM, BEVModel, make_encoder
 from .pictures import Sample, pictured, save_picture
 from .segmentation import Segmentation
 from .task import Figures, Task
@@ -64,7 +64,7 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
     console = Console(stderr=True, highlight=False, quiet=quiet)
     if data is None:
         # What is quick to check comes first: opening the data may read tables or draw a world for minutes.
-        make_encoder(config.backbone, pretrained=config.init == "pretrained", image_size=config.image_size)
+        make_encoder(config.backbone, config.init, image_size=config.image_size)
         try:
             config.model.voxels(make_task(config).grid)
         except ValueError as error:
@@ -80,7 +80,7 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
         markup=False,
         soft_wrap=True,
     )
-    for line in preset_lines(config.preset, config.data, run.device.type):
+    for line in [*filter(None, [run.loaded]), *preset_lines(config.preset, config.data, run.device.type)]:
         console.print(line, markup=False, soft_wrap=True)
     losses = run.train(console)
     figures = run.score(out, console)
@@ -135,7 +135,7 @@ class Run:
         self._scores = self.task.scores(data.annotations, config.val_split)
         self.chosen = data.train.share(config.labels, config.seed)
         torch.manual_seed(config.seed)
-        encoder = make_encoder(config.backbone, pretrained=config.init == "pretrained", image_size=config.image_size)
+        encoder, self.loaded = make_encoder(config.backbone, config.init, image_size=config.image_size)
         torch.manual_seed(config.seed + 1)  # all else starts the same, whatever the backbone drew
         examples = (self.truth(data.train, number) for number in self.chosen[:EXAMPLES])
         try:
@@ -153,7 +153,7 @@ class Run:
         decay = config.optim.ema_decay
         self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
         # All runs with the same frozen backbone share its cached maps.
-        seed = config.seed if config.init == "random" else None
+        seed = config.seed if config.init == RANDOM else None
         key = (config.backbone, config.init, seed, config.model.neck.stages, config.image_size, config.precision)
         self.maps = data.maps(key, self._encode) if config.freeze else None
         # Missing files are reported now, not after hours of training.

@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..backbones.weights import license_of
 from ..hub.card import DEPTH_SUFFIXES
 from ..hub.licensing import license_of_data, strictest
 from ..hub.sources import looks_like_path
 from .config import SCRATCH, PretrainConfig, to_dict
-from .weights import license_of
 
 _OF_THIS_MACHINE = ("dataroot", "out", "workers")
 """Settings that describe the machine of a run, not its result."""

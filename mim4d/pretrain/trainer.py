@@ -20,10 +20,11 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
+from ..backbones.weights import initialise
 from ..clip import Clip
 from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
 from ..data.loader import check_limits
-from ..errors import BadDataError, UserError
+from ..errors import BadDataError, UserError, WeightsError
 from ..flags import installed
 from ..hub.folder import CARD, save_encoder
 from ..io.lock import locked_folder
@@ -46,7 +47,6 @@ from .pictures import save_animation, save_picture
 from .processes import StopAgreement, StopSignal, average_statistics, on_main, own_settings
 from .provenance import license_of_run, provenance
 from .report import State, write_report
-from .weights import initialise
 
 Method = Callable[[ModelConfig], MaskedModel]
 """Builds the model of a run from its settings."""
@@ -402,7 +402,10 @@ def first_model(config: PretrainConfig, *, read_init: bool, method: Method = MIM
         model.hold_statistics()
     if config.init == SCRATCH or not read_init:
         return model, SCRATCH
-    return model, initialise(model.encoder, config.init)
+    try:
+        return model, initialise(model.encoder, config.init)
+    except WeightsError as error:
+        raise UserError(f"--init {config.init}: {error}") from error
 
 
 def trained_model(folder: RunFolder, *, method: Method = MIM4D) -> MaskedModel:

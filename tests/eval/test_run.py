@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mim4d.errors import UserError
 from mim4d.eval.cli import main, parse
@@ -21,6 +22,7 @@ from mim4d.eval.run import Run, evaluate
 from mim4d.hub.folder import save_encoder
 from mim4d.pretrain.presets import DEMO as PRETRAINING
 from tests.eval.runs import arguments, tiny
+from tests.imagenet import efficientnet_lite0
 
 FIGURES = {
     "bev-seg": ("iou_vehicle", "iou_drivable", "iou_divider", "iou_crossing", "iou_best_vehicle", "ap_vehicle"),
@@ -148,6 +150,9 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (("--preset", "cloud"), "--preset cloud: there are demo, gpu24"),
         (("--min-visibility", "5"), "--min-visibility 5 must be at most 4"),
         (("--backbone", "resnet19"), "--backbone resnet19: Unknown model (resnet19)"),
+        (("--init", "/no/such/file.pth"), "--init /no/such/file.pth: no such file or folder"),
+        (("--init", "scratch"), "--init scratch: timm has no weights scratch"),
+        (("--init", "mim4d_resnet18"), "--init mim4d_resnet18: "),
         (("--backbone", "swin_tiny_patch4_window7_224"), "channels last"),
         (("--backbone", "/no/such/run"), "no such folder: /no/such/run"),
         (("--backbone", "mim4d_convnext_large", "--init", "pretrained"), "mim4d_convnext_large"),
@@ -218,9 +223,43 @@ def test_backbones_of_any_strides_score(backbone, tiny_world, tmp_path):
     assert 0 <= figures["iou_vehicle"] <= 1
 
 
+def test_a_backbone_starts_from_imagenets_weights_in_a_file(tiny_world, tmp_path, capsys):
+    file = efficientnet_lite0(tmp_path)
+    flags = ("--backbone", "tf_efficientnet_lite0", "--init", str(file), "--freeze", "--image-size", "64", "128")
+    main(arguments(tiny_world, tmp_path / "run", *flags))
+    told = capsys.readouterr().err
+    assert f"294 of 294 tensors from {file}, 0 missing, left out: classifier.bias, classifier.weight" in told
+    assert f"(weights of {file})" in told
+    found = make_encoder("tf_efficientnet_lite0", str(file))[0].state_dict()
+    weights = load_file(file)
+    assert found.keys() == weights.keys() - {name for name in weights if name.startswith(("conv_head", "bn2", "cla"))}
+    assert all(torch.equal(value, weights[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "vit_tiny_patch16_dinov3_qkvb", "mim4d_resnet18"])
+def test_weights_from_a_file_are_those_that_timm_would_compute_with(name, tmp_path):
+    torch.manual_seed(5)
+    plain = timm.create_model(name, num_classes=7).eval()
+    save_file(plain.state_dict(), tmp_path / "weights.safetensors")
+    encoder, about = make_encoder(name, str(tmp_path / "weights.safetensors"))
+    images = torch.rand(1, 3, *plain.pretrained_cfg["input_size"][1:])
+    maps = plain.forward_intermediates(images, intermediates_only=True)
+    assert torch.equal(encoder.eval()(images)[-1], maps[-1])
+    assert "0 missing" in about
+    assert "state_dict" not in encoder.pretrained_cfg  # it would be copied with the model
+
+
+def test_a_folders_architecture_can_start_from_other_weights(tmp_path, encoder_folder):
+    torch.manual_seed(6)
+    other = timm.create_model("mim4d_convnext_atto").state_dict()
+    save_file(other, tmp_path / "other.safetensors")
+    found = make_encoder(str(encoder_folder), str(tmp_path / "other.safetensors"))[0].state_dict()
+    assert torch.equal(found["stem_0.weight"], other["stem.0.weight"])
+
+
 def test_images_that_are_no_multiples_of_the_coarsest_stride_are_refused():
     with pytest.raises(UserError, match="image_size = 100 128: both must be multiples of 32, such as 96 128"):
-        make_encoder("resnet18", pretrained=False, image_size=(100, 128))
+        make_encoder("resnet18", "random", image_size=(100, 128))
 
 
 def test_a_bad_backbone_is_refused_before_a_world_is_drawn(tmp_path, capsys, monkeypatch):
@@ -264,6 +303,8 @@ def test_the_end_names_the_figures_and_a_baseline_or_how_to_get_one(tmp_path):
     flags = ["--task", "bev-seg", "--labels=0.1", "--init", "pretrained", "--backbone", "runs/my demo", "--out=a"]
     first, second = headline(figures, tmp_path / "a", flags)
     assert first == "vehicle IoU 12.5 %, drivable IoU 50.0 % (pretrained weights)"
+    from_file = {**figures, "settings": {**settings, "init": "w.pth"}}
+    assert headline(from_file, tmp_path / "a", flags)[0].endswith("(weights of w.pth)")
     told, *words = shlex.split(second)
     assert told == "baseline:"
     assert parse([*words[1:], "--dataroot", "/data"]) == parse(

@@ -252,7 +252,7 @@ def test_a_backbone_of_a_folder_ignores_the_pickles_beside_it(folder, tmp_path):
     """Older versions of timm prefer them for ``local-dir:``."""
     (folder / "pytorch_model.bin").write_bytes(b"no checkpoint")
     (folder / "model.bin").write_bytes(b"no checkpoint")
-    maps = make_encoder(str(folder), pretrained=True).eval()(torch.ones(1, 3, 64, 64))
+    maps = make_encoder(str(folder), "pretrained")[0].eval()(torch.ones(1, 3, 64, 64))
     expected = MIM4DEncoder.from_pretrained(folder, features_only=True)(torch.ones(1, 3, 64, 64))
     assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
 

@@ -10,11 +10,11 @@ import pytest
 import timm
 
 from mim4d import MIM4DEncoder
+from mim4d.backbones.weights import initialise, license_of
 from mim4d.errors import UserError
 from mim4d.eval.model import make_encoder
 from mim4d.hub.folder import save_encoder
 from mim4d.hub.openmmlab import read_backbone
-from mim4d.pretrain.weights import initialise, license_of
 from tests.fuzz.weights import cases
 from tests.hub import calls
 
@@ -37,7 +37,7 @@ def read(what: str, case, encoder) -> str:
         "--init folder": lambda: initialise(encoder, str(case.folder)),
         "--init checkpoint": lambda: initialise(encoder, str(case.checkpoint)),
         "convert checkpoint": lambda: read_backbone(case.checkpoint),
-        "--backbone": lambda: make_encoder(str(case.folder), pretrained=True),
+        "--backbone": lambda: make_encoder(str(case.folder), "pretrained"),
         "licence": lambda: license_of(str(case.folder)),
     }
     try:

@@ -80,7 +80,7 @@ def test_the_end_names_what_is_there_and_commands_that_work(root, tmp_path, caps
     assert Path(command).name == "mim4d-eval"
     config = parse_evaluation(flags)
     assert (config.backbone, config.dataroot, config.version) == (str(out), str(root), "v1.0-mini")
-    make_encoder(config.backbone, pretrained=True)
+    make_encoder(config.backbone, "pretrained")
     assert not Path(config.out).exists()
     assert eval(use, {"timm": timm}).feature_info.channels()[-1] == 320
 

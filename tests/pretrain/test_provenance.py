@@ -2,9 +2,9 @@
 
 import pytest
 
+from mim4d.backbones.weights import license_of
 from mim4d.pretrain.config import PretrainConfig
 from mim4d.pretrain.provenance import provenance
-from mim4d.pretrain.weights import license_of
 
 
 @pytest.mark.parametrize(

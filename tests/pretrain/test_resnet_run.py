@@ -4,12 +4,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from mim4d.backbones.weights import initialise
 from mim4d.clip import Clip
 from mim4d.io.tensors import read_tensors
 from mim4d.method.model import MIM4D
 from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.trainer import train
-from mim4d.pretrain.weights import initialise
 from tests.encoders import shake
 from tests.pretrain.runs import losses, tiny
 from tests.toy import toy_clip, toy_config

@@ -2,10 +2,12 @@
 
 import shutil
 
+import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from mim4d.errors import UserError
 from mim4d.pretrain.checkpoint import list_checkpoints
 from mim4d.pretrain.trainer import first_model, train
 from tests.imagenet import efficientnet_lite0
@@ -40,6 +42,13 @@ def test_a_vit_resumes_bit_for_bit(root, tmp_path, fresh_accelerate):
     found = load_file(newest / "model.safetensors")
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
     assert [row["loss"] for row in metrics(tmp_path / "run")] == losses
+
+
+def test_weights_that_do_not_fit_name_the_flag(root, tmp_path):
+    save_file(timm.create_model("resnet18").state_dict(), tmp_path / "w.safetensors")
+    config = tiny(root, tmp_path / "run", "--init", str(tmp_path / "w.safetensors"))
+    with pytest.raises(UserError, match=r"--init .*w\.safetensors: .*is not a ConvNeXt"):
+        first_model(config, read_init=True)
 
 
 def test_frozen_parts_are_timms_groups(root, tmp_path):

@@ -8,11 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 import mim4d  # noqa: F401  # registers the encoders
+from mim4d.backbones.weights import initialise, license_of
 from mim4d.errors import UserError
 from mim4d.hub.folder import save_encoder
-from mim4d.pretrain.trainer import first_model
-from mim4d.pretrain.weights import initialise, license_of
-from tests.pretrain.runs import tiny
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +69,6 @@ def test_weights_come_from_files_and_folders(kind, classifier, tmp_path):
     assert told.startswith("126 of 126 tensors from")
     assert ("left out: head.fc.bias, head.fc.weight" in told) == (kind != "folder")
     assert license_of(source) == ("cc-by-4.0" if kind == "folder" else None)
-
-
-def test_a_runs_encoder_starts_from_them(classifier, root, tmp_path):
-    source = str(write("safetensors", classifier, tmp_path))
-    model, told = first_model(tiny(root, tmp_path / "run", "--init", source), read_init=True)
-    assert torch.equal(model.encoder.stem[0].weight, classifier.stem[0].weight)
-    assert source in told
 
 
 def test_weights_for_other_normalisation_are_pointed_out(tmp_path):

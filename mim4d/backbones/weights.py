@@ -8,11 +8,11 @@ from typing import Any
 import timm
 from torch import nn
 
-from ..backbones import MIM4DEncoder
-from ..errors import UserError, WeightsError
+from ..errors import WeightsError
 from ..hub.folder import read_config
 from ..hub.load import load_weights
 from ..hub.sources import Weights, from_anywhere, is_pretrained_name
+from .encoder import MIM4DEncoder
 
 
 def license_of(source: str) -> str | None:
@@ -44,20 +44,17 @@ def initialise(encoder: nn.Module, source: str) -> str:
     """Load initial weights into an encoder; every tensor except a classifier's must fit.
 
     Args:
-        encoder: Receives them.
-        source: What ``--init`` says, see :func:`mim4d.hub.sources.from_anywhere`.
+        encoder: The model that receives the weights: plain timm, or a :class:`mim4d.MIM4DEncoder`.
+        source: The value of ``--init``, see :func:`mim4d.hub.sources.from_anywhere`.
 
     Returns:
-        One line for the log: what was loaded, missing and left out.
+        One line for the log: how many tensors were loaded, and which were missing or left out.
 
     Raises:
-        UserError: If they cannot be had or are another architecture's, naming the first difference.
+        WeightsError: If the weights cannot be read, or do not fit the architecture; names the first difference.
     """
-    try:
-        weights = _named_by(encoder, from_anywhere(source))
-        loaded = load_weights(encoder, weights, optional=HEADS)
-    except WeightsError as error:
-        raise UserError(f"--init {source}: {error}") from error
+    weights = _named_by(encoder, from_anywhere(source))
+    loaded = load_weights(encoder, weights, optional=HEADS)
     whole = len(encoder.state_dict())
     line = f"{whole - len(loaded.missing)} of {whole} tensors from {source}, {len(loaded.missing)} missing"
     if loaded.unused:
