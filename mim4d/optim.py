@@ -1,9 +1,10 @@
-"""The optimiser: which parameters learn, in which group, at what rate."""
+"""The optimiser: parameter groups, learning rates and their schedule."""
 
 import math
 from dataclasses import dataclass
 
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 OFFSETS_SCALE = 0.1
@@ -21,9 +22,13 @@ class OptimConfig:
     """AdamW with linear warm-up and cosine decay."""
 
     lr: float = 4e-4
-    """Peak learning rate of all but the encoder and the decoders' offsets, which have a tenth of it."""
+    """Peak learning rate; the decoders' offsets have a tenth of it, the encoder ``backbone_scale`` of it."""
     backbone_scale: float | None = None
-    """The encoder's learning rate, as a share of lr; None: 0.1 where --init brings weights, 1 from scratch."""
+    """Learning rate of the encoder, as a fraction of lr. None: 0.03 with given weights (--init), to keep what they know;
+    1 from scratch."""
+    layer_decay: float = 1.0
+    """Factor between the learning rates of an encoder's layer and the next deeper one. The deepest layer has the
+    encoder's full rate; at 1, all layers have. timm groups parameters into layers: the stem, then blocks."""
     weight_decay: float = 0.01
     """Decoupled weight decay; norms, biases, layer scales and learned queries have none."""
     clip_norm: float = 35.0
@@ -40,6 +45,7 @@ class OptimConfig:
         bounds = {
             "lr": (self.lr, 0, math.inf),
             "backbone_scale": (self.backbone_scale or 0, 0, math.inf),
+            "layer_decay": (self.layer_decay, 0.01, 1),
             "weight_decay": (self.weight_decay, 0, math.inf),
             "clip_norm": (self.clip_norm, 1e-9, math.inf),
             "warmup_steps": (self.warmup_steps, 0, math.inf),
@@ -66,6 +72,15 @@ def lr_scale(step: int, steps: int, config: OptimConfig) -> float:
     return scale
 
 
+def _layer_scales(encoder: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Return the rate of each trained parameter of an encoder, as a fraction of that of its deepest trained layer."""
+    if decay == 1:
+        return {}
+    groups = param_groups_layer_decay(encoder, layer_decay=decay)
+    deepest = max((group["lr_scale"] for group in groups), default=1.0)  # a head that is not trained has a layer, too
+    return {parameter: group["lr_scale"] / deepest for group in groups for parameter in group["params"]}
+
+
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over what learns in ``model``, in a group for each learning rate, with and without decay.
 
@@ -76,6 +91,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         config: The optimiser's settings.
     """
     backbone_scale = 1.0 if config.backbone_scale is None else config.backbone_scale
+    layer_scales = _layer_scales(model.get_submodule("encoder"), config.layer_decay)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -83,7 +99,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
             decayed = parameter.ndim > 1 and name.endswith(".weight")
             scale = 1.0
             if name.startswith("encoder."):
-                scale = backbone_scale
+                scale = backbone_scale * layer_scales.get(parameter, 1.0)
             elif ".offsets." in name:
                 scale = OFFSETS_SCALE
             groups.setdefault((scale, decayed), []).append(parameter)

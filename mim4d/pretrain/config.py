@@ -28,6 +28,9 @@ from ..world.config import WorldConfig
 
 SCRATCH = "scratch"
 """The value of ``init`` for random weights."""
+GIVEN_SCALE = 0.03
+"""Default of ``optim.backbone_scale`` for an encoder with given weights. At this rate, ImageNet's EfficientNet-Lite0 kept
+its score in a probe of vehicles while it learned depth on the synthetic world; at 0.2 it lost 3 points of AP."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +166,9 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     scratch = config.init == SCRATCH
     if scratch and config.method.frozen:
         raise UserError("--method.frozen keeps first weights, but --init scratch has none: give --init, or frozen 0")
-    scale = config.optim.backbone_scale
-    optim = dataclasses.replace(config.optim, backbone_scale=(1.0 if scratch else 0.1) if scale is None else scale)
+    optim = config.optim
+    if optim.backbone_scale is None:
+        optim = dataclasses.replace(optim, backbone_scale=1.0 if scratch else GIVEN_SCALE)
     return dataclasses.replace(config, version=version, split=split, optim=optim)
 
 

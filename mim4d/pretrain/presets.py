@@ -22,6 +22,7 @@ PAPER = PretrainConfig(
     steps=12 * 28130 // 8,
     batch_size=1,
     precision="fp32",
+    optim=OptimConfig(backbone_scale=0.1),
     method=MethodConfig(frozen=2, neck=NeckConfig(stages=(3,))),
 )
 """arXiv 2403.08760's official recipe on 8 GPUs, a clip each: as many steps as 12 epochs of nuScenes train's key

@@ -283,7 +283,7 @@ def test_settings_that_do_not_go_together_are_refused():
 
 def test_the_backbone_learns_slower_only_where_it_knows_something():
     assert complete(PretrainConfig(dataroot="/data")).optim.backbone_scale == 1
-    assert complete(PretrainConfig(dataroot="/data", init="convnext_small")).optim.backbone_scale == 0.1
+    assert complete(PretrainConfig(dataroot="/data", init="convnext_small")).optim.backbone_scale == 0.03
     given_scale = PretrainConfig(dataroot="/data", optim=OptimConfig(backbone_scale=0.5))
     assert complete(given_scale).optim.backbone_scale == 0.5
 
