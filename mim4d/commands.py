@@ -1,7 +1,10 @@
-"""Entry points of the commands that need more than the base install."""
+"""Entry points of the commands. All but ``mim4d-hub`` need more than the base install."""
 
 import sys
 from importlib import import_module
+
+from . import deploy
+from .hub import cli
 
 DEVKIT = ("nuscenes", "pyquaternion")
 """Modules that come with the nuscenes-devkit alone."""
@@ -25,6 +28,15 @@ def evaluate() -> None:
 def data() -> None:
     """``mim4d-data``."""
     _start("data")
+
+
+HUB = (deploy.add_command,)
+"""Functions that add commands of higher layers to ``mim4d-hub``."""
+
+
+def hub(argv: list[str] | None = None) -> None:
+    """``mim4d-hub``."""
+    cli.main(argv, HUB)
 
 
 def _start(name: str) -> None:

@@ -14,7 +14,7 @@ LAYERS = (
     ("settings",),
     ("hub",),
     ("backbones",),
-    ("method", "optim", "data", "world"),
+    ("method", "optim", "data", "world", "deploy"),
     ("roots",),
     ("pretrain", "eval", "integrations"),
     ("commands",),

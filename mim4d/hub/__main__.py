@@ -1,5 +1,5 @@
 """Run the command ``mim4d-hub`` as ``python -m mim4d.hub``."""
 
-from .cli import main
+from ..commands import hub
 
-main()
+hub()

@@ -1,11 +1,14 @@
 """``mim4d-hub``: publish an encoder, fetch one, show its card, convert checkpoints.
 
-Only argparse: the command comes with the base install.
+Only argparse: the command comes with the base install. Commands that build on higher layers of the package are added by
+:func:`mim4d.commands.hub`.
 """
 
 import argparse
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -21,17 +24,23 @@ from .push import Publisher
 from .sources import EncoderWeights
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command's entry point; what a user can put right ends in one line and exit code 2."""
-    given = _parser().parse_args(argv)
+def main(argv: list[str] | None = None, more: Sequence[Callable[[Any], None]] = ()) -> None:
+    """Run the command; a UserError is one line on stderr and exit code 2.
+
+    Args:
+        argv: The arguments; None for those of the process.
+        more: Functions that add further commands to the parser's subparsers.
+    """
+    given = make_parser(more).parse_args(argv)
     with report_user_errors():
         given.run(given)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser(more: Sequence[Callable[[Any], None]] = ()) -> argparse.ArgumentParser:
+    """The parser of :func:`main`."""
     parser = ArgumentParser(
         prog="mim4d-hub",
-        description="Publish encoders on the Hugging Face Hub, fetch them, convert checkpoints. Log in with "
+        description="Publish encoders on the Hugging Face Hub, fetch, export and convert them. Log in with "
         "`hf auth login` or HF_TOKEN; tokens are not taken from the command line, where others could see them.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -97,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--dry-run", action="store_true", help="say what is in FROM, and write nothing")
     convert.set_defaults(run=_convert)
+    for add in more:
+        add(commands)
     return parser
 
 

@@ -19,6 +19,7 @@ from torch.distributed.run import get_args_parser
 from benchmarks import backbones, memory
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.gpu import __main__ as gpu
+from mim4d.commands import HUB
 from mim4d.data import cli as data
 from mim4d.eval import cli as evaluation
 from mim4d.hub import cli as hub
@@ -102,7 +103,7 @@ def check(words: list[str], strict: bool) -> None:
     if program == "mim4d-pretrain":
         complete(pretrain.parse(rest)[0])
     elif program == "mim4d-hub":
-        hub._parser().parse_args(rest)
+        hub.make_parser(HUB).parse_args(rest)
     elif program == "mim4d-data":
         data._parser().parse_args(rest)
     elif program == "mim4d-world":

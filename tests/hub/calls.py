@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mim4d import MIM4DEncoder
-from mim4d.hub.cli import main
+from mim4d.commands import hub
 from mim4d.hub.folder import save_encoder
 from mim4d.hub.push import Publisher
 from tests.encoders import shake
@@ -77,7 +77,7 @@ def run(*argv: str) -> tuple[int, str, str]:
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            main(list(argv))
+            hub(list(argv))
         except SystemExit as end:
             code = end.code
     return code, out.getvalue(), err.getvalue()

@@ -45,4 +45,4 @@ def test_the_command_says_what_it_can():
     command = [sys.executable, "-m", "mim4d.hub", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert all(command in done.stdout for command in ("push", "pull", "card", "convert"))
+    assert all(command in done.stdout for command in ("push", "pull", "card", "convert", "export"))
