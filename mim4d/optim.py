@@ -24,8 +24,8 @@ class OptimConfig:
     lr: float = 4e-4
     """Peak learning rate; the decoders' offsets have a tenth of it, the encoder ``backbone_scale`` of it."""
     backbone_scale: float | None = None
-    """Learning rate of the encoder, as a fraction of lr. None: 0.03 with given weights (--init), to keep what they know;
-    1 from scratch."""
+    """Learning rate of the encoder, as a fraction of lr. None: 0.03 with given weights (--init), to keep what they have
+    learned; 1 from scratch."""
     layer_decay: float = 1.0
     """Factor between the learning rates of an encoder's layer and the next deeper one. The deepest layer has the
     encoder's full rate; at 1, all layers have. timm groups parameters into layers: the stem, then blocks."""

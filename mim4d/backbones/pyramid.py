@@ -107,12 +107,14 @@ def parts_of(model: Any) -> list[Part]:
     """Return the parts that can be frozen, from the front: the stem, then the stages (blocks of a ViT)."""
     if isinstance(model, MIM4DEncoder):
         return [Part(list(part.parameters()), list(part.modules())) for part in model.parts()]
-    parameters = dict(model.named_parameters())
-    groups = group_parameters(model, model.group_matcher(coarse=True))
-    parts = []
-    for _, names in sorted(groups.items()):
-        owners = {name.rpartition(".")[0] for name in names} - {""}
-        parts.append(Part([parameters[name] for name in names], [model.get_submodule(name) for name in sorted(owners)]))
+    part_of = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    parts = [Part([], []) for _ in set(part_of.values())]
+    for name, parameter in model.named_parameters():
+        parts[part_of[name]].parameters.append(parameter)
+    for path, module in model.named_modules():
+        owners = {part_of[f"{path}.{name}".removeprefix(".")] for name, _ in module.named_parameters()}
+        if len(owners) == 1:  # the whole module, with its stochastic depth, is of one part
+            parts[owners.pop()].modules.extend(module.modules())
     return parts
 
 

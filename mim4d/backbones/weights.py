@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import WeightsError
 from ..hub.folder import read_config
-from ..hub.load import load_weights
+from ..hub.load import Loaded, load_weights
 from ..hub.sources import Weights, from_anywhere, is_pretrained_name
 from .encoder import MIM4DEncoder
 
@@ -40,6 +40,15 @@ def _named_by(encoder: Any, weights: Weights) -> Weights:
     return dataclasses.replace(weights, tensors=rename(dict(weights.tensors), encoder)) if rename else weights
 
 
+def load_backbone(encoder: nn.Module, weights: Weights) -> Loaded:
+    """Load weights by any of the names that timm knows for them; every tensor except a classifier's must fit.
+
+    Raises:
+        WeightsError: If the weights do not fit the architecture; names the first difference.
+    """
+    return load_weights(encoder, _named_by(encoder, weights), optional=HEADS)
+
+
 def initialise(encoder: nn.Module, source: str) -> str:
     """Load initial weights into an encoder; every tensor except a classifier's must fit.
 
@@ -53,8 +62,8 @@ def initialise(encoder: nn.Module, source: str) -> str:
     Raises:
         WeightsError: If the weights cannot be read, or do not fit the architecture; names the first difference.
     """
-    weights = _named_by(encoder, from_anywhere(source))
-    loaded = load_weights(encoder, weights, optional=HEADS)
+    weights = from_anywhere(source)
+    loaded = load_backbone(encoder, weights)
     whole = len(encoder.state_dict())
     line = f"{whole - len(loaded.missing)} of {whole} tensors from {source}, {len(loaded.missing)} missing"
     if loaded.unused:

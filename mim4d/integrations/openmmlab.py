@@ -24,7 +24,7 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 from timm.models.convnext import ConvNeXt
@@ -33,18 +33,43 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..backbones.masked import dense_maps
+from ..backbones.pyramid import Part, make_backbone, parts_of, pyramid_of
+from ..backbones.weights import load_backbone
 from ..errors import UserError, WeightsError
 from ..hub.folder import FAMILY
-from ..hub.load import load_weights
 from ..hub.sources import Weights, from_anywhere
 
-STAGES = 4
-_HEAD = ("head.",)
-"""Prefix of a ConvNeXt's parameters outside its stages: the norm after pooling."""
+
+class PlainModule(nn.Module):
+    """Base class of the backbones where neither mmengine nor mmcv 1.x is installed."""
+
+    def __init__(self, init_cfg: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.init_cfg = init_cfg
 
 
-class Backbone(nn.Module):
-    """Base class of the registered backbones; :func:`mim4d_encoder` makes them.
+def _base_module() -> type[nn.Module]:
+    """Return the ``BaseModule`` that detectors expect: of mmcv 1.x for mmdet 2.x, else of mmengine."""
+    if find_spec("mmcv") and find_spec("mmcv.runner"):  # mmcv 2 has no runner
+        from mmcv.runner import BaseModule
+
+        return BaseModule
+    if find_spec("mmengine"):
+        from mmengine.model import BaseModule
+
+        return BaseModule
+    return PlainModule
+
+
+if TYPE_CHECKING:
+    BaseModule = PlainModule
+else:
+    BaseModule = _base_module()
+
+
+class Backbone(BaseModule):
+    """Base class of the registered backbones, a ``BaseModule`` of OpenMMLab; :func:`mim4d_encoder` makes them.
 
     A subclass holds the encoder's modules under OpenMMLab's names.
     """
@@ -52,31 +77,30 @@ class Backbone(nn.Module):
     def __init__(
         self,
         arch: str,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = True,
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        # Detectors of mmdet3d 0.x and 1.0 set init_cfg later, from their ``pretrained``.
+        super().__init__(init_cfg)
         self.arch = full_name(arch)
-        self.out_indices = _checked_stages(out_indices)
-        if frozen_stages not in range(-1, STAGES + 1):
-            raise UserError(f"frozen_stages: expected -1 (none), 0 (the stem) or 1 to {STAGES}, got {frozen_stages!r}")
         if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
             raise UserError(f"drop_path_rate: expected a fraction from 0 to below 1, got {drop_path_rate!r}")
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self.drop_path_rate = drop_path_rate
-        self.init_cfg = init_cfg  # detectors of mmdet3d 0.x and 1.0 set it later, from their ``pretrained``
 
         encoder = self._new_encoder()
-        stages = encoder.feature_info[-STAGES:]  # the first entry of a ResNet is its stem
-        info = [stages[i] for i in self.out_indices]
-        self.out_channels: tuple[int, ...] = tuple(stage["num_chs"] for stage in info)
-        self.out_strides: tuple[int, ...] = tuple(stage["reduction"] for stage in info)
+        self.pyramid, stages = pyramid_of(encoder), len(parts_of(encoder)) - 1
+        self.out_indices = _checked_stages(out_indices, len(self.pyramid.strides))
+        if frozen_stages not in range(-1, stages + 1):
+            raise UserError(f"frozen_stages: expected -1 (none), 0 (the stem) or 1 to {stages}, got {frozen_stages!r}")
+        self.out_channels: tuple[int, ...] = tuple(self.pyramid.channels[i] for i in self.out_indices)
+        self.out_strides: tuple[int, ...] = tuple(self.pyramid.strides[i] for i in self.out_indices)
         for name, part in self._parts(encoder).items():
             self.add_module(name, part)
         self.train()
@@ -96,10 +120,10 @@ class Backbone(nn.Module):
         """Feature maps, equal to those of timm's ``features_only``.
 
         Args:
-            images: [N, 3, H, W], RGB, normalised with ImageNet's mean and standard deviation.
+            images: [N, 3, H, W], RGB, normalised as the weights need it: mostly ImageNet's mean and standard deviation.
 
         Returns:
-            One map [N, C_i, H/s_i, W/s_i] per entry of ``out_indices``; strides s are 4, 8, 16, 32.
+            One map [N, C_i, H/s_i, W/s_i] per entry of ``out_indices``, at the strides s_i = ``out_strides``.
         """
         x, maps = images, []
         for index, (entrance, blocks) in enumerate(self._stages()):
@@ -114,20 +138,21 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> "Backbone":
         """Set the mode. Frozen stages, and with ``norm_eval`` all BatchNorms, stay in evaluation mode."""
         super().train(mode)
-        for module in self._frozen():
-            module.eval().requires_grad_(False)
+        for part in self._frozen():
+            part.freeze()
+            part.hold()
         if self.norm_eval:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
 
-    def _frozen(self) -> Iterator[nn.Module]:
+    def _frozen(self) -> Iterator[Part]:
         for index, (entrance, blocks) in enumerate(self._stages()):
             if index < self.frozen_stages:
-                yield from (*entrance, blocks)
+                yield from map(_whole, (*entrance, blocks))
             elif index == self.frozen_stages == 0:
-                yield from entrance
+                yield from map(_whole, entrance)
 
     def init_weights(self) -> None:
         """Load the weights of ``init_cfg``, all or none; without it, weights stay random. Detectors call this.
@@ -139,8 +164,13 @@ class Backbone(nn.Module):
         if not self.init_cfg:
             return
         encoder = self._new_encoder()
-        load_weights(encoder, _weights(self.init_cfg), optional=_HEAD)
+        load_backbone(encoder, _weights(self.init_cfg))
         self.load_state_dict(nn.ModuleDict(self._parts(encoder)).state_dict())
+        self._is_init = True
+
+
+def _whole(module: nn.Module) -> Part:
+    return Part(list(module.parameters()), list(module.modules()))
 
 
 class ConvNeXtBackbone(Backbone):
@@ -180,13 +210,45 @@ class ResNetBackbone(Backbone):
             yield [self.get_submodule(name) for name in self.STEM] if index == 0 else [], blocks
 
 
+class TimmBackbone(Backbone):
+    """Any other timm model, under ``model`` by timm's own names."""
+
+    model: Any
+
+    def _new_encoder(self) -> Any:
+        encoder: Any = make_backbone(self.arch, drop_path=self.drop_path_rate)
+        if self.with_cp:
+            encoder.set_grad_checkpointing()
+        return encoder
+
+    def _indices(self) -> list[int]:
+        """Indices of the returned maps among those of the model."""
+        return [self.pyramid.indices[index] for index in self.out_indices]
+
+    def _parts(self, encoder: Any) -> dict[str, nn.Module]:
+        if hasattr(encoder, "prune_intermediate_layers"):
+            encoder.prune_intermediate_layers(self._indices(), prune_norm=True, prune_head=True)
+        return {"model": encoder}
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if hasattr(self.model, "forward_intermediates"):
+            return tuple(self.model.forward_intermediates(images, indices=self._indices(), intermediates_only=True))
+        maps = dense_maps(self.model, images)
+        return tuple(maps[index] for index in self._indices())
+
+    def _frozen(self) -> Iterator[Part]:
+        yield from parts_of(self.model)[: self.frozen_stages + 1]
+
+
 def mim4d_encoder(arch: str, **arguments: Any) -> Backbone:
     """Build the backbone of ``dict(type="MIM4DEncoder", arch=..., ...)`` in a config.
 
     Args:
-        arch: ``convnext_small``, ``resnet50``, ... or the full name in timm, ``mim4d_convnext_small``.
-        arguments: ``out_indices``: stages to return, 0 to 3, with strides 4, 8, 16 and 32; all four by default.
-            ``frozen_stages``: as in mmdet's ResNet, -1 for none, 0 for the stem, n for the stem and n stages.
+        arch: One of mim4d's (``convnext_small`` for ``mim4d_convnext_small``), or any other name in timm.
+        arguments: ``out_indices``: maps to return, from the finest, of the last four strides; all by default. mim4d's
+            encoders have four, 0 to 3, with strides 4, 8, 16 and 32; a ViT has one.
+            ``frozen_stages``: as in mmdet's ResNet, -1 for none, 0 for the stem, n for the stem and n stages (timm's
+            groups of the model, such as the blocks of a ViT).
             ``norm_eval``: whether BatchNorms keep their running statistics; True by default.
             ``with_cp``: whether to recompute blocks in the backward pass, which saves memory.
             ``drop_path_rate``: stochastic depth; the rate of the last block.
@@ -200,30 +262,36 @@ def mim4d_encoder(arch: str, **arguments: Any) -> Backbone:
     known = list(inspect.signature(Backbone).parameters)
     if unknown := [name for name in arguments if name not in known]:
         raise UserError(f"MIM4DEncoder has no argument {', '.join(unknown)}: its arguments are {', '.join(known)}")
-    backbone = ResNetBackbone if "resnet" in full_name(arch) else ConvNeXtBackbone
-    return backbone(arch, **arguments)
+    name = full_name(arch)
+    if not name.startswith(FAMILY):
+        return TimmBackbone(arch, **arguments)
+    return (ResNetBackbone if "resnet" in name else ConvNeXtBackbone)(arch, **arguments)
 
 
 def full_name(arch: str) -> str:
-    """The full name of an architecture: ``mim4d_convnext_small`` for ``convnext_small``.
+    """Return the name of an architecture in timm: ``mim4d_convnext_small`` for ``convnext_small``.
 
     Raises:
         UserError: If there is no such architecture.
     """
-    known = timm.list_models(f"{FAMILY}*")
-    name = str(arch) if str(arch).startswith(FAMILY) else f"{FAMILY}{arch}"
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"; similar names are {', '.join(n.removeprefix(FAMILY) for n in close)}" if close else ""
-        raise UserError(f"arch: there is no architecture {arch!r}{hint}")
-    return name
+    own = f"{FAMILY}{str(arch).removeprefix(FAMILY)}"
+    if timm.is_model(own):
+        return own
+    if timm.is_model(str(arch)):
+        return str(arch)
+    known = {name.removeprefix(FAMILY) for name in timm.list_models()}
+    close = difflib.get_close_matches(str(arch), sorted(known), n=3, cutoff=0.4)
+    hint = f"; similar names are {', '.join(close)}" if close else ""
+    raise UserError(f"arch: there is no architecture {arch!r}{hint}")
 
 
-def _checked_stages(out_indices: Sequence[int]) -> tuple[int, ...]:
+def _checked_stages(out_indices: Sequence[int] | None, stages: int) -> tuple[int, ...]:
+    if out_indices is None:
+        return tuple(range(stages))
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
-    wrong = any(not isinstance(index, int) or index not in range(STAGES) for index in indices)
+    wrong = any(not isinstance(index, int) or index not in range(stages) for index in indices)
     if not indices or wrong or list(indices) != sorted(set(indices)):
-        raise UserError(f"out_indices: expected stages from 0 to {STAGES - 1} in ascending order, got {out_indices!r}")
+        raise UserError(f"out_indices: expected stages from 0 to {stages - 1} in ascending order, got {out_indices!r}")
     return indices
 
 

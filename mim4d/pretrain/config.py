@@ -29,8 +29,8 @@ from ..world.config import WorldConfig
 SCRATCH = "scratch"
 """The value of ``init`` for random weights."""
 GIVEN_SCALE = 0.03
-"""Default of ``optim.backbone_scale`` for an encoder with given weights. At this rate, ImageNet's EfficientNet-Lite0 kept
-its score in a probe of vehicles while it learned depth on the synthetic world; at 0.2 it lost 3 points of AP."""
+"""Default of ``optim.backbone_scale`` for an encoder with given weights. At this rate, ImageNet's EfficientNet-Lite0
+kept its score in a probe of vehicles while it learned depth on the synthetic world; at 0.2 it lost 3 points of AP."""
 
 
 @dataclass(frozen=True, kw_only=True)

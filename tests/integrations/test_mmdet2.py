@@ -28,8 +28,11 @@ assert mmcv.__version__ < "2" and mmdet.__version__ < "3"
 import_modules_from_strings(imports=["mim4d.integrations.openmmlab"])
 from mmdet.models.builder import build_backbone
 backbone = build_backbone(dict(type="MIM4DEncoder", arch="convnext_atto", out_indices=(2, 3), frozen_stages=1))
+from mmcv.runner import BaseModule
+assert isinstance(backbone, BaseModule) and not backbone.is_init
 backbone.init_cfg = dict(type="Pretrained", checkpoint=sys.argv[1])
 backbone.init_weights()
+assert backbone.is_init
 maps = backbone.train()(torch.ones(1, 3, 64, 64))
 assert [tuple(m.shape) for m in maps] == [(1, 160, 4, 4), (1, 320, 2, 2)]
 sum(m.sum() for m in maps).backward()

@@ -9,16 +9,18 @@ import torch
 
 pytest.importorskip("mmengine", reason="mmengine is not installed: see tests/integrations/requirements.txt")
 from mmengine.config import Config
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, BaseModule
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from mim4d.backbones.masked import dense_maps
 from mim4d.errors import UserError, WeightsError
 from mim4d.hub.folder import save_encoder
 from mim4d.hub.openmmlab import convert_checkpoint
 from tests.hub import calls as hub_calls
 from tests.hub import checkpoints
+from tests.imagenet import efficientnet_lite0
 from tests.integrations import calls
 from tests.reference.openmmlab_convnext import openmmlab_convnext
 
@@ -274,6 +276,84 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path):
     with pytest.raises(WeightsError, match="does not fit this encoder"):
         backbone.init_weights()
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
+
+
+# --- any other timm backbone -----------------------------------------------------------------------------------------
+
+TIMM = {
+    "regnety_002": (24, 56, 152, 368),
+    "ese_vovnet19b_slim_dw": (112, 256, 384, 512),
+    "densenet121": (256, 512, 1024, 1024),
+    "test_vit": (64,),
+}
+"""Channels of the maps of the last four strides."""
+
+
+@pytest.mark.parametrize("arch", ["convnext_atto", "resnet18", "regnety_002"])
+def test_it_is_a_base_module(arch):
+    assert isinstance(build(arch), BaseModule)
+
+
+def test_a_detector_starts_from_imagenets_efficientnet(tmp_path):
+    file = efficientnet_lite0(tmp_path)
+    detector = Detector(arch="tf_efficientnet_lite0", init_cfg=dict(type="Pretrained", checkpoint=str(file)))
+    detector.init_weights()  # BaseModel's, which calls that of every BaseModule
+    backbone = detector.img_backbone.eval()
+    assert backbone.is_init
+    plain = timm.create_model("tf_efficientnet_lite0", features_only=True).eval()
+    plain.load_state_dict({name: t for name, t in load_file(file).items() if name in plain.state_dict()})
+    for got, want in zip(backbone(images(1, 3, 64, 96)), plain(images(1, 3, 64, 96))[-4:], strict=True):
+        assert torch.equal(got, want)
+    assert (backbone.out_channels, backbone.out_strides) == ((24, 40, 112, 320), (4, 8, 16, 32))
+
+
+def test_timms_groups_are_its_stages():
+    backbone = build("tf_efficientnet_lite0", frozen_stages=2, norm_eval=False, drop_path_rate=0.5).train()
+    frozen = ("model.conv_stem.", "model.bn1.", "model.blocks.0.", "model.blocks.1.")
+    for name, parameter in backbone.named_parameters():
+        assert parameter.requires_grad != name.startswith(frozen), name
+    for name, module in backbone.named_modules():  # stochastic depth, too
+        assert module.training != f"{name}.".startswith(frozen), name
+
+
+def test_norm_eval_keeps_all_statistics_of_timm_backbones():
+    backbone = build("tf_efficientnet_lite0").train()
+    before = copy.deepcopy(backbone.state_dict())
+    backbone(images(2, 3, 64, 64) + 3)
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
+    assert all(p.requires_grad for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("arch", TIMM)
+def test_maps_of_timm_backbones_are_timms(arch, tmp_path):
+    source = hub_calls.shaken(timm.create_model(arch)).eval()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    backbone = loaded(arch, checkpoint=str(tmp_path / "w.safetensors")).eval()
+    image = images(1, 3, *source.pretrained_cfg["input_size"][1:])
+    maps = backbone(image)
+    assert tuple(m.shape[1] for m in maps) == backbone.out_channels == TIMM[arch]
+    assert tuple(image.shape[-1] // m.shape[-1] for m in maps) == backbone.out_strides
+    expected = dense_maps(source, image)[-len(maps) :]
+    assert all(torch.equal(got, want) for got, want in zip(maps, expected, strict=True))
+
+
+@pytest.mark.parametrize("out_indices", [(2,), (1, 3)])
+def test_later_stages_of_timm_backbones_are_left_out(out_indices):
+    backbone = build("regnety_002", out_indices=out_indices)
+    maps = backbone(images(2, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == [TIMM["regnety_002"][index] for index in out_indices]
+    sum(m.sum() for m in maps).backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_recomputed_blocks_of_timm_backbones_have_the_same_gradients():
+    gradients = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        backbone = build("regnety_002", with_cp=with_cp)
+        sum(m.square().mean() for m in backbone(images(1, 3, 64, 64))).backward()
+        gradients.append([p.grad for p in backbone.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 # --- optimizers ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mim4d import MIM4DEncoder
+from mim4d.backbones.pyramid import make_backbone
 from mim4d.hub.cli import main
 from mim4d.hub.folder import save_encoder
 from mim4d.integrations.openmmlab import mim4d_encoder
@@ -61,7 +62,7 @@ def test_every_block_is_run_here():
     assert {name: languages for name, languages in code.items() if languages} == {
         "timm": ["python", "python"],
         "torch-hub": ["python"],
-        "openmmlab": ["python", "sh"],
+        "openmmlab": ["python", "python", "sh"],
         "detectron2": ["python"],
         "lift-splat-shoot": ["python", "python"],
         "simple-bev": ["python"],
@@ -110,12 +111,23 @@ def test_openmmlab(tmp_path):
     config = pytest.importorskip("mmengine.config", reason="mmengine is not installed: see requirements.txt")
     from mmengine.registry import MODELS
 
-    (code,) = blocks("openmmlab")
+    code, _ = blocks("openmmlab")
     (tmp_path / "base.py").write_text('model = dict(img_backbone=dict(type="ResNet", depth=50))')
     (tmp_path / "config.py").write_text(f'_base_ = ["base.py"]\n{code}'.replace("convnext_small", "convnext_atto"))
     backbone = MODELS.build(config.Config.fromfile(tmp_path / "config.py").model.img_backbone)
     backbone.init_weights()
     assert [m.shape[1] for m in backbone(torch.zeros(1, 3, 64, 64))] == WIDTHS[1:]
+
+
+def test_openmmlab_with_another_timm_model(tmp_path):
+    pytest.importorskip("mmengine", reason="mmengine is not installed: see requirements.txt")
+    from mmengine.registry import MODELS
+
+    _, code = blocks("openmmlab")
+    save_encoder(make_backbone("tf_efficientnet_lite0"), tmp_path / "runs/lite0/encoder")
+    backbone = MODELS.build(run(code)["img_backbone"])
+    backbone.init_weights()
+    assert (backbone.out_channels, backbone.out_strides) == ((112, 320), (16, 32))
 
 
 def test_an_old_environments_own_resnet(mmdet, tmp_path):
