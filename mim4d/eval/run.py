@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..clip import Clip
 from ..data.loader import ClipSampler
@@ -62,16 +62,16 @@ def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = 
 def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool) -> Figures:
     began = time.monotonic()
     console = Console(stderr=True, highlight=False, quiet=quiet)
+    # The backbone comes first: opening the data may read tables or draw a world for minutes.
+    encoder, loaded = seeded_encoder(config)
     if data is None:
-        # What is quick to check comes first: opening the data may read tables or draw a world for minutes.
-        make_encoder(config.backbone, config.init, image_size=config.image_size)
         try:
             config.model.voxels(make_task(config).grid)
         except ValueError as error:
             raise UserError(str(error)) from error
         data = EvalData(config)
     data.check(config)
-    run = Run(config, data)
+    run = Run(config, data, encoder)
     learnt, held_out = len(run.chosen), len(data.val)
     console.print(
         f"mim4d {__version__}: {config.task} with {config.backbone} ({config.init}, "
@@ -80,7 +80,7 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
         markup=False,
         soft_wrap=True,
     )
-    for line in [*filter(None, [run.loaded]), *preset_lines(config.preset, config.data, run.device.type)]:
+    for line in [*filter(None, [loaded]), *preset_lines(config.preset, config.data, run.device.type)]:
         console.print(line, markup=False, soft_wrap=True)
     losses = run.train(console)
     figures = run.score(out, console)
@@ -119,24 +119,39 @@ def make_task(config: EvalConfig) -> Task:
     return Detection() if config.task == "det3d" else HDMap()
 
 
+def seeded_encoder(config: EvalConfig) -> tuple[nn.Module, str]:
+    """Build the backbone of a run; its random weights follow from the run's seed.
+
+    Returns:
+        The backbone, and a line for the log as :func:`mim4d.eval.model.make_encoder` returns it.
+
+    Raises:
+        UserError: If there is no such backbone, or its weights or maps cannot be used.
+    """
+    torch.manual_seed(config.seed)
+    return make_encoder(config.backbone, config.init, image_size=config.image_size)
+
+
 class Run:
     """One run: data, model and optimiser."""
 
-    def __init__(self, config: EvalConfig, data: EvalData) -> None:
+    def __init__(self, config: EvalConfig, data: EvalData, encoder: nn.Module) -> None:
         """Build the run.
 
+        Args:
+            config: Complete settings.
+            data: The data that they name.
+            encoder: The backbone, see :func:`seeded_encoder`. The run trains or freezes it.
+
         Raises:
-            UserError: If the backbone cannot be had, the settings make no model, a file or map is missing, or the
-                held-out split is not one to score.
+            UserError: If the settings make no model, a file or map is missing, or the held-out split cannot be scored.
         """
         self.config, self.data = config, data
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.task = make_task(config)
         self._scores = self.task.scores(data.annotations, config.val_split)
         self.chosen = data.train.share(config.labels, config.seed)
-        torch.manual_seed(config.seed)
-        encoder, self.loaded = make_encoder(config.backbone, config.init, image_size=config.image_size)
-        torch.manual_seed(config.seed + 1)  # all else starts the same, whatever the backbone drew
+        torch.manual_seed(config.seed + 1)  # heads start the same, however many numbers the backbone drew
         examples = (self.truth(data.train, number) for number in self.chosen[:EXAMPLES])
         try:
             head = self.task.head(config.model.channels, config.model.coarse, examples)

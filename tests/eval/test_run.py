@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from mim4d.errors import UserError
 from mim4d.eval.cli import main, parse
+from mim4d.eval.config import EvalConfig
+from mim4d.eval.data import EvalData
 from mim4d.eval.headline import headline
 from mim4d.eval.model import make_encoder
-from mim4d.eval.run import Run, evaluate
+from mim4d.eval.run import Run, evaluate, seeded_encoder
 from mim4d.hub.folder import save_encoder
 from mim4d.pretrain.presets import DEMO as PRETRAINING
 from tests.eval.runs import arguments, tiny
@@ -39,6 +41,11 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "encoder"
     save_encoder(timm.create_model("mim4d_convnext_atto"), folder)
     return folder
+
+
+def build(config: EvalConfig, data: EvalData) -> Run:
+    """A run with its own backbone."""
+    return Run(config, data, seeded_encoder(config)[0])
 
 
 @pytest.mark.parametrize("task", FIGURES)
@@ -62,7 +69,7 @@ def test_a_run_leaves_its_figures(task, tiny_world, tmp_path, encoder_folder):
 @pytest.mark.parametrize("freeze", [True, False])
 def test_any_backbone_frozen_or_trained(backbone, freeze, tiny_world, tmp_path, data):
     config = tiny(tiny_world, tmp_path, "--backbone", backbone, "--freeze" if freeze else "--no-freeze")
-    run = Run(config, data)
+    run = build(config, data)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     losses = run.train(_silent())
     assert len(losses) == config.steps
@@ -91,8 +98,26 @@ def test_the_same_command_gives_the_same_figures(tiny_world, tmp_path, data):
     assert first["loss"] != other["loss"]
 
 
+def test_the_backbone_is_created_once_and_follows_from_the_seed(tiny_world, tmp_path, data, monkeypatch):
+    encoders = []
+
+    def make(*args, **kwargs):
+        made = make_encoder(*args, **kwargs)
+        encoders.append({name: value.clone() for name, value in made[0].state_dict().items()})
+        return made
+
+    monkeypatch.setattr("mim4d.eval.run.make_encoder", make)
+    torch.manual_seed(99)  # of no consequence
+    evaluate(tiny(tiny_world, tmp_path / "run", "--seed", "5"), data, quiet=True)
+    evaluate(tiny(tiny_world, tmp_path / "opens-the-data", "--seed", "5"), quiet=True)
+    assert len(encoders) == 2  # one per run
+    torch.manual_seed(5)
+    for name, value in make_encoder("mim4d_convnext_atto", "random")[0].state_dict().items():
+        assert all(torch.equal(encoder[name], value) for encoder in encoders), name
+
+
 def test_kept_maps_of_a_frozen_backbone_change_nothing(tiny_world, tmp_path, data):
-    run = Run(tiny(tiny_world, tmp_path, "--freeze"), data)
+    run = build(tiny(tiny_world, tmp_path, "--freeze"), data)
     model = run.model.eval()
     numbers = [1, 4]
     from mim4d.clip import Clip
@@ -115,9 +140,9 @@ def test_data_of_other_settings_is_refused(tiny_world, tmp_path, data):
 
 
 def test_heads_start_the_same_under_any_weights(tiny_world, tmp_path, data, encoder_folder):
-    random = Run(tiny(tiny_world, tmp_path), data)
+    random = build(tiny(tiny_world, tmp_path), data)
     flags = ("--backbone", str(encoder_folder), "--init", "pretrained")
-    pretrained = Run(tiny(tiny_world, tmp_path, *flags), data)
+    pretrained = build(tiny(tiny_world, tmp_path, *flags), data)
     theirs = pretrained.model.state_dict()
     alike = {name: torch.equal(value, theirs[name]) for name, value in random.model.state_dict().items()}
     assert all(same for name, same in alike.items() if not name.startswith("encoder."))
@@ -125,7 +150,7 @@ def test_heads_start_the_same_under_any_weights(tiny_world, tmp_path, data, enco
 
 
 def test_the_backbone_learns_at_a_lower_rate(tiny_world, tmp_path, data):
-    run = Run(tiny(tiny_world, tmp_path, "--optim.lr", "1e-3", "--optim.backbone-scale", "0.2"), data)
+    run = build(tiny(tiny_world, tmp_path, "--optim.lr", "1e-3", "--optim.backbone-scale", "0.2"), data)
     assert {round(group["peak"], 9) for group in run.optimizer.param_groups} == {1e-3, 2e-4}
 
 
