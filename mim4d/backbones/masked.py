@@ -74,11 +74,11 @@ def masked_maps(
         return maps if indices is None else [maps[index] for index in indices]
     _check(images, visible, norm_group)
     try:
-        if any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
-            raise NoMaskedForwardError("gradient checkpointing, which runs blocks again unmasked: switch it off")
         inner = getattr(model, "model", model)  # timm's FeatureGetterNet wraps the unmodified model
         if isinstance(inner, (VisionTransformer, Eva)):
             return _vit(model, inner, images, visible, num_visible, indices)
+        if any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
+            raise NoMaskedForwardError("gradient checkpointing, which runs blocks again unmasked: switch it off")
         if num_visible is None and bool(visible.all()):  # bit for bit the result of timm
             maps = dense_maps(model, images)
         else:

@@ -137,6 +137,22 @@ def test_a_single_visible_site_leaves_the_running_statistics_alone():
     assert torch.equal(after["layer4.1.bn2.running_var"], before["layer4.1.bn2.running_var"])  # one site per image
 
 
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_dinov3_qkvb"])
+def test_checkpointing_changes_no_gradient_of_a_vit(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0, dynamic_img_size=True)
+    randomise(model)
+    images, visible = torch.randn(2, 3, 64, 96), torch.rand(2, 4, 6) < 0.5
+    gradients = []
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        model.zero_grad()
+        sum(x.square().sum() for x in mim4d.forward_masked(model, images, visible)).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+
+
 def test_it_runs_in_bfloat16():
     model = timm.create_model("test_efficientnet", num_classes=0)
     images, visible = torch.randn(2, 3, 128, 160), torch.rand(2, 4, 5) < 0.6
