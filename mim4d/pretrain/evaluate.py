@@ -8,9 +8,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..data import ClipLoader
-from ..errors import UserError
 from ..method.model import MaskedModel
 from .meter import averages, totals
+from .processes import end_all
 
 
 @torch.no_grad()
@@ -28,7 +28,8 @@ def evaluate(model: MaskedModel, clips: ClipLoader, accelerator: Accelerator) ->
         no clip had anything to measure by is not there.
 
     Raises:
-        UserError: If the loss is not finite.
+        UserError: On the main process, if the loss is not finite.
+        SystemExit: With code 2 on the others.
     """
     training = model.training
     model.eval()
@@ -43,6 +44,7 @@ def evaluate(model: MaskedModel, clips: ClipLoader, accelerator: Accelerator) ->
     whole = {name: [sum(share[name][i] for share in shares if share) for i in (0, 1)] for name in shares[0]}
     means = averages(whole)
     if not math.isfinite(means["loss"]):
-        raise UserError(f"the loss of the held-out clips is {means['loss']}: lower --optim.lr or use --precision fp32")
+        what = f"the loss of the held-out clips is {means['loss']}"
+        end_all(accelerator, f"{what}: lower --optim.lr or use --precision fp32")
     # Neither the summed loss nor what describes the step.
     return {f"val_{name}": value for name, value in means.items() if "_" in name}

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from ..errors import UserError
+from .processes import end_all
 
 
 def join(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -94,7 +94,9 @@ class Meter:
             spent in steps and ``skipped`` clips since the run's start.
 
         Raises:
-            UserError: If loss or gradient were not finite at one of the steps, naming the first and its clips.
+            UserError: On the main process, if the loss or the gradient was not finite at one of the steps, naming the
+                first such step and its clips.
+            SystemExit: With code 2 on the others.
         """
         table = self._accelerator.reduce(torch.stack(self._values), "sum").tolist()  # the host waits here
         steps, clips = self._steps, self._clips
@@ -120,4 +122,4 @@ class Meter:
             for what in ("loss", "grad_norm"):
                 if not math.isfinite(values[what]):
                     where = ", ".join(gather_object(list(names)))
-                    raise UserError(f"{what} is {values[what]} at step {step} (clips {where}); {remedy}")
+                    end_all(self._accelerator, f"{what} is {values[what]} at step {step} (clips {where}); {remedy}")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -50,6 +50,16 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
     if failed:
         raise SystemExit(2)
     return shared
+
+
+def end_all(accelerator: Accelerator, message: str) -> NoReturn:
+    """End every process for a reason that all of them have found; only the main one prints it.
+
+    Raises:
+        UserError: On the main process, with the message.
+        SystemExit: With code 2 on the others.
+    """
+    raise UserError(message) if accelerator.is_main_process else SystemExit(2)
 
 
 OTHER_TRAINERS = {

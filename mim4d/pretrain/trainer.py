@@ -44,7 +44,7 @@ from .gradients import encoder_gradients
 from .logs import RunLog, read_metrics
 from .meter import Meter, join
 from .pictures import save_animation, save_picture
-from .processes import StopAgreement, StopSignal, average_statistics, on_main, own_settings
+from .processes import StopAgreement, StopSignal, average_statistics, end_all, on_main, own_settings
 from .provenance import license_of_run, provenance
 from .report import State, write_report
 
@@ -67,7 +67,8 @@ def train(config: PretrainConfig, *, resume: bool = False, method: Method = MIM4
 
     Raises:
         UserError: If something in the settings, the data or the machine is in the way; checkpoints stay.
-        SystemExit: After a checkpoint, on SIGINT or SIGTERM, with 128 + the signal's number.
+        SystemExit: After a checkpoint, on SIGINT or SIGTERM, with 128 + the signal's number; with code 2 on processes
+            other than the main one, where that raises UserError.
     """
     config = complete(config)
     accelerator = make_accelerator(config)
@@ -161,26 +162,27 @@ class Trainer:
 
     def run(self) -> None:
         """Run the remaining steps, then export the encoder."""
-        try:
-            self._run()
-        except UserError as error:
-            if self.accelerator.is_main_process:
-                with suppress(UserError, OSError):  # the first error counts
-                    self._report("stopped", str(error))
-            raise
-
-    def _run(self) -> None:
         with self.log, StopSignal() as stop:
-            on_main(self.accelerator, lambda: self._report("running"))
-            clips = iter(self.loader)
-            for step in range(self.start + 1, self.config.steps + 1):
-                self.train_step(step, clips)
-                self.after_step(step, stop)
-            on_main(self.accelerator, self._finish)
-            self.log.end()
-            for line in next_steps(self.folder, config=self.config):
-                self.log.say(line, to_copy=True)
+            try:
+                self._run(stop)
+            except UserError as error:
+                # The other processes may have ended, so that a launcher sends SIGTERM: StopSignal outlasts the report.
+                if self.accelerator.is_main_process:
+                    with suppress(UserError, OSError):  # the first error counts
+                        self._report("stopped", str(error))
+                raise
         self.accelerator.end_training()
+
+    def _run(self, stop: StopSignal) -> None:
+        on_main(self.accelerator, lambda: self._report("running"))
+        clips = iter(self.loader)
+        for step in range(self.start + 1, self.config.steps + 1):
+            self.train_step(step, clips)
+            self.after_step(step, stop)
+        on_main(self.accelerator, self._finish)
+        self.log.end()
+        for line in next_steps(self.folder, config=self.config):
+            self.log.say(line, to_copy=True)
 
     def train_step(self, step: int, clips: Iterator[Clip]) -> None:
         """Run one optimiser step without waiting for the device.
@@ -301,7 +303,7 @@ class Trainer:
         ema = self.ema.module if self.ema else None
         found = next(filter(None, gather_object([first_not_finite(self.model, self.optimizer, ema)])), None)
         if found:
-            raise UserError(f"{found} is not finite {where}") if self.accelerator.is_main_process else SystemExit(2)
+            end_all(self.accelerator, f"{found} is not finite {where}")
 
     def _save(self, step: int) -> None:
         save_checkpoint(self.folder.checkpoints, step, keep=self.config.keep, **self._state())

@@ -73,6 +73,18 @@ def test_an_error_of_the_main_process_ends_all(root, tmp_path):
     assert failed.stderr.count("error: cannot write to the folder") == 1
 
 
+def test_a_loss_that_is_not_finite_is_printed_once(root, tmp_path):
+    out = tmp_path / "run"
+    broken = ("--steps", "20", "--optim.lr", "1e30", "--optim.clip-norm", "1e30", "--optim.warmup-steps", "0")
+    failed = run(*arguments(root, out, *broken, "--log-every", "20", "--save-every", "20"), launcher=TWO)
+    assert failed.returncode != 0
+    (error,) = [line for line in failed.stderr.splitlines() if "error: " in line]
+    assert error.startswith(("error: loss is nan at step ", "error: grad_norm is "))
+    assert error.count("scene-") == 2  # the clips of both processes
+    assert "failed (exitcode: 2)" in failed.stderr  # of whichever process ended first
+    assert "stopped" in (out / "report.html").read_text()
+
+
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
