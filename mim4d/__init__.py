@@ -5,6 +5,9 @@ in :mod:`mim4d.pretrain` and is not imported here.
 """
 
 from .backbones import MIM4DEncoder, forward_masked
+from .hub.catalog import register_names
 from .version import __version__
+
+register_names()  # of the team's hub, without the network
 
 __all__ = ["MIM4DEncoder", "__version__", "forward_masked"]

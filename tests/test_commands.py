@@ -120,6 +120,7 @@ def toy(tiny_world, made, client, tmp_path, monkeypatch):
     client(os.chdir, tmp_path)
     yield Toy(tiny_world, client, monkeypatch)
     client(os.chdir, ROOT)
+    client(calls.set_hub, "")
 
 
 def flags(root: Path, **changes) -> list[str]:
@@ -163,6 +164,8 @@ class Toy:
             printed = subprocess.run(["make", "--dry-run", *rest], capture_output=True, text=True, check=True).stdout
             (line,) = re.findall(r"^\S*mim4d-pretrain (.*)$", printed, re.MULTILINE)
             self.pretrain([word for word in shlex.split(line) if word != "--resume"])
+        elif program == "export":
+            self.client(calls.set_hub, rest[0].removeprefix("MIM4D_HUB="))
         elif program == "mim4d-hub":
             code, out, err = self.client(calls.run, *rest)
             assert code == 0, err

@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import WeightsError
 from ..hub.folder import read_config
 from ..hub.load import Loaded, load_weights
-from ..hub.sources import Weights, from_anywhere, is_pretrained_name
+from ..hub.sources import Weights, from_anywhere, is_pretrained_name, is_team_name
 from .encoder import MIM4DEncoder
 
 
@@ -23,6 +23,8 @@ def license_of(source: str) -> str | None:
             return read_config(file, str(file)).pretrained_cfg.get("license")
         except WeightsError:  # whether it can be used at all is for initialise() to say
             return None
+    if is_team_name(source):  # the default config of its name is not that of its weights
+        return None
     config = timm.get_pretrained_cfg(source) if is_pretrained_name(source) else None
     return config.license if config else None
 

@@ -17,11 +17,13 @@ from ..errors import UserError, printable
 from ..flags import ArgumentParser, report_user_errors, text
 from ..io.files import sha256_of, write_file
 from .card import make_card
+from .catalog import HEADINGS, published
 from .folder import CARD, CONFIG, EncoderConfig
 from .openmmlab import read_backbone, write_checkpoint
 from .pull import contents, open_encoder, pull, rewrite
-from .push import Publisher
+from .push import Publisher, push_to_folder
 from .sources import EncoderWeights
+from .team import VARIABLE, team_hub
 
 
 def main(argv: list[str] | None = None, more: Sequence[Callable[[Any], None]] = ()) -> None:
@@ -47,7 +49,12 @@ def make_parser(more: Sequence[Callable[[Any], None]] = ()) -> argparse.Argument
 
     push = commands.add_parser("push", help="publish a run's encoder: config.json, model.safetensors and a model card")
     push.add_argument("path", type=_path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
-    push.add_argument("--repo", type=_repo, required=True, metavar="ORG/NAME", help="made if it does not exist")
+    push.add_argument(
+        "--repo",
+        type=_repo,
+        metavar="ORG/NAME",
+        help="made if it does not exist; left out: the model's name in your team's hub (MIM4D_HUB), with the next tag",
+    )
     push.add_argument("--private", action="store_true", help="make it private; an existing public one is refused")
     push.add_argument(
         "--revision",
@@ -61,6 +68,14 @@ def make_parser(more: Sequence[Callable[[Any], None]] = ()) -> argparse.Argument
     )
     push.add_argument("--dry-run", action="store_true", help="print the plan, offline too, and change nothing")
     push.set_defaults(run=_push)
+
+    shelf = commands.add_parser(
+        "list",
+        help="show what your team's hub holds",
+        description="List the encoders of your team's hub (MIM4D_HUB): names for timm.create_model, training data, "
+        "held-out scores, licences. Afterwards timm.list_pretrained shows these names too.",
+    )
+    shelf.set_defaults(run=_list)
 
     fetch = commands.add_parser("pull", help="fetch and verify an encoder; afterwards it is there offline too")
     fetch.add_argument("repo", type=_repo_at, metavar="ORG/NAME[@REVISION]")
@@ -142,13 +157,25 @@ def _prefix(value: str) -> str:
 
 
 def _push(given: argparse.Namespace) -> None:
+    hub = None if given.repo else team_hub()
+    if not given.repo and not hub:
+        raise UserError(f"expected --repo ORG/NAME, or your team's hub in {VARIABLE} (an organisation or a folder)")
+    if hub and hub.folder:
+        if given.private or given.revision:
+            raise UserError(f"--private and --revision are for the Hub, but {hub.set_by} names a folder")
+        for line in push_to_folder(given.path, hub.folder, tag=given.tag, license=given.license, dry_run=given.dry_run):
+            _print(line)
+        if given.dry_run:
+            print("nothing was changed (--dry-run)")
+        return
     publisher = Publisher()
     plan = publisher.plan(
         given.path,
-        given.repo,
+        hub.where(open_encoder(given.path).config.model) if hub else given.repo,
         private=given.private,
         revision=given.revision,
         tag=given.tag,
+        next_tag=hub is not None and not given.tag,
         license=given.license,
         offline=given.dry_run,
     )
@@ -159,6 +186,19 @@ def _push(given: argparse.Namespace) -> None:
         return
     pushed = publisher.push(plan)
     _print(f"published: {pushed.url}" if pushed.committed else f"nothing to upload: {pushed.url} has it")
+
+
+def _list(given: argparse.Namespace) -> None:
+    entries = published()
+    hub = team_hub()
+    assert hub is not None, "published() needs one"
+    if not entries:
+        _print(f"{hub.place} holds no encoders yet: mim4d-hub push RUN publishes one")
+        return
+    rows = [HEADINGS, *(entry.row() for entry in entries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    for row in rows:
+        _print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _print(text: str) -> None:

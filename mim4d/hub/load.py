@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 from timm.models import adapt_input_conv, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from ..errors import WeightsError
 from ..io.tensors import FLOATS, misfit, not_finite
 from .names import CLASSIFIERS, to_timm_names
 from .published import no_weights_error
-from .sources import Weights, from_config
+from .sources import EncoderWeights, Weights, from_config, from_team
 
 SOURCES = ("state_dict", "file", "url", "hf_hub_id")
 """Entries of timm's pretrained config that point at weights."""
@@ -59,6 +60,11 @@ def build_encoder(
     """
     pretrained_cfg_overlay = _replace_sources(pretrained_cfg_overlay)
     weights = given_weights
+    if pretrained and not weights and (team := _team_weights(model, pretrained_cfg, pretrained_cfg_overlay, cache_dir)):
+        own: Any = timm.get_pretrained_cfg(model)
+        weights = team
+        pretrained_cfg = {**team.pretrained_cfg, "first_conv": own.first_conv, "classifier": own.classifier}
+        kwargs = {**team.config.model_args, **kwargs}
     if pretrained and not weights:
         weights = pretrained_weights(model, pretrained_cfg, pretrained_cfg_overlay, cache_dir)
 
@@ -85,6 +91,15 @@ def build_encoder(
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         **{**defaults, **kwargs},
     )
+
+
+def _team_weights(
+    model: str, pretrained_cfg: Any, overlay: dict[str, Any] | None, cache_dir: str | Path | None
+) -> EncoderWeights | None:
+    """The weights of the team's hub, if a name means them; None if the caller names other weights."""
+    if not isinstance(pretrained_cfg, (str, type(None))) or (overlay and any(map(overlay.get, SOURCES))):
+        return None
+    return from_team(f"{model}.{pretrained_cfg}" if pretrained_cfg else model, cache_dir=cache_dir)
 
 
 def _replace_sources(overlay: dict[str, Any] | None) -> dict[str, Any] | None:

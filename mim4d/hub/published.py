@@ -57,6 +57,13 @@ def with_tags(model: str, own: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {**tagged, (model if packaged or not released else f"{model}.*"): own}
 
 
+def is_ours(model: str, tag: str | None) -> bool:
+    """Whether a name means weights of the package or a release of the authors, which no hub replaces."""
+    if tag is None:
+        return any(PACKAGED.glob(f"{model}.*"))
+    return (PACKAGED / f"{model}.{tag}").is_dir() or f"{model}.{tag}" in RELEASED
+
+
 def _packaged(folder: Path) -> dict[str, Any]:
     """Entries of ``pretrained_cfg`` for weights in the package."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
@@ -71,5 +78,6 @@ def no_weights_error(model: str, tag: str | None) -> WeightsError:
     names = ", ".join(timm.list_models("mim4d_*", pretrained=True, include_tags=True))
     return WeightsError(
         f"there are no weights for {which}, only for {names}: pretrain your own with "
-        f"`mim4d-pretrain --model {model} --data nuscenes --dataroot DIR --out RUN`"
+        f"`mim4d-pretrain --model {model} --data nuscenes --dataroot DIR --out RUN`, or set MIM4D_HUB to the "
+        "organisation or folder where your team publishes"
     )

@@ -1,7 +1,12 @@
-"""Publish encoders: exactly three files, in one commit, and no commit if nothing has changed."""
+"""Publish encoders: exactly three files, in one commit, and no commit if nothing has changed.
 
+In a team's folder, a commit is a folder ``NAME.TAG``, and ``NAME`` is a copy of the newest.
+"""
+
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +17,8 @@ from torch import nn
 from yaml import YAMLError
 
 from ..errors import WeightsError
-from ..io.files import git_blob_of, sha256_of
+from ..io.files import git_blob_of, sha256_of, write_folder
+from ..io.lock import locked_folder
 from ..version import __version__
 from .card import make_card
 from .faults import hub_error, unreachable
@@ -108,6 +114,7 @@ class Publisher:
         private: bool = False,
         revision: str | None = None,
         tag: str | None = None,
+        next_tag: bool = False,
         license: str | None = None,
         offline: bool = False,
     ) -> PushPlan:
@@ -119,6 +126,7 @@ class Publisher:
             private: Whether the repository must be private.
             revision: Branch; None for the default branch.
             tag: For the commit.
+            next_tag: Whether to choose a tag, v1 or the next number, for files that no commit with a tag has.
             license: Replaces the licence in ``config.json``.
             offline: Whether to return a plan without comparison, for display, if the Hub cannot be reached.
 
@@ -128,10 +136,14 @@ class Publisher:
         weights = open_encoder(path)
         config = weights.config.with_license(license) if license else weights.config
         files = _files(weights.folder, config, repo, license)
-        remote, branch, tagged, offline_reason = None, None, None, ""
+        remote: Any = None
+        branch: Any = None
+        tagged, offline_reason = None, ""
+        tags: dict[str, str] = {}
         try:
             remote, branch = self._remote(repo, revision)
-            tagged = self._commit_of_tag(repo, tag) if remote and tag else None
+            tags = self._tags(repo) if remote and (tag or next_tag) else {}
+            tagged = tags.get(tag) if tag else None
         except Exception as error:  # of the client or of its HTTP library
             problem = hub_error(error, repo, revision=revision, writing=True)
             if not offline or not unreachable(error):
@@ -141,6 +153,10 @@ class Publisher:
             raise WeightsError(f"{repo} exists and is public: make it private on the Hub first, or choose another name")
         compared_with = branch or remote
         has_card = (weights.folder / CARD).is_file()
+        states = _compare(files, compared_with, keep_card=not has_card)
+        if next_tag and not offline_reason:
+            changed = compared_with is None or {"new", "changed"} & set(states.values())
+            tag = following_tag(tags) if changed or compared_with.sha not in tags.values() else None
         plan = PushPlan(
             repo=repo,
             private=private,
@@ -148,8 +164,7 @@ class Publisher:
             tag=tag,
             message=_message(config),
             files=[
-                PlannedFile(name, files[name], "unknown" if offline_reason else state)
-                for name, state in _compare(files, compared_with, keep_card=not has_card).items()
+                PlannedFile(name, files[name], "unknown" if offline_reason else state) for name, state in states.items()
             ],
             creates_repo=remote is None and not offline_reason,
             creates_branch=revision is not None and branch is None and not offline_reason,
@@ -175,9 +190,9 @@ class Publisher:
         except RevisionNotFoundError:
             return remote, None
 
-    def _commit_of_tag(self, repo: str, tag: str) -> str | None:
-        """The commit that a tag names; None if there is no such tag."""
-        return next((ref.target_commit for ref in self._api.list_repo_refs(repo).tags if ref.name == tag), None)
+    def _tags(self, repo: str) -> dict[str, str]:
+        """The commits that tags name."""
+        return {ref.name: ref.target_commit for ref in self._api.list_repo_refs(repo).tags}
 
     def push(self, plan: PushPlan) -> Pushed:
         """Carry out a plan. After an error, push again: uploaded files are not sent twice.
@@ -211,7 +226,71 @@ class Publisher:
         return Pushed(f"{constants.ENDPOINT}/{plan.repo}/commit/{commit}", bool(plan.uploads))
 
 
-def _files(folder: Path, config: EncoderConfig, repo: str, license: str | None) -> dict[str, Path | bytes]:
+def following_tag(tags: Iterable[str]) -> str:
+    """The tag of the next push.
+
+    >>> following_tag([]), following_tag(["v1", "v2", "best"])
+    ('v1', 'v3')
+    """
+    return f"v{max((int(tag[1:]) for tag in tags if re.fullmatch(r'v[0-9]{1,9}', tag)), default=0) + 1}"
+
+
+def push_to_folder(
+    path: Path, zoo: Path, *, tag: str | None = None, license: str | None = None, dry_run: bool = False
+) -> Iterator[str]:
+    """Publish an encoder in a team's folder, as ``NAME.TAG`` and, for names without a tag, ``NAME``.
+
+    Args:
+        path: A run, or an encoder folder.
+        zoo: The team's folder.
+        tag: None for v1 or the next number; weights that the folder has already get no second tag.
+        license: Replaces the licence in ``config.json``.
+        dry_run: Whether to write nothing.
+
+    Yields:
+        What is done, one line per step.
+
+    Raises:
+        UserError: If the encoder is damaged, the tag taken, or the folder cannot be written.
+    """
+    weights = open_encoder(path)
+    config = weights.config.with_license(license) if license else weights.config
+    files = _files(weights.folder, config, None, license)
+    model = config.model
+    if not zoo.is_dir():
+        raise WeightsError(f"no such folder: {zoo}; make it first, or correct the setting of the hub")
+    with locked_folder(zoo):
+        tags = {folder.name.partition(".")[2]: folder for folder in zoo.glob(f"{model}.*") if folder.is_dir()}
+        same = sorted(name for name, folder in tags.items() if _holds(folder, files))
+        if same and tag in (None, same[-1]) and _holds(zoo / model, files):
+            yield f"nothing to write: {tags[same[-1]]} has it"
+            return
+        if tag in tags and tag not in same:
+            raise WeightsError(f"{tags[tag]} is there already: choose another `tag`")
+        tag = tag or (same[-1] if same else following_tag(tags))
+        for folder in (zoo / f"{model}.{tag}", zoo / model):
+            if not _holds(folder, files):
+                yield f"write {folder}"
+                if not dry_run:
+                    write_folder(folder, lambda partial: _write(files, partial), "the encoder")
+
+
+def _holds(folder: Path, files: dict[str, Path | bytes]) -> bool:
+    """Whether a folder has these weights and their config; its card may have been edited."""
+    return all(
+        (folder / name).is_file() and sha256_of(folder / name) == sha256_of(files[name]) for name in (CONFIG, WEIGHTS)
+    )
+
+
+def _write(files: dict[str, Path | bytes], folder: Path) -> None:
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, folder / name)
+
+
+def _files(folder: Path, config: EncoderConfig, repo: str | None, license: str | None) -> dict[str, Path | bytes]:
     """The files of a push by name.
 
     Raises:

@@ -17,8 +17,10 @@ from ..errors import WeightsError
 from ..io.tensors import first_line, read_tensors
 from .faults import NotFoundError
 from .fetch import HUB_PREFIX, HubRepo, commit_of, fetch
-from .folder import CONFIG, WEIGHTS, EncoderConfig, check_folder, check_weights, find_folder, read_config
+from .folder import CONFIG, FAMILY, WEIGHTS, EncoderConfig, check_folder, check_weights, find_folder, read_config
+from .published import is_ours
 from .schema import PRETRAINED
+from .team import team_hub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +70,54 @@ def from_anywhere(source: str) -> Weights:
         raise WeightsError(not_found(source))
     if "/" in source:
         return from_hub_id(source, HubRepo.parse(source))
+    if weights := from_team(source):
+        return weights
     config = timm.get_pretrained_cfg(source) if is_pretrained_name(source) else None
     if config is None or not config.has_weights:
         close = difflib.get_close_matches(source, timm.list_pretrained(), n=3, cutoff=0.4)
         hint = f"; similar names are {', '.join(close)}" if close else ""
         raise WeightsError(f"timm has no weights {source}{hint}")
     return from_config(config)
+
+
+def is_team_name(name: str) -> bool:
+    """Whether weights of this name come from the team's hub: one is named, and the name is not the package's own.
+
+    Raises:
+        UserError: If the setting of the hub is wrong.
+    """
+    model, _, tag = name.partition(".")
+    return model.startswith(FAMILY) and timm.is_model(model) and not is_ours(model, tag or None) and bool(team_hub())
+
+
+def from_team(name: str, *, cache_dir: str | Path | None = None) -> "EncoderWeights | None":
+    """Load weights from the team's hub.
+
+    Args:
+        name: ``mim4d_convnext_base``, or with a tag ``mim4d_convnext_base.v1``.
+        cache_dir: Cache of the Hub's client; None for its default.
+
+    Returns:
+        None if no hub is named, or the name is that of packaged or released weights.
+
+    Raises:
+        UserError: If the hub has no such weights, they are damaged, or of another architecture.
+    """
+    hub = team_hub() if is_team_name(name) else None
+    if hub is None:
+        return None
+    model, _, tag = name.partition(".")
+    where = hub.where(model, tag or None)
+    try:
+        if hub.folder:
+            weights = from_folder(find_folder(Path(where)))
+        else:
+            weights = from_hub(HubRepo.parse(where, cache_dir=cache_dir))
+    except WeightsError as error:
+        raise type(error)(f"{error} ({hub.set_by})") from error
+    if weights.config.model != model:
+        raise WeightsError(f"{where} holds a {weights.config.model}, expected a {model} ({hub.set_by})")
+    return dataclasses.replace(weights, pretrained_cfg={**weights.pretrained_cfg, "tag": tag or None})
 
 
 def looks_like_path(source: str) -> bool:

@@ -104,6 +104,8 @@ def check(words: list[str], strict: bool) -> None:
         complete(pretrain.parse(rest)[0])
     elif program == "mim4d-hub":
         hub.make_parser(HUB).parse_args(rest)
+    elif program == "export":
+        assert rest[0].startswith("MIM4D_HUB="), words
     elif program == "mim4d-data":
         data._parser().parse_args(rest)
     elif program == "mim4d-world":

@@ -83,6 +83,11 @@ def run(*argv: str) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+def set_hub(place: str) -> None:
+    """``export MIM4D_HUB=...`` for the calls that follow; empty: none."""
+    os.environ["MIM4D_HUB"] = place
+
+
 PLAIN_TIMM = """
 import sys
 sys.modules["mim4d"] = None  # importing it is an error

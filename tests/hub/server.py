@@ -13,7 +13,7 @@ import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -237,6 +237,13 @@ def _handler(hub):
             hub.add(name, {".gitattributes": b"*.safetensors filter=lfs\n"}, private=private)
             self.answer(200, {"url": f"{hub.endpoint}/{name}", "name": name})
 
+        def listing(self):
+            author = parse_qs(urlsplit(self.path).query).get("author", [""])[0]
+            writes = author in hub.tokens.get(self.token(), ())
+            repos = {name: repo for name, repo in hub.repos.items() if name.split("/")[0] == author}
+            shown = [name for name, repo in repos.items() if writes or not repo.private]
+            self.answer(200, [{"id": name, "modelId": name, "private": hub.repos[name].private} for name in shown])
+
         def info(self, name, revision="main"):
             repo = self.repo(name)
             sha = self.revision(repo, revision)
@@ -363,6 +370,7 @@ _NAME = r"([\w.-]+/[\w.-]+)"
 ROUTES = [
     ("POST /api/repos/create", "create"),
     ("POST /api/validate-yaml", "validate"),
+    ("GET /api/models", "listing"),
     (f"GET /api/models/{_NAME}", "info"),
     (f"GET /api/models/{_NAME}/revision/([^/]+)", "info"),
     (f"GET /api/models/{_NAME}/refs", "refs"),

@@ -9,9 +9,11 @@ from mim4d.hub.cli import main
     ("argv", "message"),
     [
         ((), "the following arguments are required: COMMAND (see mim4d-hub --help)"),
-        (("push",), "the following arguments are required: RUN, --repo (see mim4d-hub push --help)"),
+        (("push",), "the following arguments are required: RUN (see mim4d-hub push --help)"),
         (("fetch",), "COMMAND: invalid choice: 'fetch'"),
         (("pull", "a/b", "--bogus"), "unrecognized arguments: --bogus"),
+        (("push", "run"), "expected --repo ORG/NAME, or your team's hub in MIM4D_HUB (an organisation or a folder)"),
+        (("list",), "no hub is named: set MIM4D_HUB to your team's organisation on the Hub, or to a folder"),
         (("push", "", "--repo", "a/b"), "RUN: expected a value, got an empty one"),
         (("push", "run", "--repo", ""), "--repo: expected a value, got an empty one"),
         (("push", "run", "--repo", "name"), "--repo: name: expected ORG/NAME"),
