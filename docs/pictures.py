@@ -34,7 +34,6 @@ from mim4d.method.render import IMPORTANCE_INV_S, NEAR, section_weights
 from mim4d.method.sampling import importance, stratified, surface_weights
 from mim4d.method.warp import warp
 from mim4d.world import WorldConfig, make_world
-from mim4d.world.annotate import boxes
 from mim4d.world.capture import Moment, SceneJob, pose_matrix, stage_of
 from mim4d.world.config import PERIOD, scene_names
 from mim4d.world.make import scene_job
@@ -166,11 +165,12 @@ def lift(clip: Clip, depth: Shown, frame: int) -> Tensor:
 
 def actors(job: SceneJob, time: float) -> tuple[Shown, Shown]:
     """Return the corners [N, 4, 2] and velocities [N, 2] of all actors, in the ego frame of that time."""
-    scene = stage_of(job).scene
+    stage = stage_of(job)
+    scene = stage.scene
     ego_from_world = np.linalg.inv(pose_matrix(*scene.ego.pose(time)))
-    found = boxes(scene.actors, time)
+    found = stage.boxes(time)
     half = 0.05  # s
-    ends = [boxes(scene.actors, time + sign * half)["center"] for sign in (-1, 1)]
+    ends = [stage.boxes(time + sign * half)["center"] for sign in (-1, 1)]
     velocity = (ends[1] - ends[0]) / (2 * half) @ ego_from_world[:3, :3].T
     signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]])
     flat = found["half"][:, None, :2] * signs  # [N, 4, 2]

@@ -21,7 +21,7 @@ from .io.progress import Bar
 from .settings import SPLITS
 from .version import __version__
 from .world import make_world, world_in
-from .world.config import DEMO_VERSION, DEMO_WORLD, WorldConfig, check_split
+from .world.config import DEMO_VERSION, DEMO_WORLD, LOOK, WorldConfig, check_split
 from .world.config import check_version as check_world_version
 
 
@@ -109,7 +109,7 @@ def default_to_synthetic(data: DataConfig) -> DataConfig:
 
 def _cached(version: str, config: WorldConfig) -> Path:
     """Folder in the cache for the world of these settings."""
-    what = {"mim4d": __version__, "version": version, **dataclasses.asdict(config)}
+    what = {"mim4d": __version__, "look": LOOK, "version": version, **dataclasses.asdict(config)}
     return cache_folder() / f"world-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
 
 

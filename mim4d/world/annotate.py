@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .arrays import Array
-from .raycast import Hits, meet_box
+from .raycast import Hits, Solids
 from .shapes import SHAPE, Kind, Shapes
 from .traffic import Actor
 from .views import Pinhole
@@ -14,14 +14,15 @@ REACH = 80.0
 """Largest distance from the ego car at which an actor is annotated, metres."""
 
 
-def boxes(actors: Sequence[Actor], t: float) -> Shapes:
-    """Make the bounding box of each actor at ``t`` seconds, as shapes [actors]."""
+def boxes(actors: Sequence[Actor], poses: Sequence[tuple[float, float, float]]) -> Shapes:
+    """Make the bounding boxes of actors at ``poses`` (x, y in metres, heading in radians), as shapes [actors]."""
     rows = np.zeros(len(actors), SHAPE)
-    rows["kind"] = Kind.BOX
-    for row, actor in zip(rows, actors, strict=True):
-        x, y, yaw = actor.motion.pose(t)
-        row["center"], row["yaw"] = (x, y, actor.model.size[2] / 2), yaw
-        row["half"] = np.array(actor.model.size) / 2
+    rows["kind"] = int(Kind.BOX)
+    if actors:
+        size = np.array([actor.model.size for actor in actors])  # [actors, 3]
+        x, y, rows["yaw"] = np.array(poses).T  # [actors] each
+        rows["half"] = size / 2
+        rows["center"] = np.stack([x, y, size[:, 2] / 2], axis=1)
     return rows
 
 
@@ -46,22 +47,16 @@ def seen_area(view: Pinhole, hits: Hits, around: Shapes) -> Array:
         [actors, 2]: number of visible pixels of the box, and of all its pixels, counted in every second row and column.
     """
     area = np.zeros((len(around), 2), np.int64)  # [actors, 2]
-    rays = view.rays()
     numbers, windows, near = view.windows(around)
+    solids = Solids(around[numbers], view.eye, view.grid())
     with np.errstate(divide="ignore", invalid="ignore"):
-        for number, window, depth in zip(numbers, windows, near, strict=True):
-            if depth > REACH:
-                continue
-            one = around[number]
-            offset = (view.eye - one["center"]).astype(np.float32)
-            cos, sin = np.float32(np.cos(one["yaw"])), np.float32(np.sin(one["yaw"]))
-            dx, dy, dz = (c[::2, ::2] for c in rays.window(window).direction)
-            origin = (cos * offset[0] + sin * offset[1], cos * offset[1] - sin * offset[0], offset[2])
-            entry, _ = meet_box(origin, (cos * dx + sin * dy, cos * dy - sin * dx, dz), one)
-            inside = np.isfinite(entry)
-            r0, r1, c0, c1 = window
+        for i in np.flatnonzero(near <= REACH).tolist():
+            r0, r1, c0, c1 = windows[i].tolist()
             met = hits.t[r0:r1:2, c0:c1:2]
-            area[number] += (int((met[inside] >= entry[inside] - 0.02).sum()), int(inside.sum()))
+            nearness = solids.meet(i, (r0, r1, c0, c1), np.zeros((r1 - r0, c1 - c0), np.float32))[0][::2, ::2]
+            inside = nearness > 0
+            entry = 1 / nearness[inside]
+            area[numbers[i]] += (int((met[inside] >= entry - 0.02).sum()), int(inside.sum()))
     return area
 
 

@@ -22,7 +22,7 @@ from .rig import Calibration, calibrate
 from .scene import Scene, make_scene
 from .shapes import Shapes, join, placed
 from .texture import Noise
-from .traffic import EGO_MIDDLE
+from .traffic import EGO_MIDDLE, Actor
 from .views import Pinhole, Sunlight
 
 
@@ -70,14 +70,21 @@ class SceneJob:
 
 @dataclass(frozen=True)
 class Stage:
-    """The static parts of a scene, made once per process and scene."""
+    """What does not move in a scene, with its shadows; made once per process and scene."""
 
     scene: Scene
-    scenery: Shapes
+    still: Shapes
+    """[shapes] of the scenery, and of the actors that stand still."""
+    moving: tuple[tuple[int, Actor], ...]
+    """The other actors, each with its number."""
     noise: Noise
     shadow: ShadowMap
     contact: Contact
     ego_car: Shapes
+
+    def boxes(self, t: float) -> Shapes:
+        """Make the bounding boxes of all actors at ``t`` seconds, as shapes [actors]."""
+        return annotate.boxes(self.scene.actors, [actor.motion.pose(t) for actor in self.scene.actors])
 
 
 @lru_cache(maxsize=2)
@@ -89,8 +96,14 @@ def stage_of(job: SceneJob) -> Stage:
     sun = Sunlight(middle, scene.light.toward_sun, reach, 0.15)
     ego_car = placed(car(np.random.default_rng(0)).shapes, EGO_MIDDLE, 0.0, 0.0)
     scenery = join([scene.place.scenery, scene.signals])
-    contact = Contact.of(middle, reach, 0.15, 1.5, scenery)
-    return Stage(scene, scenery, Noise(job.seed), ShadowMap.of(sun, scenery), contact, ego_car)
+    standing = [(i, actor) for i, actor in enumerate(scene.actors) if actor.motion.pace.still]
+    moving = tuple((i, actor) for i, actor in enumerate(scene.actors) if not actor.motion.pace.still)
+    poses = [actor.motion.pose(0.0) for _, actor in standing]
+    objects = [placed(a.model.shapes, *pose, owner=i) for (i, a), pose in zip(standing, poses, strict=True)]
+    still = join([scenery, *objects])
+    boxes = annotate.boxes([actor for _, actor in standing], poses)
+    contact = Contact.of(middle, reach, 0.15, 1.5, scenery) | Contact.of(middle, reach, 0.15, 0.9, boxes)
+    return Stage(scene, still, moving, Noise(job.seed), ShadowMap.of(sun, still), contact, ego_car)
 
 
 def capture(root: Path, job: SceneJob, frame: int) -> Path:
@@ -140,7 +153,7 @@ def capture(root: Path, job: SceneJob, frame: int) -> Path:
             )
     record = {
         "shots": shots,
-        "boxes": _annotations(stage.scene, job, frame * PERIOD, swept, areas),
+        "boxes": _annotations(stage, job, frame * PERIOD, swept, areas),
         "story": stage.scene.story,
     }
     write_bytes(record_file, json.dumps(record).encode())
@@ -154,13 +167,14 @@ class Moment:
         self.stage, self.job, self.calibration, self.t = stage, job, calibration, t
         self.ego = stage.scene.ego.pose(t)
         self.world_from_sensor = pose_matrix(*self.ego) @ calibration.ego_from_sensor
-        moving = [placed(a.model.shapes, *a.motion.pose(t), owner=i) for i, a in enumerate(stage.scene.actors)]
-        actors = join(moving)
+        poses = [actor.motion.pose(t) for _, actor in stage.moving]
+        objects = [placed(a.model.shapes, *pose, owner=i) for (i, a), pose in zip(stage.moving, poses, strict=True)]
+        actors = join(objects)
         sun = Sunlight(np.array([*self.ego[:2], 0.0]), stage.scene.light.toward_sun, 50.0, 0.15)
         shadow = ShadowMap.of(sun, join([actors, placed(stage.ego_car, *self.ego)]))
         scene = stage.scene
-        contact = Contact.of(sun.center, 50.0, 0.15, 0.9, annotate.boxes(scene.actors, t))
-        self.shapes = join([stage.scenery, actors])
+        contact = Contact.of(sun.center, 30.0, 0.15, 0.9, annotate.boxes([a for _, a in stage.moving], poses))
+        self.shapes = join([stage.still, actors])
         self.painter = Painter(scene.place, scene.light, stage.noise, (stage.shadow, shadow), (stage.contact, contact))
 
     def view(self) -> Pinhole:
@@ -178,7 +192,7 @@ class Moment:
         picture, hits = self.painter.picture(view, self.shapes)
         area = np.zeros((len(self.stage.scene.actors), 2), np.int64)
         if key:
-            area = annotate.seen_area(view.refined(FINE), hits, annotate.boxes(self.stage.scene.actors, self.t))
+            area = annotate.seen_area(view.refined(FINE), hits, self.stage.boxes(self.t))
         buffer = BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=92)
         return f"{name}.jpg", buffer.getvalue(), area
@@ -201,10 +215,10 @@ class Moment:
         return {"translation": [x + offset[0], y + offset[1], 0.0], "rotation": _about_z(yaw)}
 
 
-def _annotations(scene: Scene, job: SceneJob, t: float, points: Array, areas: Array) -> list[dict[str, Any]]:
+def _annotations(stage: Stage, job: SceneJob, t: float, points: Array, areas: Array) -> list[dict[str, Any]]:
     """Make the annotations of all actors at a key frame, near or far."""
-    found = []
-    for number, (actor, box) in enumerate(zip(scene.actors, annotate.boxes(scene.actors, t), strict=True)):
+    found, scene = [], stage.scene
+    for number, (actor, box) in enumerate(zip(scene.actors, stage.boxes(t), strict=True)):
         x, y, z = (float(v) for v in box["center"])
         length, width, height = actor.model.size
         seen, whole = (int(v) for v in areas[number])

@@ -55,32 +55,40 @@ def make_light(rng: np.random.Generator) -> Light:
     )
 
 
+def _column(color: Array) -> Array:
+    """Convert a colour [3] to a column [3, 1] float32."""
+    return color.astype(np.float32)[:, None]
+
+
 def sky(light: Light, noise: Noise, direction: Array) -> Array:
-    """Compute the colour [P, 3] of the sky, with clouds, sun and far hills, along unit directions [P, 3]."""
-    up = np.maximum(direction[:, 2], 0.0)  # [P]
-    blue = (1 - np.exp(-4.0 * up))[:, None].astype(np.float32)  # [P, 1]
-    color = light.horizon.astype(np.float32) * (1 - blue) + light.zenith.astype(np.float32) * blue  # [P, 3]
-    toward = dot(direction, light.toward_sun)  # [P]
+    """Compute the colour [3, P] of the sky, with clouds, sun and far hills, along unit directions [3, P]."""
+    x, y, z = direction  # [P] each
+    up = np.maximum(z, 0.0)
+    horizon, zenith, sun = _column(light.horizon), _column(light.zenith), _column(light.sun)
+    color = zenith + (horizon - zenith) * np.exp(-4.0 * up)  # [3, P]
+    toward = dot(direction.T, light.toward_sun)  # [P]
     glow = np.exp(18 * (toward - 1)) * 0.25 + np.exp(900 * (toward - 1)) * 6.0
-    color = color + glow[:, None] * light.sun.astype(np.float32) * (1 - 0.9 * light.clouds)
+    color += glow * (sun * np.float32(1 - 0.9 * light.clouds))
     # Clouds are a texture on a horizontal plane, sampled where the ray meets it.
     far = 1 / (up + 0.12)
-    puffs = noise(direction[:, 0] * far, direction[:, 1] * far, 6.0, 0.02 * far)
-    puffs += 0.5 * noise(direction[:, 1] * far, direction[:, 0] * far, 1.7, 0.02 * far)
-    cover = np.clip((puffs - 1.6 + 3.2 * light.clouds) * 0.6, 0, 1)[:, None] * np.clip(up * 8, 0, 1)[:, None]
-    white = (0.75 * light.horizon + 0.10 * light.sun).astype(np.float32) * (1 - 0.12 * np.clip(puffs, -1, 1))[:, None]
-    color = color * (1 - cover) + white * cover
+    puffs = noise(x * far, y * far, 6.0, 0.02 * far)
+    puffs += 0.5 * noise(y * far, x * far, 1.7, 0.02 * far)
+    cover = np.clip((puffs - 1.6 + 3.2 * light.clouds) * 0.6, 0, 1) * np.clip(up * 8, 0, 1)
+    white = _column(0.75 * light.horizon + 0.10 * light.sun) * (1 - 0.12 * np.clip(puffs, -1, 1))
+    color += (white - color) * cover
     # Hills and distant trees: an irregular line one to two degrees high.
-    heading = np.arctan2(direction[:, 1], direction[:, 0])
+    low = np.flatnonzero(z < 0.1)
+    heading = np.arctan2(y[low], x[low])
     line = (
         0.022
         + 0.009 * noise(heading * 10, 0 * heading, 63.0, 0.05)
         + 0.003 * noise(heading * 80, 0 * heading, 40.0, 0.05)
     )
-    hill = np.clip((line - direction[:, 2]) * 250, 0, 1)[:, None]
+    hill = np.clip((line - z[low]) * 250, 0, 1)
     haze = np.exp(-600.0 / light.visibility)
-    tone = np.array([0.10, 0.13, 0.09], np.float32) * (light.zenith + 0.3 * light.sun).astype(np.float32)
-    return color * (1 - hill) + hill * (tone * haze + light.horizon.astype(np.float32) * (1 - haze))
+    tone = np.array([0.10, 0.13, 0.09]) * (light.zenith + 0.3 * light.sun)
+    color[:, low] += (_column(tone * haze + light.horizon * (1 - haze)) - color[:, low]) * hill
+    return color
 
 
 def lit(light: Light, albedo: Array, normal: Array, sunlit: Array, open_sky: Array) -> Array:
@@ -88,31 +96,32 @@ def lit(light: Light, albedo: Array, normal: Array, sunlit: Array, open_sky: Arr
 
     Args:
         light: The light of the scene.
-        albedo: [P, 3] linear reflectance.
-        normal: [P, 3] unit normals in the world.
+        albedo: [3, P] linear reflectance.
+        normal: [3, P] unit normals in the world.
         sunlit: [P] fraction of the direct sunlight that arrives, 0..1.
         open_sky: [P] fraction of the light of the sky that arrives, 0..1.
 
     Returns:
-        [P, 3] linear RGB.
+        [3, P] linear RGB.
     """
-    toward = np.clip(dot(normal, light.toward_sun), 0, 1) * sunlit  # [P]
-    above = (0.5 + 0.5 * normal[:, 2])[:, None]  # [P, 1]
-    skylight = 0.5 * (light.zenith + light.horizon).astype(np.float32)
-    bounce = (0.10 * light.horizon + 0.06 * light.sun).astype(np.float32)
-    ambient = above * skylight + (1 - above) * bounce
-    ambient = ambient * np.float32(0.62) * open_sky[:, None]
-    return albedo * (ambient + toward[:, None] * light.sun.astype(np.float32) * np.float32(0.62))
+    toward = np.clip(dot(normal.T, light.toward_sun), 0, 1) * sunlit  # [P]
+    above = 0.5 + 0.5 * normal[2]  # [P]
+    skylight = _column(0.31 * (light.zenith + light.horizon))
+    bounce = _column(0.62 * (0.10 * light.horizon + 0.06 * light.sun))
+    light_there = (bounce + (skylight - bounce) * above) * open_sky  # [3, P]
+    light_there += toward * _column(0.62 * light.sun)
+    return albedo * light_there
 
 
 def hazed(light: Light, color: Array, distance: Array) -> Array:
-    """Blend colours [P, 3] with haze over distances [P] in metres: c exp(-d / visibility) + horizon (1 - exp(...))."""
-    clear = np.exp(-distance / np.float32(light.visibility))[:, None]  # [P, 1]
-    return color * clear + light.horizon.astype(np.float32) * (1 - clear)
+    """Blend colours [3, P] with haze over distances [P] in metres: c exp(-d / visibility) + horizon (1 - exp(...))."""
+    clear = np.exp(-distance / np.float32(light.visibility))  # [P]
+    horizon = _column(light.horizon)
+    return horizon + (color - horizon) * clear
 
 
 def developed(light: Light, radiance: Array) -> Array:
-    """Apply the camera response: linear light [..., 3] to gamma-encoded values in 0..1."""
+    """Apply the camera response: linear light [..., P] to gamma-encoded values in 0..1."""
     exposed = np.maximum(radiance, 0) * np.float32(light.exposure)
     value = (1 - np.exp(-1.5 * exposed)) ** np.float32(1 / 2.2)
     return value + np.float32(0.35) * (value * value * (3 - 2 * value) - value)  # a little more contrast

@@ -1,6 +1,8 @@
 """Render the image of a camera: cast rays, find the surfaces that they hit, and light them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -9,13 +11,15 @@ from .ground import ground_albedo
 from .light import Light, developed, hazed, lit, sky
 from .place import Place
 from .raycast import GROUND, SKY, Hits, cast
-from .shapes import Shapes
+from .shapes import Columns, Shapes
 from .surface import local_points, reflectance, world_normals
 from .texture import Noise
 from .views import Pinhole, Sunlight
 
 FINE = 2
 """Rays per pixel along each axis at edges."""
+BATCH = 8192
+"""Rays that are shaded together."""
 BIAS = 0.12
 """Largest distance behind the first sunlit surface at which a point is sunlit too, metres."""
 OFFSET = 0.3
@@ -35,16 +39,41 @@ class ShadowMap:
         """Cast the rays of the sun at ``shapes``."""
         return cls(view, cast(view, shapes, ground=False).t)
 
+    @cached_property
+    def _shaded(self) -> tuple[int, int, int, int]:
+        """First and last (exclusive) row and column of the rays that may be next to one that hits a shape."""
+        return _extent(np.isfinite(self.t), 1)
+
     def sunlit(self, points: Array) -> Array:
         """Compute the fraction [P] of sunlight that reaches points [P, 3]: the mean of five neighbouring rays, 0..1."""
         row, column, t = self.view.locate(points)  # [P] each
         rows, columns = self.t.shape
-        total = np.zeros(len(points), np.float32)  # [P]
+        sunlit = np.ones(len(points), np.float32)  # [P]
+        r0, r1, c0, c1 = self._shaded
+        there = np.flatnonzero((row >= r0) & (row < r1) & (column >= c0) & (column < c1))
+        row, column, t = row[there], column[there], t[there] - np.float32(BIAS)
+        total = np.zeros(len(there), np.float32)
         for i, j in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)):
-            r, c = np.clip(row + i, 0, rows - 1), np.clip(column + j, 0, columns - 1)
-            total += self.t[r, c] > t - np.float32(BIAS)
-        outside = (row < 0) | (row >= rows) | (column < 0) | (column >= columns)
-        return np.where(outside, np.float32(1), total / 5)
+            r, c = np.minimum(np.maximum(row + i, 0), rows - 1), np.minimum(np.maximum(column + j, 0), columns - 1)
+            total += self.t[r, c] > t
+        sunlit[there] = total / 5
+        return sunlit
+
+
+def _extent(mask: Array, margin: int) -> tuple[int, int, int, int]:
+    """Find the first and last (exclusive) row and column of a mask [H, W], with a margin, clipped to the mask.
+
+    >>> _extent(np.eye(9)[:6, 3:] > 0, margin=1)
+    (2, 6, 0, 4)
+    """
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if not rows.size:
+        return 0, 0, 0, 0
+    (r0, r1), (c0, c1) = (
+        (max(int(i[0]) - margin, 0), min(int(i[-1]) + 1 + margin, n))
+        for i, n in zip((rows, columns), mask.shape, strict=True)
+    )
+    return r0, r1, c0, c1
 
 
 @dataclass(frozen=True)
@@ -75,13 +104,24 @@ class Contact:
             cover = _running_mean(cover, size, axis)
         return cls(view, cover)
 
+    def __or__(self, other: "Contact") -> "Contact":
+        """Join the cover of two maps of the same ground: each takes its part of the light that the other leaves."""
+        return Contact(self.view, 1 - (1 - self.cover) * (1 - other.cover))
+
     def open_sky(self, points: Array) -> Array:
         """Compute the fraction [P] of the light of the sky that reaches points [P, 3], 0..1."""
         row, column, _ = self.view.locate(points)  # [P] each
-        rows, columns = self.cover.shape
-        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-        cover = np.where(inside, self.cover[np.clip(row, 0, rows - 1), np.clip(column, 0, columns - 1)], 0)
-        return 1 - np.float32(0.7) * cover * np.exp(-np.maximum(points[:, 2], 0) / np.float32(0.7))
+        open_sky = np.ones(len(points), np.float32)
+        r0, r1, c0, c1 = self._covered
+        there = np.flatnonzero((row >= r0) & (row < r1) & (column >= c0) & (column < c1))
+        height = np.maximum(points[there, 2], 0)
+        open_sky[there] -= np.float32(0.7) * self.cover[row[there], column[there]] * np.exp(height / np.float32(-0.7))
+        return open_sky
+
+    @cached_property
+    def _covered(self) -> tuple[int, int, int, int]:
+        """First and last (exclusive) row and column of the ground with cover."""
+        return _extent(self.cover > 0, 0)
 
 
 def _running_mean(field: Array, size: int, axis: int) -> Array:
@@ -100,13 +140,13 @@ class Seen:
     """The surfaces at P hits."""
 
     albedo: Array
-    """[P, 3] linear reflectance."""
+    """[3, P] linear reflectance."""
     normal: Array
-    """[P, 3] unit normals in the world."""
-    gloss: Array
+    """[3, P] unit normals in the world."""
+    gloss: Array | float
     """[P] fraction of light that is mirrored."""
-    glow: Array
-    """[P, 3] emitted light."""
+    glow: Array | float
+    """[3, P] emitted light."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +162,8 @@ class Painter:
     def picture(self, view: Pinhole, shapes: Shapes) -> tuple[Array, Hits]:
         """Render an image.
 
+        If all rays of a pixel hit one side of a shape, it is shaded once at its centre; at edges, each ray is shaded.
+
         Args:
             view: The camera.
             shapes: [shapes] all shapes at the time of the image.
@@ -131,98 +173,126 @@ class Painter:
         """
         fine = view.refined(FINE)
         hits = cast(fine, shapes)  # [FINE*H, FINE*W]
-        height, width = view.size
-        block = (height, FINE, width, FINE)
         key = np.where(hits.shape >= 0, hits.shape * 8 + hits.face, hits.shape)
-        blocks = key.reshape(block)  # [H, FINE, W, FINE]
-        even = (blocks == blocks[:, :1, :, :1]).all((1, 3))  # [H, W]
-        # If all rays of a pixel hit one side of a shape, it is shaded once at its centre; at edges, each ray is shaded.
-        color = np.zeros((*view.size, 3), np.float32)  # [H, W, 3]
-        depth = hits.t.reshape(block).mean((1, 3))  # [H, W]
-        inner = np.nonzero(even)
-        color[inner] = self._shade(
-            view, shapes, inner, depth[inner], hits.shape[::FINE, ::FINE][inner], hits.face[::FINE, ::FINE][inner]
+        inner = np.ones(view.size, bool)  # [H, W]
+        depth = np.zeros(view.size, np.float32)  # [H, W], the mean of the pixel's rays
+        for i, j in np.ndindex(FINE, FINE):
+            inner &= key[i::FINE, j::FINE] == key[::FINE, ::FINE]
+            depth += hits.t[i::FINE, j::FINE] * np.float32(1 / FINE**2)
+        columns = Columns(shapes)
+        pixels: tuple[Array, ...] = np.nonzero(inner)
+        corner = (pixels[0] * FINE, pixels[1] * FINE)
+        once = self.shade(view, columns, pixels, depth[pixels], hits.shape[corner], hits.face[corner])
+        edges = np.nonzero(~inner)
+        row, column = (
+            (FINE * pixel + step[:, None]).ravel()  # the rays of all edges, one ray per pixel after the other
+            for pixel, step in zip(edges, np.indices((FINE, FINE)).reshape(2, -1), strict=True)
         )
-        edge = np.nonzero(~even.repeat(FINE, 0).repeat(FINE, 1))
-        rays = np.zeros((*fine.size, 3), np.float32)  # [FINE*H, FINE*W, 3]
-        rays[edge] = self._shade(fine, shapes, edge, hits.t[edge], hits.shape[edge], hits.face[edge])
-        color[~even] = rays.reshape(*block, 3).mean((1, 3))[~even]
-        return (developed(self.light, color) * 255 + 0.5).astype(np.uint8), hits
+        rays = row, column
+        each = self.shade(fine, columns, rays, hits.t[rays], hits.shape[rays], hits.face[rays])
+        color = np.empty((*view.size, 3), np.uint8)  # [H, W, 3]
+        color[pixels] = self._developed(once)
+        color[edges] = self._developed(each.reshape(3, FINE**2, -1).mean(1))
+        return color, hits
 
-    def _shade(
+    def _developed(self, radiance: Array) -> Array:
+        """Convert light [3, P] to colours [P, 3] uint8."""
+        return (developed(self.light, radiance) * 255 + 0.5).astype(np.uint8).T
+
+    def shade(
         self,
         view: Pinhole,
-        shapes: Shapes,
+        shapes: Columns,
         pixels: tuple[Array, ...],
         t: Array,
         shape: Array,
         face: Array,
     ) -> Array:
-        """Compute the light [P, 3] along rays through ``pixels`` that hit ``shape`` [P] at depth ``t`` [P]."""
-        direction = np.stack([c[pixels] for c in view.rays().direction], axis=1)  # [P, 3]
-        length = np.linalg.norm(direction, axis=1)  # [P]
-        unit = direction / length[:, None]  # [P, 3]
-        color = np.empty_like(direction)
-        is_sky = shape == SKY  # [P]
-        color[is_sky] = sky(self.light, self.noise, unit[is_sky])
-        hit = np.flatnonzero(~is_sky)  # [hits], as all arrays below
-        where = view.eye.astype(np.float32) + direction[hit] * t[hit, None]  # [hits, 3]
-        footprint = t[hit] / np.float32(view.intrinsics[0, 0])
-        seen = self.surface(shapes, where, unit[hit], shape[hit], face[hit], footprint)
-        sunlit = np.ones(len(hit), np.float32)
-        for shadow in self.shadows:
-            sunlit = np.minimum(sunlit, shadow.sunlit(where + np.float32(OFFSET) * seen.normal))
-        open_sky = np.ones(len(hit), np.float32)
-        for contact in self.contacts:
-            open_sky *= contact.open_sky(where)
-        radiance = lit(self.light, seen.albedo, seen.normal, sunlit, open_sky) + seen.glow  # [hits, 3]
-        radiance = self._mirrored(radiance, unit[hit], seen, sunlit)
-        color[hit] = hazed(self.light, radiance, t[hit] * length[hit])
+        """Compute the light [3, P] along rays through ``pixels`` that hit ``shape`` [P] at depth ``t`` [P]."""
+        color = np.empty((3, len(t)), np.float32)
+        for kind, rows in by_material(shapes, shape):
+            direction = view.directions(pixels[0][rows], pixels[1][rows])  # [3, rows], as all arrays below
+            length = np.sqrt(direction[0] ** 2 + direction[1] ** 2 + direction[2] ** 2)
+            unit = direction / length
+            if kind == SKY:
+                color[:, rows] = sky(self.light, self.noise, unit)
+                continue
+            depth = t[rows]
+            where = view.eye.astype(np.float32)[:, None] + direction * depth
+            footprint = depth / np.float32(view.intrinsics[0, 0])
+            seen = self.surface(shapes, kind, where, unit, shape[rows], face[rows], footprint)
+            sunlit = np.ones(len(rows), np.float32)
+            for shadow in self.shadows:
+                sunlit = np.minimum(sunlit, shadow.sunlit((where + np.float32(OFFSET) * seen.normal).T))
+            open_sky = np.ones(len(rows), np.float32)
+            for contact in self.contacts:
+                open_sky *= contact.open_sky(where.T)
+            radiance = lit(self.light, seen.albedo, seen.normal, sunlit, open_sky) + seen.glow
+            if np.any(seen.gloss):
+                radiance = self._mirrored(radiance, unit, seen, sunlit)
+            color[:, rows] = hazed(self.light, radiance, depth * length)
         return color
 
     def surface(
         self,
-        shapes: Shapes,
+        shapes: Columns,
+        kind: int,
         where: Array,
         unit: Array,
         shape: Array,
         face: Array,
         footprint: Array,
     ) -> Seen:
-        """Look up the surfaces at hits.
+        """Look up the surfaces at hits of one kind.
 
         Args:
-            shapes: [shapes] all shapes.
-            where: [P, 3] positions of the hits in the world, metres.
-            unit: [P, 3] unit directions of the rays.
-            shape: [P] numbers of the shapes, or :data:`GROUND`.
+            shapes: All shapes.
+            kind: Material of the hits, or :data:`GROUND`.
+            where: [3, P] positions of the hits in the world, metres.
+            unit: [3, P] unit directions of the rays.
+            shape: [P] numbers of the shapes.
             face: [P] sides of the shapes.
             footprint: [P] width of a pixel at the hit on a surface that faces the ray, metres.
         """
-        albedo, normal, glow = np.empty_like(where), np.zeros_like(where), np.zeros_like(where)
-        gloss = np.zeros(len(where), np.float32)
-        on_ground = np.flatnonzero(shape == GROUND)
-        slant = np.sqrt(1 / np.maximum(-unit[on_ground, 2], 0.02))
-        x, y = where[on_ground, 0], where[on_ground, 1]
-        albedo[on_ground] = ground_albedo(self.place, self.noise, x, y, footprint[on_ground] * slant)
-        normal[on_ground, 2] = 1
-        solid = np.flatnonzero(shape >= 0)
-        points = local_points(shapes[shape[solid]], where[solid], face[solid], footprint[solid])
-        normal[solid] = world_normals(points)
-        albedo[solid], gloss[solid], glow[solid] = reflectance(points, self.noise)
-        return Seen(albedo, normal, gloss, glow)
+        if kind == GROUND:
+            slant = np.sqrt(1 / np.maximum(-unit[2], np.float32(0.02)))
+            up = np.zeros_like(where)
+            up[2] = 1
+            return Seen(ground_albedo(self.place, self.noise, where[0], where[1], footprint * slant), up, 0.0, 0.0)
+        points = local_points(shapes, shape, where, face, footprint)
+        albedo, gloss, glow = reflectance(points, kind, self.noise)
+        return Seen(albedo, world_normals(points), gloss, glow)
 
     def _mirrored(self, radiance: Array, unit: Array, seen: Seen, sunlit: Array) -> Array:
-        """Add the reflection of the sky or the horizon in glossy surfaces to radiance [P, 3]."""
-        rows = np.flatnonzero(seen.gloss > 0)  # [glossy], as all arrays below
-        normal = seen.normal[rows]
-        facing = -(unit[rows] * normal).sum(1)
-        away = unit[rows] + 2 * facing[:, None] * normal
-        up = np.clip(away[:, 2] * 3, 0, 1)[:, None]
-        street = 0.12 * self.light.horizon.astype(np.float32)
-        image = street + (0.6 * self.light.horizon + 0.4 * self.light.zenith - street).astype(np.float32) * up
-        sun = np.clip(dot(away, self.light.toward_sun), 0, 1) ** 150 * sunlit[rows]
-        image = image + sun[:, None] * 4 * self.light.sun.astype(np.float32)
-        mirrored = seen.gloss[rows] + (1 - seen.gloss[rows]) * 0.3 * np.clip(1 - facing, 0, 1) ** 5  # weak Schlick
-        radiance[rows] += (image - 0.5 * radiance[rows]) * mirrored[:, None]
-        return radiance
+        """Add the reflection of the sky or the horizon in glossy surfaces to radiance [3, P]."""
+        facing = -(unit * seen.normal).sum(0)  # [P]
+        away = unit + 2 * facing * seen.normal  # [3, P]
+        up = np.clip(away[2] * 3, 0, 1)
+        street = 0.12 * self.light.horizon.astype(np.float32)[:, None]
+        image = (
+            street + ((0.6 * self.light.horizon + 0.4 * self.light.zenith).astype(np.float32)[:, None] - street) * up
+        )
+        sun = np.clip(dot(away.T, self.light.toward_sun), 0, 1) ** 150 * sunlit
+        image += sun * (4 * self.light.sun.astype(np.float32)[:, None])
+        mirrored = seen.gloss + (1 - seen.gloss) * 0.3 * np.clip(1 - facing, 0, 1) ** 5  # weak Schlick
+        return radiance + (image - 0.5 * radiance) * np.where(np.greater(seen.gloss, 0), mirrored, 0).astype(np.float32)
+
+
+def by_material(shapes: Columns, shape: Array) -> Iterator[tuple[int, Array]]:
+    """Sort hits by what they hit, in batches whose arrays fit in the cache of a core.
+
+    Args:
+        shapes: All shapes.
+        shape: [P] numbers of the shapes, or :data:`GROUND` or :data:`SKY`.
+
+    Yields:
+        A material, :data:`GROUND` or :data:`SKY`, and rows of ``shape``.
+    """
+    kind = shape.astype(np.int8)  # [P]
+    solid = np.flatnonzero(shape >= 0)
+    kind[solid] = shapes.at("material", shape[solid])
+    order = np.argsort(kind, kind="stable")
+    kinds, first = np.unique(kind[order], return_index=True)
+    for number, rows in zip(kinds.tolist(), np.split(order, first[1:]), strict=True):
+        for start in range(0, len(rows), BATCH):
+            yield number, rows[start : start + BATCH]

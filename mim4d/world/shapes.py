@@ -133,6 +133,23 @@ def bounds(shapes: Shapes) -> Array:
     return half
 
 
+class Columns:
+    """Fields of shapes as contiguous float32 arrays, from which those of many points are gathered fast."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        """Copy the fields of [shapes]."""
+        self.count = len(shapes)
+        self._fields = {name: np.ascontiguousarray(shapes[name]) for name in ("kind", "material")}
+        for name in ("center", "half", "form", "color", "look"):
+            self._fields[name] = np.ascontiguousarray(shapes[name].T, np.float32)
+        self._fields["cos"] = np.cos(shapes["yaw"]).astype(np.float32)
+        self._fields["sin"] = np.sin(shapes["yaw"]).astype(np.float32)
+
+    def at(self, field: str, numbers: Array) -> Array:
+        """Gather a field [..., P] of the shapes with ``numbers`` [P]; ``cos`` and ``sin`` are those of the yaw."""
+        return self._fields[field][..., numbers]
+
+
 CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
 """[8, 3] corners of the cube -1 .. 1."""
 EDGES = np.array([[a, b] for a in range(8) for b in range(a + 1, 8) if np.abs(CORNERS[a] - CORNERS[b]).sum() == 2])

@@ -1,6 +1,7 @@
 """Actors: the annotated objects of a scene, and their motion."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,18 +25,33 @@ class Pace:
     speeds: tuple[float, ...]
     """Speeds at the knots, not negative, m/s."""
 
+    @property
+    def still(self) -> bool:
+        """Whether the speed is always 0."""
+        return not any(self.speeds)
+
     def speed(self, t: float) -> float:
         """Return the speed at ``t`` seconds, m/s."""
         return float(np.interp(t, self.times, self.speeds))
 
     def distance(self, t: ArrayLike) -> Array:
         """Compute the distance travelled from time 0 to ``t`` seconds (any shape), metres; negative before 0."""
-        return self._since_first_knot(t) - self._since_first_knot(0.0)
+        return self._since_first_knot(t) - self._before
+
+    @cached_property
+    def _before(self) -> Array:
+        """Distance from the first knot to time 0."""
+        return self._since_first_knot(0.0)
+
+    @cached_property
+    def _knots(self) -> tuple[Array, Array, Array]:
+        """Times and speeds of the knots, and distances from the first knot to each: [knots] each."""
+        times, speeds = np.array(self.times), np.array(self.speeds)
+        return times, speeds, np.concatenate([[0.0], np.cumsum(np.diff(times) * 0.5 * (speeds[1:] + speeds[:-1]))])
 
     def _since_first_knot(self, t: ArrayLike) -> Array:
         """Compute the distance from the first knot to ``t``: whole pieces, and a part by its mean speed."""
-        t, times, speeds = np.asarray(t, float), np.array(self.times), np.array(self.speeds)
-        at_knots = np.concatenate([[0.0], np.cumsum(np.diff(times) * 0.5 * (speeds[1:] + speeds[:-1]))])  # [knots]
+        t, (times, speeds, at_knots) = np.asarray(t, float), self._knots
         knot = np.clip(np.searchsorted(times, t, side="right") - 1, 0, len(times) - 1)
         return at_knots[knot] + (t - times[knot]) * 0.5 * (speeds[knot] + np.interp(t, times, speeds))
 

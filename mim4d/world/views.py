@@ -5,6 +5,7 @@
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -23,12 +24,44 @@ class Rays:
     origin: tuple[Array, Array, Array]
     direction: tuple[Array, Array, Array]
 
-    def window(self, rect: Array) -> "Rays":
-        """Select the rays of rows ``rect[0]:rect[1]`` and columns ``rect[2]:rect[3]``."""
-        r0, r1, c0, c1 = rect
-        origin = tuple(c[r0:r1, c0:c1] if c.ndim else c for c in self.origin)
-        direction = tuple(c[r0:r1, c0:c1] if c.ndim else c for c in self.direction)
-        return Rays(origin, direction)  # type: ignore[arg-type]
+
+@dataclass(frozen=True)
+class Grid:
+    """The rays of a view as homogeneous lines B + w A relative to its eye, see :mod:`mim4d.world.raycast`.
+
+    B of row r and column c is ``columns[:, c] + rows[r] * down``.
+    """
+
+    pole: Array
+    """[4] A."""
+    columns: Array
+    """[4, W] part of B per column."""
+    down: Array
+    """[4] direction in which B changes from row to row."""
+    rows: Array
+    """[H] how far."""
+    scale: Array
+    """[H, 1] or []: t per 1 / w."""
+    parallel: bool = False
+    """Whether the rays are parallel, so that w = -t."""
+
+    @property
+    def farthest(self) -> float:
+        """Nearness of infinity."""
+        return -np.inf if self.parallel else 0.0
+
+    def nearness(self, t: Array) -> Array:
+        """Compute the nearness of hits at ``t``, of the same shape; of rays that meet in the eye, with scale 1."""
+        with np.errstate(divide="ignore"):
+            return -t if self.parallel else 1 / np.maximum(t, 0.0)
+
+    def distance(self, w: Array) -> Array:
+        """Compute ``t`` [H, W] float32 of hits of nearness ``w`` [H, W]."""
+        if self.parallel:
+            return -w
+        with np.errstate(divide="ignore"):
+            t: Array = self.scale.astype(np.float32) / w
+        return t
 
 
 class View(Protocol):
@@ -42,8 +75,8 @@ class View(Protocol):
     def eye(self) -> Array:
         """[3] point in the world to which the origins of rays are relative, metres."""
 
-    def rays(self) -> Rays:
-        """Return all rays of the view."""
+    def grid(self) -> Grid:
+        """Return all rays of the view, as the ray caster needs them."""
 
     def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
         """Find windows of rays that can hit each shape.
@@ -94,6 +127,23 @@ class Pinhole:
         zero = np.zeros((), np.float32)
         direction = tuple((r[0] * x + r[1] * y + r[2]).astype(np.float32) for r in rotation)
         return Rays((zero, zero, zero), direction)
+
+    def directions(self, row: Array, column: Array) -> Array:
+        """Compute the directions [3, P] float32 of the rays through the centres of pixels [P]."""
+        x = ((column + 0.5 - self.intrinsics[0, 2]) / self.intrinsics[0, 0]).astype(np.float32)
+        y = ((row + 0.5 - self.intrinsics[1, 2]) / self.intrinsics[1, 1]).astype(np.float32)
+        right, down, forward = self.world_from_camera[:3, :3].T.astype(np.float32)[..., None]
+        return right * x + down * y + forward
+
+    def grid(self) -> Grid:
+        """Return the same rays for the ray caster."""
+        height, width = self.size
+        x = (np.arange(width) + 0.5 - self.intrinsics[0, 2]) / self.intrinsics[0, 0]  # [W]
+        y = (np.arange(height) + 0.5 - self.intrinsics[1, 2]) / self.intrinsics[1, 1]  # [H]
+        right, down, forward = self.world_from_camera[:3, :3].T
+        columns = np.zeros((4, width))
+        columns[:3] = right[:, None] * x + forward[:, None]
+        return Grid(np.array([0.0, 0.0, 0.0, 1.0]), columns, np.array([*down, 0.0]), y, np.ones(()))
 
     def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
         """Find rectangles around the projected bounding boxes, clipped at the near plane."""
@@ -149,6 +199,16 @@ class Spinning:
         )
         return Rays((zero, zero, zero), direction)
 
+    def grid(self) -> Grid:
+        """Return the same rays for the ray caster, which measures along the ground."""
+        beams, columns = self.size
+        elevation = np.linspace(*self.elevations, beams)  # [H]
+        azimuth = self.yaw - (np.arange(columns) + 0.5) * (2 * np.pi / columns)  # [W]
+        flat = np.zeros((4, columns))
+        flat[0], flat[1] = np.cos(azimuth), np.sin(azimuth)
+        scale = 1 / np.cos(elevation)[:, None]
+        return Grid(np.array([0.0, 0.0, 0.0, 1.0]), flat, np.array([0.0, 0.0, 1.0, 0.0]), np.tan(elevation), scale)
+
     def windows(self, shapes: Shapes) -> tuple[Array, Array, Array]:
         """Find ranges of azimuth and elevation around an upright cylinder about each shape; two if azimuth wraps."""
         beams, columns = self.size
@@ -202,7 +262,7 @@ class Sunlight:
         """[3] start of the central ray."""
         return self.center + self.height * self.toward_sun
 
-    @property
+    @cached_property
     def axes(self) -> tuple[Array, Array]:
         """Unit vectors [3] across the rays, along columns and rows."""
         across = np.array([-self.toward_sun[1], self.toward_sun[0], 0.0])
@@ -217,6 +277,15 @@ class Sunlight:
         origin = tuple((across[i] * u + up[i] * v).astype(np.float32) for i in range(3))
         direction = tuple(np.asarray(-c, np.float32) for c in self.toward_sun)
         return Rays(origin, direction)  # type: ignore[arg-type]
+
+    def grid(self) -> Grid:
+        """Return the same rays for the ray caster."""
+        across, up = self.axes
+        columns = np.ones((4, self.size[1]))
+        columns[:3] = across[:, None] * ((np.arange(self.size[1]) + 0.5) * self.step - self.reach)
+        rows = (np.arange(self.size[0]) + 0.5) * self.step - self.reach
+        pole, down = np.array([*self.toward_sun, 0.0]), np.array([*up, 0.0])
+        return Grid(pole, columns, down, rows, np.ones(()), parallel=True)
 
     def locate(self, points: Array) -> tuple[Array, Array, Array]:
         """Find the row and column (which may be outside the grid) and ``t`` of the ray through each point [..., 3]."""

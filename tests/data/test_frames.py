@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from mim4d.data.frames import NONE, Frames, find_clips, find_frames, nearest
 from mim4d.data.index import open_index
 from mim4d.pretrain.presets import PRESETS
+from mim4d.world import WorldConfig, make_world
 from tests.data.roots import LIDAR, VERSION, edit_table, write_root
 from tests.reference import nuscenes as reference
 
@@ -102,6 +103,18 @@ def test_sweeps_are_the_images_nearest_to_the_lidar(tmp_path):
         for v, camera in enumerate(CAMERAS):
             image = reference.nearest(raw.records("scene-0061", camera, key_frames=False), sweep["timestamp"])
             assert index.records["file"][frames.cameras[frame, v]].decode() == image["filename"]
+
+
+def test_a_world_at_ten_hertz_has_clips_a_tenth_of_a_second_apart(tmp_path):
+    config = WorldConfig(scenes=1, scale=0.05, keyframes=3, camera_rate=10.0, lidar_rate=10.0)
+    root = make_world(tmp_path / "root", "v1.0-mini", config, workers=1)
+    index = open_index(root, "v1.0-mini")
+    frames = find_frames(index, [0], CAMERAS, sweeps=True, lidar=LIDAR)
+    assert len(frames.times) == 11
+    clips = find_clips(frames, length=3, gap=100_000, tolerance=10_000)
+    assert clips.tolist() == [[first, first + 1, first + 2] for first in range(9)]
+    files = index.records["file"][frames.cameras].ravel()
+    assert len(set(files.tolist())) == 11 * len(CAMERAS)  # every image belongs to one frame
 
 
 def test_without_lidar_the_first_camera_gives_the_time(tmp_path):

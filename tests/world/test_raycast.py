@@ -9,7 +9,7 @@ from mim4d.world.raycast import GROUND, SKY, cast
 from mim4d.world.rig import LIDAR
 from mim4d.world.shapes import Kind, Shapes, join, shape
 from mim4d.world.views import Pinhole, Spinning, Sunlight, View
-from tests.reference import solids
+from tests.reference import raycast, solids
 
 HALVES = {
     Kind.BOX: (1.2, 0.7, 0.9),
@@ -95,7 +95,7 @@ class Everything:
     """A view whose windows leave nothing out."""
 
     def __init__(self, view: View) -> None:
-        self.view, self.size, self.eye, self.rays = view, view.size, view.eye, view.rays
+        self.size, self.eye, self.grid = view.size, view.eye, view.grid
 
     def windows(self, shapes):
         whole = np.tile([0, self.size[0], 0, self.size[1]], (len(shapes), 1))
@@ -114,6 +114,17 @@ def test_windows_leave_no_hit_out(view):
     windowed, whole = cast(view, shapes), cast(Everything(view), shapes)
     np.testing.assert_array_equal(windowed.t, whole.t)
     assert len(np.unique(windowed.shape)) > 20
+
+
+@pytest.mark.parametrize("view", [camera((0, 0, 1.6), 0.8, (56, 100), 70.0), SPIN, SUN], ids=["camera", "lidar", "sun"])
+def test_casting_every_ray_at_every_shape_gives_the_same_hits(view):
+    shapes = crowd(150)
+    ground = view is not SUN
+    hits, expected = cast(view, shapes, ground), raycast.cast(view, shapes, ground)
+    same = (hits.shape == expected.shape) & (hits.face == expected.face)
+    assert same.mean() > 0.999  # but for rays that graze an edge
+    np.testing.assert_allclose(hits.t[same], expected.t[same], rtol=5e-4)
+    assert len(np.unique(hits.shape)) > 20
 
 
 def test_the_sun_finds_its_own_points_again():

@@ -12,11 +12,13 @@ from pyquaternion import Quaternion
 from mim4d.world import make
 from mim4d.world.capture import Moment, stage_of
 from mim4d.world.config import WorldConfig, scene_names
+from mim4d.world.light import developed
 from mim4d.world.raycast import GROUND, cast
 from mim4d.world.render import BIAS, OFFSET, Contact, ShadowMap
-from mim4d.world.shapes import Kind, shape
+from mim4d.world.shapes import Columns, Kind, shape
 from mim4d.world.texture import Noise, band, covered, hashed
-from mim4d.world.views import Sunlight
+from mim4d.world.views import Pinhole, Sunlight
+from tests.reference import raycast
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,38 @@ def test_cameras_agree_where_they_overlap(job):
     assert same.sum() > 300
     difference = np.abs(pictures[0][row, column][inside][same] - pictures[1][i, j][same]).mean(1)
     assert np.median(difference) < 6.0
+
+
+def test_a_picture_is_what_casting_and_shading_every_ray_gives(job):
+    now = moment(job, "CAM_FRONT", 0.4)
+    whole = now.view()
+    view = Pinhole((45, 80), whole.intrinsics * np.array([[0.4], [0.4], [1.0]]), whole.world_from_camera)
+    shapes = now.shapes[np.argsort(np.linalg.norm(now.shapes["center"] - view.eye, axis=1))[:400]]
+    picture, hits = now.painter.picture(view, shapes)
+    fine, slow = view.refined(2), raycast.cast(view.refined(2), shapes)
+    same = (hits.shape == slow.shape) & (hits.face == slow.face)
+    assert same.mean() > 0.999  # but for rays that graze an edge
+    np.testing.assert_allclose(hits.t[same], slow.t[same], rtol=5e-4)
+
+    columns, t = Columns(shapes), slow.t.astype(np.float32)
+    row, column = (i.ravel() for i in np.indices(fine.size))
+    rays = now.painter.shade(fine, columns, (row, column), t.ravel(), slow.shape.ravel(), slow.face.ravel())
+    rays = rays.T.reshape(*fine.size, 3)
+    checked = 0
+    for i, j in np.ndindex(view.size):
+        block = np.s_[2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        if not same[block].all():
+            continue
+        met = {*zip(slow.shape[block].ravel().tolist(), slow.face[block].ravel().tolist(), strict=True)}
+        light = rays[block].reshape(4, 3).mean(0)
+        if len(met) == 1:  # one surface is shaded once, at the centre of the pixel
+            shape, face = slow.shape[block][:1, 0], slow.face[block][:1, 0]
+            depth = np.array([t[block].mean()], np.float32)
+            light = now.painter.shade(view, columns, (np.array([i]), np.array([j])), depth, shape, face)[:, 0]
+        expected = developed(now.painter.light, light) * 255
+        assert np.abs(picture[i, j] - expected).max() <= 1.0, (i, j)
+        checked += 1
+    assert checked > 3500
 
 
 def test_shadows_lie_where_a_box_hides_the_sun():

@@ -162,15 +162,17 @@ def test_nothing_but_the_world_is_left(tiny_world):
     assert entries == {"maps", "samples", "v1.0-mini", "world.json"}
 
 
-def test_sweeps_stand_between_key_frames(tmp_path):
+@pytest.mark.parametrize(("camera_rate", "lidar_rate"), [(4.0, 6.0), (10.0, 20.0), (12.0, 10.0)])
+def test_sweeps_stand_between_key_frames(camera_rate, lidar_rate, tmp_path):
     from nuscenes import NuScenes
 
     from mim4d.world import WorldConfig, make_world
 
-    config = WorldConfig(scenes=1, seed=3, scale=0.06, keyframes=2, camera_rate=4.0, lidar_rate=6.0)
+    config = WorldConfig(scenes=1, seed=3, scale=0.06, keyframes=2, camera_rate=camera_rate, lidar_rate=lidar_rate)
     root = make_world(tmp_path / "w", "v1.0-mini", config, workers=1)
     nusc = NuScenes("v1.0-mini", str(root), verbose=False)
-    for channel, between in (("CAM_BACK", 1), ("LIDAR_TOP", 2)):
+    for channel, rate in (("CAM_BACK", camera_rate), ("LIDAR_TOP", lidar_rate)):
+        between = round(rate / 2) - 1
         shots = [shot for shot in nusc.sample_data if shot["channel"] == channel]
         assert [shot["is_key_frame"] for shot in shots] == [True, *[False] * between, True]
         gaps = [after["timestamp"] - before["timestamp"] for before, after in pairwise(shots)]

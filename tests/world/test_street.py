@@ -75,7 +75,7 @@ def test_paint_lies_where_the_map_says(place):
         x, y = rng.uniform(low_x, high_x, 4000), rng.uniform(low_y, high_y, 4000)
         inside = shapely.contains_xy(polygon.buffer(-0.05), x, y)
         x, y = x[inside].astype(np.float32), y[inside].astype(np.float32)
-        return ground_albedo(place, noise, x, y, np.full_like(x, 0.02)).mean(1)
+        return ground_albedo(place, noise, x, y, np.full_like(x, 0.02)).mean(0)
 
     for polygon in polygons["stop_line"]:
         assert np.median(brightness(polygon)) > 0.4
