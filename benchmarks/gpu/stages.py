@@ -12,9 +12,9 @@ from mim4d.clip import Clip
 from mim4d.method.model import MIM4D
 from mim4d.optim import make_optimizer
 
-STAGES = ("encoder", "neck", "lift", "warp", "temporal", "render", "losses")
+STAGES = ("encoder", "neck", "depth", "lift", "warp", "temporal", "render", "losses")
 """Stages in forward order. ``encoder`` includes the sampling of the mask, ``losses`` that of the rays."""
-COMPILED = ("encoder", "neck", "lift", "warp", "temporal", "render")
+COMPILED = ("encoder", "neck", "depth", "lift", "warp", "temporal", "render")
 """Stages that are also compiled alone."""
 
 Inputs = dict[str, tuple[Any, ...]]
@@ -48,6 +48,7 @@ def record(model: MIM4D, clip: Clip) -> Inputs:
     handles.append(model.renderer.register_forward_hook(lambda module, args, out: rendered.append(out)))
     try:
         with (
+            replaced(model.lift, "depth", keep_method("depth", model.lift.depth)),
             replaced(model, "warp_others", keep_method("warp", model.warp_others)),
             replaced(model, "score", keep_method("losses", model.score)),
         ):
@@ -72,13 +73,15 @@ def run_stage(model: MIM4D, name: str, args: tuple[Any, ...]) -> list[Tensor]:
     """
     if name == "encoder":
         out = _encoder(model, *args)
+    elif name == "depth":
+        out = model.lift.depth(*args)
     elif name == "warp":
         out = model.warp_others(*args)
     elif name == "losses":
         rendered, *rest = args
         results = iter(rendered)
         with replaced(model.renderer, "forward", lambda *_: next(results)):
-            out = model.score(*rest)["loss"]
+            out = list(model.score(*rest)[0].values())
     else:
         module = {"neck": model.neck, "lift": model.lift, "temporal": model.temporal, "render": model.renderer}[name]
         assert module is not None
@@ -115,6 +118,7 @@ def compile_stage(model: MIM4D, name: str, compiler: Callable[[Any], Any]) -> No
     owner, method = {
         "encoder": (model.encoder, "forward_masked"),
         "neck": (model.neck, "forward"),
+        "depth": (model.lift, "depth"),
         "lift": (model.lift, "forward"),
         "warp": (model, "warp_others"),
         "temporal": (model.temporal, "forward"),

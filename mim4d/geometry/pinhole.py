@@ -7,6 +7,7 @@ intrinsics without a half-pixel correction.
 import torch
 from torch import Tensor
 
+from .constant import constant
 from .precision import exact
 
 
@@ -72,7 +73,7 @@ def resize_intrinsics(intrinsics: Tensor, scale_x: float, scale_y: float) -> Ten
             [ 0., 25., 10.],
             [ 0.,  0.,  1.]])
     """
-    return intrinsics * intrinsics.new_tensor([scale_x, scale_y, 1.0])[:, None]
+    return intrinsics * constant([scale_x, scale_y, 1.0], intrinsics)[:, None]
 
 
 def crop_intrinsics(intrinsics: Tensor, left: float, top: float) -> Tensor:

@@ -119,21 +119,52 @@ class Lift(nn.Module):
             nn.ReLU(),
         )
 
-    def forward(self, features: Tensor, clip: Clip) -> Tensor:
+    def depth(self, features: Tensor) -> Tensor:
+        """Compute the probabilities of the depth bins.
+
+        Args:
+            features: [B, T, V, C_in, h, w].
+
+        Returns:
+            [B, T, V, D, h, w] float32, with sum 1 over D.
+        """
+        probability = self.depth_net(features.flatten(0, 2)).float().softmax(1)  # [N, D, h, w]
+        return probability.unflatten(0, features.shape[:3])
+
+    def log_depth(self, depth: Tensor) -> Tensor:
+        """Compute the mean of log depth: exp of it is the geometric mean of the bins' depths.
+
+        The mean of depth itself would be drawn far away by a wide distribution, the mean of inverse depth towards the
+        camera.
+
+        Args:
+            depth: [B, T, V, D, h, w], the probabilities of the depth bins.
+
+        Returns:
+            [B, T, V, h, w], the depth in metres along the optical axis.
+        """
+        return (depth * self.bins(depth).log()[:, None, None]).sum(3)
+
+    def bins(self, like: Tensor) -> Tensor:
+        """Return the middles of the depth bins, near + (d + 0.5) step: [D] on the device of ``like``, metres."""
+        near, step = self.config.depth_range[0], self.config.depth_step
+        return near + (torch.arange(self.config.num_bins, device=like.device) + 0.5) * step
+
+    def forward(self, features: Tensor, depth: Tensor, clip: Clip) -> Tensor:
         """Lift, splat, and apply one 3D convolution.
 
         Args:
             features: [B, T, V, C_in, h, w].
+            depth: [B, T, V, D, h, w], the probabilities of the depth bins.
             clip: The clips of the features, for their intrinsics and camera poses.
 
         Returns:
             Volumes [B, T, C, Z, Y, X].
         """
         b, t = features.shape[:2]
-        maps = features.flatten(0, 2)  # [N, C_in, h, w]
-        depth = self.depth_net(maps).float().softmax(1)  # [N, D, h, w]
-        context = self.context(maps).float()  # [N, C, h, w]
-        volume = splat(depth, context, self.voxels(clip, features.shape[-2:]), b * t, self.grid)  # [B*T, C, Z, Y, X]
+        context = self.context(features.flatten(0, 2)).float()  # [N, C, h, w]
+        voxels = self.voxels(clip, features.shape[-2:])  # [B*T, V, D, h*w]
+        volume = splat(depth.flatten(0, 2), context, voxels, b * t, self.grid)  # [B*T, C, Z, Y, X]
         # In float32 even inside autocast: torch's bfloat16 Conv3d has wrong weight gradients on some CPUs.
         with torch.autocast(volume.device.type, enabled=False):
             volume = self.refine(volume)
@@ -152,12 +183,11 @@ class Lift(nn.Module):
         Returns:
             [B*T, V, D, h*w] int64, indices into Z*Y*X; -1 for points outside the grid.
         """
-        near, step, bins = self.config.depth_range[0], self.config.depth_step, self.config.num_bins
+        bins = self.config.num_bins
         intrinsics = clip.intrinsics
         rows = (torch.arange(size[0], device=intrinsics.device) + 0.5) * self.stride
         columns = (torch.arange(size[1], device=intrinsics.device) + 0.5) * self.stride
-        depths = near + (torch.arange(bins, device=intrinsics.device) + 0.5) * step
-        depth, v, u = torch.meshgrid(depths, rows, columns, indexing="ij")  # [D, h, w]
+        depth, v, u = torch.meshgrid(self.bins(intrinsics), rows, columns, indexing="ij")  # [D, h, w]
         pixels = torch.stack([u, v], dim=-1).flatten(0, 2)  # [D*h*w, 2]
         points_camera = unproject(intrinsics, pixels, depth.flatten())  # [B, T, V, D*h*w, 3]
         points = transform(clip.ego_from_camera, points_camera)  # [B, T, V, D*h*w, 3]

@@ -12,17 +12,38 @@ from .render import Rendered
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the two terms, each used for direct and for temporal rendering."""
+    """Weights of the terms. A term of weight 0 is not computed."""
 
     rgb: float = 10.0
-    """Weight of the mean absolute colour error (colours 0 to 1)."""
+    """Weight of the mean absolute colour error of direct and of temporal rendering (colours 0 to 1)."""
     depth: float = 10.0
-    """Weight of the mean absolute depth error (in scene units: metres / the volume's largest reach)."""
+    """Weight of the mean absolute depth error of both (in scene units: metres / the volume's largest reach)."""
+    consistency: float = 0.0
+    """Weight of the photometric consistency of the lift's depth between frames and between cameras."""
+    lift_depth: float = 0.0
+    """Weight of the error of the lift's log depth against LiDAR, with supervision rgbd."""
+    rendered_gradient: float = 1.0
+    """Share of the rendering terms' gradient that reaches the encoder, the neck and the depth network, 0 to 1. With 0,
+    rendering trains only what is thrown away after pretraining."""
 
     def __post_init__(self) -> None:
-        for name in ("rgb", "depth"):
+        for name in ("rgb", "depth", "consistency", "lift_depth"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"loss.{name} = {getattr(self, name)} must be at least 0")
+        if not (self.renders or self.supervises_lift):
+            raise ValueError("loss.rgb, depth, consistency and lift_depth are all 0: at least one must be more than 0")
+        if not 0 <= self.rendered_gradient <= 1:
+            raise ValueError(f"loss.rendered_gradient = {self.rendered_gradient} must lie in 0 .. 1")
+
+    @property
+    def supervises_lift(self) -> bool:
+        """Whether a term of the lift's own depth has a weight."""
+        return self.consistency > 0 or self.lift_depth > 0
+
+    @property
+    def renders(self) -> bool:
+        """Whether a rendering term has a weight."""
+        return self.rgb > 0 or self.depth > 0
 
 
 class Comparison(NamedTuple):

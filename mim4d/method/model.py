@@ -10,6 +10,7 @@ from ..backbones.masked import masked_maps
 from ..backbones.pyramid import make_backbone, parts_of, patch_of, pyramid_of, trained_parameters
 from ..clip import FRAMES, Clip
 from ..geometry import VoxelGrid
+from .consistency import against_lidar, consistency
 from .lift import Lift, LiftConfig
 from .losses import LossConfig, compare
 from .mask import count_visible, draw_targets, visible_patches
@@ -190,15 +191,20 @@ class MIM4D(MaskedModel):
         )
         sky = config.supervision == "rgb"
         self.renderer = Renderer(config.render, config.lift.channels, config.grid, sky=sky)
+        if not config.loss.renders:  # what gets no gradient must not wait for one on other processes
+            for module in (self.lift.context, self.lift.refine, self.temporal, self.renderer):
+                if module is not None:
+                    module.requires_grad_(False)
         self.train()
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
         """Compute the losses of one training step.
 
         With direct volumes from the target frame itself and temporal volumes from the other frames (the latter only if
-        T > 1; the depth terms only with supervision ``rgbd``)::
+        T > 1; the depth terms only with supervision ``rgbd``), and the depth of the lift in every image::
 
             loss = sum over direct, temporal of (loss.rgb * rgb error + loss.depth * depth error / scene scale)
+                 + loss.consistency * photometric consistency + loss.lift_depth * log depth error
 
         Args:
             clip: B clips on the device of this module, with any number of cameras; T >= 2 if the model is temporal.
@@ -208,27 +214,20 @@ class MIM4D(MaskedModel):
             observation. Per clip [B], NaN where nothing was observed: the mean absolute errors ``direct_rgb``,
             ``direct_depth``, ``temporal_rgb`` and ``temporal_depth`` (depth in metres), with ``*_psnr``, ``*_abs_rel``
             and ``*_delta``; and ``direct_*_hidden`` and ``direct_*_visible``, the errors of rays through hidden and
-            through visible patches.
+            through visible patches. Also per clip: ``consistency``; and ``lift_depth``, ``lift_abs_rel`` and
+            ``lift_delta``, the errors of the lift's depth against LiDAR, in evaluation and where LiDAR supervises it.
         """
-        return self.score(*self._target_volumes(clip))
+        return self._total(*self._losses(clip))
 
     def terms(self, clip: Clip) -> dict[str, Tensor]:
         """Compute the weighted terms of the loss.
 
         Returns:
-            ``direct_rgb``, ``direct_depth``, ``temporal_rgb`` and ``temporal_depth``. The depth terms exist only if
-            depth is supervised, the temporal ones only if there is a temporal path.
+            ``direct_rgb``, ``direct_depth``, ``temporal_rgb``, ``temporal_depth``, ``consistency`` and ``lift_depth``.
+            The depth terms exist only if depth is supervised, the temporal ones only if there is a temporal path; a
+            term of weight 0 does not exist.
         """
-        return self._compare(*self._target_volumes(clip))[0]
-
-    def _target_volumes(self, clip: Clip) -> tuple[dict[str, Tensor], Clip, Tensor]:
-        """Steps 1 to 6: return the arguments of :meth:`score`."""
-        targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]
-        volumes = self.encode(clip)  # [B, T, C, Z, Y, X]
-        by_kind = {"direct": pick(volumes, targets)}  # [G, C, Z, Y, X]
-        if self.temporal is not None:
-            by_kind["temporal"] = self.temporal(*self.warp_others(volumes, clip, targets)).volume
-        return by_kind, clip, targets
+        return self._losses(clip)[0]
 
     @torch.no_grad()
     def baselines(self, clip: Clip) -> dict[str, Tensor]:
@@ -238,14 +237,32 @@ class MIM4D(MaskedModel):
             As :meth:`forward`, with ``zero_*``, the errors of volumes of zeros, and ``mean_*``, those of the mean of
             the warped other frames without the decoder.
         """
+        return self._total(*self._losses(clip, baselines=True))
+
+    def _losses(self, clip: Clip, *, baselines: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Steps 1 to 8: return the weighted terms of the loss, and all measures."""
+        config = self.config.loss
+        features = self.images(clip)  # [B, T, V, C, h, w]
+        depth = self.lift.depth(features)  # [B, T, V, D, h, w]
+        terms, measures = self.score_depth(depth, clip)
+        if not config.renders:
+            return terms, measures
         targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]
-        volumes = self.encode(clip)  # [B, T, C, Z, Y, X]
+        features, depth = (scale_gradient(x, config.rendered_gradient) for x in (features, depth))
+        volumes = self.lift(features, depth, clip)  # [B, T, C, Z, Y, X]
         by_kind = {"direct": pick(volumes, targets)}  # [G, C, Z, Y, X]
         if self.temporal is not None:
             warped, gaps = self.warp_others(volumes, clip, targets)
-            mean = warped.mean(1)  # [G, C, Z, Y, X]
-            by_kind |= {"temporal": self.temporal(warped, gaps).volume, "zero": torch.zeros_like(mean), "mean": mean}
-        return self.score(by_kind, clip, targets)
+            by_kind["temporal"] = self.temporal(warped, gaps).volume
+            if baselines:
+                mean = warped.mean(1)
+                by_kind |= {"zero": torch.zeros_like(mean), "mean": mean}
+        rendered_terms, rendered_measures = self.score(by_kind, clip, targets)
+        return terms | rendered_terms, measures | rendered_measures
+
+    def images(self, clip: Clip) -> Tensor:
+        """Steps 1 to 3: compute the features of every image from its visible patches, [B, T, V, C, h, w]."""
+        return self.neck(*self.features(clip)).unflatten(0, clip.images.shape[:3])
 
     def encode(self, clip: Clip) -> Tensor:
         """Steps 1 to 4: compute the volume of every frame from its visible patches.
@@ -253,9 +270,8 @@ class MIM4D(MaskedModel):
         Returns:
             [B, T, C, Z, Y, X], each volume in the ego frame of its frame.
         """
-        b, t, v = clip.images.shape[:3]
-        features = self.neck(*self.features(clip))  # [N, C, h, w]
-        return self.lift(features.unflatten(0, (b, t, v)), clip)
+        features = self.images(clip)
+        return self.lift(features, self.lift.depth(features), clip)
 
     def warp_others(self, volumes: Tensor, clip: Clip, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Step 5: drop each target frame and warp the others to its ego frame.
@@ -281,8 +297,31 @@ class MIM4D(MaskedModel):
         gaps = pick(clip.times, others) - pick(clip.times, targets)[:, None]  # [G, S]
         return warp(pick(volumes, others), poses, self.config.grid), gaps
 
-    def score(self, volumes: dict[str, Tensor], clip: Clip, targets: Tensor) -> dict[str, Tensor]:
-        """Steps 7 and 8: render each kind of volume along the same rays and compare with the observations.
+    def _total(self, terms: dict[str, Tensor], measures: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": torch.stack(list(terms.values())).sum(), **measures}
+
+    def score_depth(self, depth: Tensor, clip: Clip) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Step 8b: score the lift's own depth, [B, T, V, D, h, w]; the result is as that of :meth:`_losses`."""
+        config = self.config
+        terms: dict[str, Tensor] = {}
+        measures: dict[str, Tensor] = {}
+        log_depth = self.lift.log_depth(depth)  # [B, T, V, h, w]
+        if config.loss.consistency:
+            errors = consistency(log_depth, clip)  # [B]
+            terms["consistency"] = config.loss.consistency * errors.mean()
+            measures["consistency"] = errors.detach()
+        supervised = config.loss.lift_depth > 0 and config.supervision == "rgbd"
+        if clip.points.shape[2] and (supervised or not self.training):
+            error, found = against_lidar(log_depth, clip, config.lift.depth_range)
+            measures |= {f"lift_{name}": value for name, value in found.items()}
+            if supervised:
+                terms["lift_depth"] = config.loss.lift_depth * error.mean()
+        return terms, measures
+
+    def score(
+        self, volumes: dict[str, Tensor], clip: Clip, targets: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Steps 7 and 8a: render each kind of volume along the same rays and compare with the observations.
 
         Args:
             volumes: Volumes [G, C, Z, Y, X] by kind; ``direct`` and ``temporal`` contribute to the loss.
@@ -290,17 +329,12 @@ class MIM4D(MaskedModel):
             targets: [B, K] int64.
 
         Returns:
-            As :meth:`forward`.
+            The weighted terms of the loss, and all measures.
         """
-        terms, measures = self._compare(volumes, clip, targets)
-        return {"loss": torch.stack(list(terms.values())).sum(), **measures}
-
-    def _compare(
-        self, volumes: dict[str, Tensor], clip: Clip, targets: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the weighted terms of the loss, and all measures."""
         config = self.config
-        rays = choose_rays(clip, targets, config.render.rays_per_view, config.grid, config.supervision)
+        # Held-out clips are scored against LiDAR where there is some, also if it does not supervise.
+        seen = config.supervision if self.training or not clip.points.shape[2] else "rgbd"
+        rays = choose_rays(clip, targets, config.render.rays_per_view, config.grid, seen)
         jitter = None
         if self.training:
             shape = (targets.shape[1], rays.valid.shape[1], config.render.uniform_samples)  # [K, R, M]
@@ -319,6 +353,18 @@ class MIM4D(MaskedModel):
                     terms[f"{kind}_depth"] = config.loss.depth * compared.errors["depth"] / self.renderer.field.scale
         frames = torch.full((), float(clip.num_frames if self.temporal is not None else 1), device=clip.device)
         return terms, measures | {"frames": frames, "rays": rays.valid.float().mean()}
+
+
+def scale_gradient(x: Tensor, scale: float) -> Tensor:
+    """Return ``x`` itself, whose gradient is multiplied by ``scale``.
+
+    >>> x = torch.tensor(3.0, requires_grad=True)
+    >>> torch.autograd.grad(scale_gradient(x, 0.1), x)
+    (tensor(0.1000),)
+    """
+    if scale == 1:
+        return x
+    return x.detach() if scale == 0 else x.detach() + scale * (x - x.detach())
 
 
 def through_visible(pixels: Tensor, visible: Tensor, patch: int) -> Tensor:

@@ -37,9 +37,9 @@ kept its score in a probe of vehicles while it learned depth on the synthetic wo
 class PretrainConfig:
     """Pretrain an image backbone on multi-camera driving video in nuScenes format, by MIM4D."""
 
-    preset: Literal["demo", "paper", "gpu24"] = "gpu24"
-    """What the other settings start from: demo, made for a CPU, the default for --data synthetic; paper, as published,
-    for 8 GPUs; gpu24, for one GPU of 24 GB."""
+    preset: Literal["camera", "demo", "gpu24", "paper"] = "gpu24"
+    """What the other settings start from: gpu24, for one GPU of 24 GB and data with LiDAR; camera, the same without
+    LiDAR; demo, made for a CPU, the default for --data synthetic; paper, as published, for 8 GPUs."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
     """nuscenes: a folder in nuScenes format; synthetic: a rendered world, made in a cache folder when it is missing."""
     dataroot: str = ""
@@ -71,7 +71,8 @@ class PretrainConfig:
     lidar_floats: int = FLOATS_PER_POINT
     """Floats per point in LiDAR files without a header (nuScenes: x, y, z, intensity, ring)."""
     supervision: Supervision = "rgbd"
-    """rgbd: train on colour and LiDAR depth; rgb: on colour alone, no LiDAR is read."""
+    """rgbd: train on colour and LiDAR depth; rgb: on images alone. LiDAR then scores held-out clips, where there is
+    some."""
     on_error: Literal["raise", "skip"] = "raise"
     """A missing or broken file: stop and name it, or take another clip instead and count."""
     steps: int = 30000
@@ -114,8 +115,13 @@ class PretrainConfig:
         method = {f.name: getattr(self.method, f.name) for f in dataclasses.fields(MethodConfig)}
         return ModelConfig(encoder=self.model, frames=self.frames, supervision=self.supervision, **method)
 
-    def data_config(self, split: str) -> DataConfig:
-        """What one split's reader is built from."""
+    def data_config(self, split: str, *, lidar: bool | None = None) -> DataConfig:
+        """What one split's reader is built from.
+
+        Args:
+            split: Its name.
+            lidar: Whether to read LiDAR; None: if it supervises.
+        """
         # A frame is where its sweep is, in nuScenes every 50 ms: those of neighbouring images (83 ms) are up to 33 ms
         # closer together or farther apart.
         tolerance = (0.49 if self.sweeps else 0.4) * self.frame_gap if self.tolerance is None else self.tolerance
@@ -129,7 +135,7 @@ class PretrainConfig:
             cameras=self.cameras,
             sweeps=self.sweeps,
             image_size=self.image_size,
-            lidar=self.supervision == "rgbd",
+            lidar=self.supervision == "rgbd" if lidar is None else lidar,
             lidar_floats=self.lidar_floats,
             lidar_name=self.lidar,
             on_error=self.on_error,

@@ -34,7 +34,7 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
     if split == NO_SPLIT:
         return clips, None
     try:
-        return clips, NuScenesClips(config.data_config(split))
+        return clips, NuScenesClips(config.data_config(split, lidar=True))  # scored against it, where there is some
     except BadDataError:  # there are held-out scenes, and something is wrong with them
         raise
     except UserError as error:

@@ -12,6 +12,9 @@ from ..method.model import MaskedModel
 from .meter import averages, totals
 from .processes import end_all
 
+ABOUT_THE_STEP = ("loss", "frames", "rays")
+"""Values that are not errors: the weighted sum, and what was used."""
+
 
 @torch.no_grad()
 def evaluate(model: MaskedModel, clips: ClipLoader, accelerator: Accelerator) -> dict[str, float]:
@@ -24,8 +27,8 @@ def evaluate(model: MaskedModel, clips: ClipLoader, accelerator: Accelerator) ->
 
     Returns:
         ``val_direct_rgb``, ``val_direct_depth``, ... and, where there is a temporal path, ``val_temporal_*`` beside
-        what it must beat: ``val_zero_*`` (no features) and ``val_mean_*`` (the mean of the warped other frames). What
-        no clip had anything to measure by is not there.
+        what it must beat: ``val_zero_*`` (no features) and ``val_mean_*`` (the mean of the warped other frames); where
+        there is LiDAR, ``val_lift_*``. What no clip had anything to measure by is not there.
 
     Raises:
         UserError: On the main process, if the loss is not finite.
@@ -46,5 +49,4 @@ def evaluate(model: MaskedModel, clips: ClipLoader, accelerator: Accelerator) ->
     if not math.isfinite(means["loss"]):
         what = f"the loss of the held-out clips is {means['loss']}"
         end_all(accelerator, f"{what}: lower --optim.lr or use --precision fp32")
-    # Neither the summed loss nor what describes the step.
-    return {f"val_{name}": value for name, value in means.items() if "_" in name}
+    return {f"val_{name}": value for name, value in means.items() if name not in ABOUT_THE_STEP}

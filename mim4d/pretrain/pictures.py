@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -36,7 +37,8 @@ class Views:
     rgb: dict[str, Tensor]
     """``direct`` and, if the model is temporal, ``temporal``: [V, h, w, 3], 0 to 1."""
     depth: dict[str, Tensor]
-    """The same: [V, h, w] distance along the ray, metres; NaN where the opacity is at most 0.5 (sky)."""
+    """The same: [V, h, w] distance along the ray, metres; NaN where the opacity is at most 0.5 (sky). Also
+    ``lift``, the lift's own depth, if a loss supervises it."""
     flow: Tensor | None
     """[2, Y, X] velocity in m/s in the ego frame, if the model is temporal."""
 
@@ -58,11 +60,15 @@ def render_views(model: MIM4D, clip: Clip, stride: int = 4, cameras: slice = sli
     model.eval()
     target = torch.full((1, 1), clip.num_frames - 1, device=clip.device)
     clip = clip.first()
-    volumes = model.encode(clip)
-    shown, flow = {"direct": pick(volumes, target)}, None
-    if model.temporal is not None:
-        decoded = model.temporal(*model.warp_others(volumes, clip, target))
-        shown["temporal"], flow = decoded.volume, model.temporal.flow(decoded)
+    features = model.images(clip)
+    probability = model.lift.depth(features)
+    shown, flow = {}, None
+    if model.config.loss.renders:
+        volumes = model.lift(features, probability, clip)
+        shown["direct"] = pick(volumes, target)
+        if model.temporal is not None:
+            decoded = model.temporal(*model.warp_others(volumes, clip, target))
+            shown["temporal"], flow = decoded.volume, model.temporal.flow(decoded)
 
     height, width = (side // stride for side in clip.image_size)
     v, u = torch.meshgrid(
@@ -71,13 +77,20 @@ def render_views(model: MIM4D, clip: Clip, stride: int = 4, cameras: slice = sli
     pixels = (torch.stack([u, v], dim=-1).flatten(0, 1) + 0.5) * stride
     origins, directions = pixel_rays(pixels, clip.intrinsics[:, -1, cameras], clip.ego_from_camera[:, -1, cameras])
     # origins and directions: [1, V, h*w, 3]
+    depth = {}
+    if model.config.loss.supervises_lift:
+        log_depth = model.lift.log_depth(probability)[:, -1, cameras]  # [1, V, h', w']
+        along_axis = F.interpolate(log_depth, size=(height, width), mode="bilinear").exp()
+        axes = clip.ego_from_camera[:, -1, cameras, None, :3, 2]  # [1, V, 1, 3]
+        depth["lift"] = along_axis[0] / (directions * axes).sum(-1).view(-1, height, width)
     rendered = {k: model.renderer(x, origins.flatten(1, 2), directions.flatten(1, 2)) for k, x in shown.items()}
     model.train(training)
     size = (origins.shape[1], height, width)
     return Views(
         stride=stride,
         rgb={k: x.rgb.view(*size, 3).float().cpu() for k, x in rendered.items()},
-        depth={k: x.depth.where(x.opacity > 0.5, torch.nan).view(*size).cpu() for k, x in rendered.items()},
+        depth={k: x.cpu() for k, x in depth.items()}
+        | {k: x.depth.where(x.opacity > 0.5, torch.nan).view(*size).cpu() for k, x in rendered.items()},
         flow=None if flow is None else flow[0].float().cpu(),
     )
 
@@ -108,8 +121,8 @@ def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
     clip = clip.first().to("cpu")
     patches = visible.repeat_interleave(model.patch, 1).repeat_interleave(model.patch, 2)
     images = clip.images[0, -1].permute(0, 2, 3, 1)  # [V, H, W, 3]
-    kinds = list(views.rgb)
-    titles = ["input", "visible", *[f"{k} colour" for k in kinds], "LiDAR depth", *[f"{k} depth" for k in kinds]]
+    kinds, depths = list(views.rgb), list(views.depth)
+    titles = ["input", "visible", *[f"{k} colour" for k in kinds], "LiDAR depth", *[f"{k} depth" for k in depths]]
     cameras, columns = len(clip.cameras), len(titles)
 
     aspect = images.shape[1] / images.shape[2]
@@ -124,7 +137,7 @@ def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
         for axis, panel in zip(axes, panels, strict=False):
             axis.imshow(panel.numpy(), interpolation="nearest", aspect="auto")
         _draw_lidar(axes[2 + len(kinds)], clip, row)
-        for axis, kind in zip(axes[3 + len(kinds) :], kinds, strict=True):
+        for axis, kind in zip(axes[3 + len(kinds) :], depths, strict=True):
             axis.set_facecolor("black")
             axis.imshow(views.depth[kind][row].numpy(), cmap="turbo_r", vmin=0, vmax=MAX_DEPTH, aspect="auto")
         for axis, title in zip(axes, titles, strict=True):
@@ -174,11 +187,13 @@ def _animation_frame(model: MIM4D, clip: Clip, stride: int) -> Image.Image:
     for kind, rgb in views.rgb.items():
         panels[f"colour, {sources[kind]}"] = (rgb[0].clamp(0, 1) * 255).byte().numpy()
         panels[f"depth, {sources[kind]}"] = _depth_colours(views.depth[kind][0].numpy())
+    if "lift" in views.depth:
+        panels["depth of the lift"] = _depth_colours(views.depth["lift"][0].numpy())
 
     height, width = clip.image_size
     scale = min(1.0, PANEL_WIDTH / width)
     height, width = round(height * scale), round(width * scale)
-    frame = Image.new("RGB", (2 * width, len(panels) // 2 * (height + TITLE_HEIGHT)), "black")
+    frame = Image.new("RGB", (2 * width, -(-len(panels) // 2) * (height + TITLE_HEIGHT)), "black")
     draw = ImageDraw.Draw(frame)
     for place, (title, panel) in enumerate(panels.items()):
         row, column = divmod(place, 2)

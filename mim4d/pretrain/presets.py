@@ -2,6 +2,7 @@
 
 from ..geometry import VoxelGrid
 from ..method.lift import LiftConfig
+from ..method.losses import LossConfig
 from ..method.model import MethodConfig
 from ..method.neck import NeckConfig
 from ..method.render import RenderConfig
@@ -11,6 +12,18 @@ from .config import PretrainConfig
 
 GPU24 = PretrainConfig()
 """The defaults."""
+
+CAMERA = PretrainConfig(
+    preset="camera",
+    supervision="rgb",
+    sweeps=True,
+    frame_gap=0.2,
+    method=MethodConfig(
+        neck=NeckConfig(stages=(1, 2, 3)),
+        loss=LossConfig(rgb=1.0, depth=0.0, consistency=4.0, rendered_gradient=0.0),
+    ),
+)
+"""Cameras alone: the depth of the lift is supervised by what neighbouring frames and cameras saw."""
 
 PAPER = PretrainConfig(
     preset="paper",
@@ -56,4 +69,4 @@ DEMO = PretrainConfig(
 )
 """For a CPU."""
 
-PRESETS = {config.preset: config for config in (DEMO, PAPER, GPU24)}
+PRESETS = {config.preset: config for config in (CAMERA, DEMO, GPU24, PAPER)}

@@ -68,6 +68,9 @@ CHARTS: tuple[tuple[str, tuple[Series, ...]], ...] = (
         "Depths within a factor of 1.25 (fraction)",
         (*_twins("direct_delta", "direct", 0), *_twins("temporal_delta", "temporal", 1)),
     ),
+    ("Photometric consistency of the lift's depth", _twins("consistency", "lift", 0)),
+    ("Depth error of the lift (L1, m)", _twins("lift_depth", "lift", 0)),
+    ("Depths of the lift within a factor of 1.25 (fraction)", _twins("lift_delta", "lift", 0)),
     ("Held-out colour error vs. baselines", _baselines("rgb")),
     ("Held-out depth error vs. baselines (m)", _baselines("depth")),
     (
@@ -77,6 +80,8 @@ CHARTS: tuple[tuple[str, tuple[Series, ...]], ...] = (
             Series("grad_encoder_temporal_rgb", "temporal colour", 1),
             Series("grad_encoder_direct_depth", "direct depth", 2),
             Series("grad_encoder_temporal_depth", "temporal depth", 3),
+            Series("grad_encoder_consistency", "consistency", 0),
+            Series("grad_encoder_lift_depth", "depth of the lift", 2),
         ),
     ),
     ("Gradient norm", (Series("grad_norm", "all parameters, before clipping", 0),)),

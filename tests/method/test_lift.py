@@ -164,7 +164,7 @@ def test_a_grid_that_contains_all_points_sums_all_features():
 def test_the_whole_lift_against_loops():
     lift, clip = make(), random_clip(2, 2, 3, seed=6)
     features = torch.randn(2, 2, 3, 8, 2, 4, generator=torch.Generator().manual_seed(7))
-    volumes = lift(features, clip)
+    volumes = lift(features, lift.depth(features), clip)
     assert volumes.shape == (2, 2, 3, *GRID.shape)
     with torch.no_grad():
         for b in range(2):
@@ -179,7 +179,8 @@ def test_a_batch_equals_its_clips_one_by_one():
     features = torch.randn(3, 2, 2, 8, 2, 4, generator=torch.Generator().manual_seed(8))
     together = lift(features, Clip.collate(clips))
     for i, clip in enumerate(clips):
-        torch.testing.assert_close(together[i : i + 1], lift(features[i : i + 1], clip), rtol=1e-5, atol=1e-6)
+        own = features[i : i + 1]
+        torch.testing.assert_close(together[i : i + 1], lift(own, lift.depth(own), clip), rtol=1e-5, atol=1e-6)
 
 
 def test_cameras_add_up_before_the_convolution():
@@ -187,22 +188,20 @@ def test_cameras_add_up_before_the_convolution():
     lift, clip = make(), random_clip(1, 1, 6, seed=9)
     lift.refine = torch.nn.Identity()
     features = torch.randn(1, 1, 6, 8, 2, 4)
-    together = lift(features, clip)
-    apart = [
-        lift(
-            features[:, :, v : v + 1],
-            replace(
-                clip, ego_from_camera=clip.ego_from_camera[:, :, v : v + 1], intrinsics=clip.intrinsics[:, :, v : v + 1]
-            ),
-        )
-        for v in range(6)
-    ]
+    together = lift(features, lift.depth(features), clip)
+    apart = []
+    for v in range(6):
+        one = slice(v, v + 1)
+        poses, intrinsics = clip.ego_from_camera[:, :, one], clip.intrinsics[:, :, one]
+        seen = replace(clip, ego_from_camera=poses, intrinsics=intrinsics)
+        apart.append(lift(features[:, :, one], lift.depth(features[:, :, one]), seen))
     torch.testing.assert_close(together, sum(apart), rtol=1e-5, atol=1e-5)
 
 
 def test_every_parameter_gets_a_gradient():
     lift = make()
-    lift(torch.randn(1, 2, 2, 8, 2, 4), random_clip(1, 2, 2)).square().sum().backward()
+    features = torch.randn(1, 2, 2, 8, 2, 4)
+    lift(features, lift.depth(features), random_clip(1, 2, 2)).square().sum().backward()
     for name, parameter in lift.named_parameters():
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.ne(0).any(), name
@@ -223,7 +222,7 @@ def test_bf16_autocast_splats_in_float32():
     volumes, gradients = [], []
     for bf16 in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            volumes.append(lift(features, clip).float())
+            volumes.append(lift(features, lift.depth(features), clip).float())
         gradients.append(torch.autograd.grad(volumes[-1].square().sum(), list(weights.values())))
     torch.testing.assert_close(volumes[1], volumes[0], rtol=0.05, atol=0.1)
     for name, exact, rough in zip(weights, *gradients, strict=True):

@@ -4,15 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from mim4d.clip import Clip
 from mim4d.geometry import transform
+from mim4d.method.losses import LossConfig
 from mim4d.method.mask import draw_targets
 from mim4d.method.model import MIM4D, pick, through_visible
+from mim4d.method.neck import NeckConfig
 from mim4d.method.rays import choose_rays
 from mim4d.method.temporal import TemporalDecoder
 from tests.encoders import shake
+from tests.street import street
 from tests.toy import toy_clip, toy_config, toy_model
 
 LOSSES = {"direct": ("direct_rgb", "direct_depth"), "temporal": ("temporal_rgb", "temporal_depth")}
@@ -512,3 +516,96 @@ def test_other_encoders_and_strides(encoder, stages):
     model = toy_model(encoder=encoder, neck=neck, frames=1)
     with torch.no_grad():
         assert model.encode(toy_clip(1, 1, 1, (64, 64))).shape == (1, 1, 16, 3, 12, 16)
+
+
+CAMERAS_ALONE = LossConfig(rgb=1.0, depth=0.0, consistency=4.0, rendered_gradient=0.0)
+
+
+def test_the_loss_is_the_sum_of_its_terms():
+    config = LossConfig(rgb=2.0, depth=3.0, consistency=4.0, lift_depth=0.5)
+    model, clip = toy_model(loss=config), toy_clip()
+    terms, values = model.terms(clip), model(clip)
+    assert set(terms) == {*ALL_LOSSES, "consistency", "lift_depth"}
+    torch.testing.assert_close(sum(terms.values()), values["loss"])
+    torch.testing.assert_close(terms["consistency"], 4 * values["consistency"].mean())
+    twice = toy_model(loss=replace(config, consistency=8.0, lift_depth=1.0)).terms(clip)
+    for name, factor in {"consistency": 2, "lift_depth": 2, "direct_rgb": 1}.items():
+        torch.testing.assert_close(twice[name], factor * terms[name])
+
+
+def test_rendering_may_be_kept_from_the_encoder():
+    """Encoder, neck and depth network then get the gradient of consistency alone; the rest still learns."""
+    clip = toy_clip()
+    _, together = step(toy_model(supervision="rgb", loss=CAMERAS_ALONE), clip)
+    _, alone = step(toy_model(supervision="rgb", loss=LossConfig(rgb=0.0, depth=0.0, consistency=4.0)), clip)
+    assert alone
+    assert all(name.startswith(("encoder.", "neck.", "lift.depth_net.")) for name in alone)
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, msg=name)
+    kept = {name: gradient for name, gradient in together.items() if name not in alone}
+    assert {name.split(".")[0] for name in kept} == {"lift", "temporal", "renderer"}
+    assert all(gradient.abs().max() > 0 for name, gradient in kept.items() if name.startswith("lift."))
+
+
+def test_a_share_of_the_rendering_gradient_reaches_the_encoder():
+    clip = toy_clip()
+
+    def gradient(share):
+        loss = LossConfig(rgb=1.0, depth=0.0, rendered_gradient=share)
+        return step(toy_model(supervision="rgb", loss=loss), clip)[1]
+
+    whole, tenth = gradient(1.0), gradient(0.1)
+    for name, found in tenth.items():
+        share = 0.1 if name.startswith(("encoder.", "neck.", "lift.depth_net.")) else 1.0
+        torch.testing.assert_close(found, share * whole[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_held_out_clips_are_scored_against_lidar_that_did_not_supervise():
+    model, clip = toy_model(supervision="rgb", loss=CAMERAS_ALONE), toy_clip()
+    assert not [name for name in model(clip) if "lift" in name]
+    model.eval()
+    values = model.baselines(clip)
+    for name in ("lift_depth", "lift_abs_rel", "lift_delta", "direct_depth", "temporal_delta"):
+        assert values[name].isfinite().all()
+    blind = replace(clip, points=clip.points[:, :, :0], num_points=torch.zeros_like(clip.num_points))
+    assert not [name for name in model.baselines(blind) if "lift" in name]
+    assert model.baselines(blind)["direct_depth"].isnan().all()
+
+
+def test_without_rendering_nothing_waits_for_a_gradient():
+    """What gets none must not be trained: on several processes a step would wait for it."""
+    model = toy_model(supervision="rgb", loss=LossConfig(rgb=0.0, depth=0.0, consistency=1.0))
+    _, gradients = step(model, toy_clip())
+    assert set(gradients) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_a_camera_step_never_waits_for_the_device():
+    model, clip = toy_model(supervision="rgb", loss=CAMERAS_ALONE), toy_clip()
+    model(clip)["loss"].backward()  # constants are copied once
+    assert waits(lambda: model(clip)["loss"].backward()) == []
+
+
+def test_depth_does_not_collapse_in_200_steps():
+    """From cameras alone, on a scene without obstacles: depth within bounds and not one constant, opacity above 0."""
+    clip, depth = street(frames=3)
+    torch.manual_seed(0)
+    model = toy_model(
+        supervision="rgb", loss=CAMERAS_ALONE, mask_ratio=0.0, neck=NeckConfig(stages=(1, 2, 3), channels=32)
+    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        model(clip)["loss"].backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        found = model.lift.log_depth(model.lift.depth(model.images(clip)))  # [1, 3, 1, 8, 12]
+        target = torch.full((1, 1), 2)
+        volume = pick(model.encode(clip), target)
+        rays = choose_rays(clip, target, 64, model.config.grid, "rgb")
+        opacity = model.renderer(volume, rays.origins, rays.directions).opacity
+    truth = F.avg_pool2d(depth.flatten(0, 2).log()[:, None], 8).view_as(found)
+    ground = (found - truth)[..., 5:, 1:-1]  # seen from other frames, and near
+    assert (ground.abs() < 0.4).float().mean() > 0.7
+    assert found.std() > 0.2
+    assert opacity.mean() > 0.5
