@@ -25,6 +25,9 @@ SMOOTHNESS = 0.02
 """Weight of the smoothness of log depth."""
 NEIGHBOURS = 2
 """Cameras of the same moment that an image is compared with: those whose optical axes are nearest to its own."""
+BASELINE = 0.2
+"""Smallest distance between a camera and its source, metres. Where a car stands, any depth fits, and a near one best,
+because with the noise of the poses it blurs the noise of the pixels. Such pairs drew all depth to a few metres."""
 NEAREST = 0.1
 """Points nearer than this to a source camera's plane do not project, metres."""
 
@@ -39,8 +42,9 @@ def consistency(log_depth: Tensor, clip: Clip) -> Tensor:
         loss = mean over scales and pixels of min(min over s of e_s, min over other frames of e0)
              + SMOOTHNESS * mean over pixels of |d log depth| exp(-|dI|)
 
-    The minimum over sources leaves out what a source does not see; e0 leaves out what moves along with the car, and all
-    pixels while the car stands. Pixels count where a window of 3 x 3 lies in the image and leads into a source.
+    The minimum over sources leaves out what a source does not see; e0 leaves out what moves along with the car. Sources
+    nearer than :data:`BASELINE` do not count, so that a car that stands learns from its other cameras alone. Pixels count
+    where a window of 3 x 3 lies in the image and leads into a source.
 
     Args:
         log_depth: [B, T, V, h, w], logarithm of the depth along the optical axis in metres.
@@ -110,11 +114,13 @@ def _compare(log_depth: Tensor, clip: Clip, sources: Tensor, poses: Tensor, scal
     others = _at(images, sources)  # [B, T, V, S, 3, H, W]
     warped = sample(others.flatten(0, 3), pixels.flatten(0, 3)).view_as(others)
     own = images[:, :, :, None]  # [B, T, V, 1, 3, H, W]
-    whole = windows(inside, torch.logical_and)  # [B, T, V, S, H-2, W-2]
+    apart = (poses[..., :3, 3].norm(dim=-1) >= BASELINE)[..., None, None]  # [B, T, V, S, 1, 1]
+    whole = windows(inside, torch.logical_and) & apart  # [B, T, V, S, H-2, W-2]
     error = photometric_error(warped, own).where(whole, torch.inf).amin(3)  # [B, T, V, H-2, W-2]
     seen = error.isfinite()
     if t > 1:
-        still = photometric_error(others[:, :, :, : t - 1], own).amin(3)  # [B, T, V, H-2, W-2]
+        over_time = (slice(None), slice(None), slice(None), slice(t - 1))
+        still = photometric_error(others[over_time], own).where(apart[over_time], torch.inf).amin(3)
         error = torch.minimum(error, still)
     error = error.where(seen, 0)
     return error.flatten(1).sum(1) / seen.flatten(1).sum(1).clamp(min=1)

@@ -177,7 +177,7 @@ def test_the_whole_lift_against_loops():
 def test_a_batch_equals_its_clips_one_by_one():
     lift, clips = make(), [random_clip(1, 2, 2, seed=s) for s in range(3)]
     features = torch.randn(3, 2, 2, 8, 2, 4, generator=torch.Generator().manual_seed(8))
-    together = lift(features, Clip.collate(clips))
+    together = lift(features, lift.depth(features), Clip.collate(clips))
     for i, clip in enumerate(clips):
         own = features[i : i + 1]
         torch.testing.assert_close(together[i : i + 1], lift(own, lift.depth(own), clip), rtol=1e-5, atol=1e-6)

@@ -56,12 +56,18 @@ def consistency(log_depth, images, intrinsics, current_from_camera):
                     (u for u in range(cameras) if u != v), key=lambda u: -axis @ current_from_camera[t, u, :3, 2]
                 )
                 sources = [(s, v) for s in range(frames) if s != t] + [(t, u) for u in others[:2]]
+                sources = [s for s in sources if distance(current_from_camera[s], current_from_camera[t, v]) >= 0.2]
                 values, counted = _image(
                     log_depth[t, v], images, intrinsics, current_from_camera, (t, v), sources, scale
                 )
                 total, count = total + values, count + counted
         losses.append(total / max(count, 1))
     return np.mean(losses) + 0.02 * roughness(log_depth, images)
+
+
+def distance(a, b):
+    """Metres between the origins of two poses."""
+    return np.linalg.norm(a[:3, 3] - b[:3, 3])
 
 
 def _image(log_depth, images, intrinsics, current_from_camera, target, sources, scale):
