@@ -43,8 +43,8 @@ def consistency(log_depth: Tensor, clip: Clip) -> Tensor:
              + SMOOTHNESS * mean over pixels of |d log depth| exp(-|dI|)
 
     The minimum over sources leaves out what a source does not see; e0 leaves out what moves along with the car. Sources
-    nearer than :data:`BASELINE` do not count, so that a car that stands learns from its other cameras alone. Pixels count
-    where a window of 3 x 3 lies in the image and leads into a source.
+    nearer than :data:`BASELINE` do not count, so that a car that stands learns from its other cameras alone. Pixels
+    count where a window of 3 x 3 lies in the image and leads into a source.
 
     Args:
         log_depth: [B, T, V, h, w], logarithm of the depth along the optical axis in metres.
