@@ -49,6 +49,8 @@ def preset_lines(preset: str, data: str, device: str) -> Iterator[str]:
     """What to know of a preset: that it follows from the data, and that it is made for another device."""
     if preset == "demo" and data == "synthetic":
         yield "preset: demo, the default for --data synthetic; --preset gpu24 has the settings for one GPU"
+    if preset == "camera":
+        yield "preset: camera, the default without LiDAR: frames and cameras supervise each other"
     if preset != "demo" and device == "cpu":
         yield f"no GPU: --preset {preset} is made for one, --preset demo for a CPU"
 

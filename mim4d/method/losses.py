@@ -1,4 +1,4 @@
-"""8. Losses: compare rendered colour and depth with observations."""
+"""8a. Losses: compare rendered colour and depth with observations."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -2,10 +2,13 @@
 
 import argparse
 import dataclasses
+import json
 import logging
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import BadDataError, UserError
 from ..flags import ArgumentParser, parse_flags, report_user_errors
@@ -45,7 +48,7 @@ def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
     """
     # What the other settings start from has to be known first.
     first = ArgumentParser(prog="mim4d-pretrain", add_help=False, allow_abbrev=False)
-    for name in ("preset", "data", "config", "out"):
+    for name in ("preset", "data", "dataroot", "version", "config", "out"):
         first.add_argument(f"--{name}")
     first.add_argument("--resume", action="store_true")
     head = first.parse_known_args(argv)[0]
@@ -62,8 +65,7 @@ def _starting_point(head: argparse.Namespace) -> PretrainConfig:
     """The settings below the flags'."""
     source = Path(head.config) if head.config else None
     values = read_yaml(source) if source else {}
-    small = (head.data or values.get("data")) == "synthetic"
-    name = values.get("preset", "demo" if small else "gpu24") if head.preset is None else head.preset
+    name = values.get("preset", _fitting_preset(head, values)) if head.preset is None else head.preset
     if name not in [*PRESETS]:  # a file may say what cannot be looked up, such as a list
         raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
     base = PRESETS[name]
@@ -74,6 +76,18 @@ def _starting_point(head: argparse.Namespace) -> PretrainConfig:
         if head.preset not in (None, base.preset):
             raise UserError(f"the run in {out} was started with --preset {base.preset}, not {head.preset}")
     return overlay(base, {**values, "preset": base.preset}, source) if source else base
+
+
+def _fitting_preset(head: argparse.Namespace, values: dict[str, Any]) -> str:
+    """The preset for the data: demo for a synthetic world, camera for a root that has no LiDAR, else gpu24."""
+    data, root, version = (getattr(head, name) or values.get(name) for name in ("data", "dataroot", "version"))
+    if data == "synthetic":
+        return "demo"
+    with suppress(OSError, ValueError, LookupError, TypeError):  # the reader of the data says what is wrong with it
+        sensors = json.loads((Path(root).expanduser() / (version or "v1.0-trainval") / "sensor.json").read_bytes())
+        if not any(sensor["modality"] == "lidar" for sensor in sensors):
+            return "camera"
+    return "gpu24"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,8 +38,8 @@ class PretrainConfig:
     """Pretrain an image backbone on multi-camera driving video in nuScenes format, by MIM4D."""
 
     preset: Literal["camera", "demo", "gpu24", "paper"] = "gpu24"
-    """What the other settings start from: gpu24, for one GPU of 24 GB and data with LiDAR; camera, the same without
-    LiDAR; demo, made for a CPU, the default for --data synthetic; paper, as published, for 8 GPUs."""
+    """What the other settings start from: gpu24, for one GPU of 24 GB; camera, the same without LiDAR, the default for
+    a root that has none; demo, made for a CPU, the default for --data synthetic; paper, as published, for 8 GPUs."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
     """nuscenes: a folder in nuScenes format; synthetic: a rendered world, made in a cache folder when it is missing."""
     dataroot: str = ""

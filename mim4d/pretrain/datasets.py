@@ -29,7 +29,7 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
         config = dataclasses.replace(config, dataroot=str(root))
     clips = NuScenesClips(config.data_config(config.split))
     if config.supervision == "rgbd" and not clips.has_lidar:
-        raise UserError(f"{clips.root} has no LiDAR: train on colour alone with --supervision rgb")
+        raise UserError(f"{clips.root} has no LiDAR: train with --preset camera")
     split = held_out_split(config)
     if split == NO_SPLIT:
         return clips, None

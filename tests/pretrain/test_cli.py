@@ -106,9 +106,10 @@ def test_colour_alone_and_single_frames_work_too(root, tmp_path, fresh_accelerat
     assert not any(name.startswith("temporal") for name in rows[-1])
 
 
-def test_without_lidar_no_depth_is_reported_anywhere(root, tmp_path, capsys, fresh_accelerate):
-    out = tmp_path / "run"
-    main(arguments(root, out, "--supervision", "rgb", "--steps", "2", "--eval-every", "2"))
+def test_without_lidar_no_depth_is_reported_anywhere(run_cache, tmp_path, capsys, fresh_accelerate):
+    scenes = ("scene-0061", "scene-0103")  # one of each split
+    blind, out = write_root(tmp_path / "root", scenes=scenes, cameras=CAMERAS, lidar=False), tmp_path / "run"
+    main(arguments(blind, out, "--frame-gap", "0.5", "--steps", "2", "--eval-every", "2"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert any("held out: direct rgb " in line for line in lines)
     board = EventAccumulator(str(out / "tensorboard")).Reload()
@@ -121,6 +122,17 @@ def test_without_lidar_no_depth_is_reported_anywhere(root, tmp_path, capsys, fre
     assert not [name for name in names if any(kind in name for kind in ("depth", "abs_rel", "delta"))]
     assert "| val_direct_rgb |" in card
     assert not [kind for kind in ("depth", "abs_rel", "delta") if kind in " ".join(lines) + card]
+
+
+def test_lidar_that_does_not_supervise_scores_held_out_clips(root, tmp_path, fresh_accelerate):
+    out = tmp_path / "run"
+    main(arguments(root, out, "--preset", "camera", "--frame-gap", "0.5", "--steps", "2", "--eval-every", "2"))
+    names = {name for row in metrics(out) for name in row}
+    assert {"consistency", "val_consistency", "val_lift_delta", "val_direct_depth", "val_temporal_delta"} <= names
+    assert {name for name in names if "depth" in name or "delta" in name} == {
+        name for name in names if name.startswith("val_") and ("depth" in name or "delta" in name)
+    }
+    assert {"grad_encoder_consistency"} == {name for name in names if name.startswith("grad_encoder_")}
 
 
 def test_the_encoders_gradients_are_split_where_the_run_halts_anyway(root, tmp_path, fresh_accelerate):
@@ -281,14 +293,16 @@ def test_without_held_out_scenes_there_is_no_evaluation(run_cache, tmp_path, cap
     assert "no evaluation: split mini_val: none of its scenes" in caplog.text
 
 
-def test_a_root_without_lidar_learns_from_colour_alone_or_not_at_all(run_cache, tmp_path, capsys, fresh_accelerate):
+def test_a_root_without_lidar_learns_from_cameras_alone(run_cache, tmp_path, capsys, fresh_accelerate):
     blind = write_root(tmp_path / "root", scenes=("scene-0061",), cameras=CAMERAS, lidar=False)
     out = tmp_path / "run"
-    error = refused(arguments(blind, out), capsys)
-    assert error == f"error: {blind} has no LiDAR: train on colour alone with --supervision rgb"
+    error = refused(arguments(blind, out, "--preset", "gpu24"), capsys)
+    assert error == f"error: {blind} has no LiDAR: train with --preset camera"
     assert not out.exists()
-    main(arguments(blind, out, "--supervision", "rgb", "--steps", "1"))
+    main(arguments(blind, out, "--frame-gap", "0.5", "--steps", "1"))
+    assert "preset: camera, the default without LiDAR" in capsys.readouterr().err
     assert metrics(out)[0]["rays"] > 0
+    assert metrics(out)[0]["consistency"] > 0
 
 
 def test_lidar_that_no_camera_sees_is_told_once(root, tmp_path, capsys, fresh_accelerate):
