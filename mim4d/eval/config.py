@@ -16,6 +16,9 @@ from ..settings import NO_SPLIT, SPLITS, check_image_size
 from ..world.config import DEMO_VERSION, DEMO_WORLD, WorldConfig
 from .model import BEVConfig
 
+PROBE = "probe"
+"""The task without a trained head."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -25,8 +28,9 @@ class EvalConfig:
     and picture.png; for det3d also the submission and the devkit's summary of it.
     """
 
-    task: Literal["bev-seg", "det3d", "hd-map"]
-    """bev-seg: IoU of vehicles and map layers; det3d: nuScenes' NDS and mAP; hd-map: Chamfer AP of vectorised lines."""
+    task: Literal["bev-seg", "det3d", "hd-map", "probe"]
+    """bev-seg: IoU of vehicles and map layers; det3d: nuScenes' NDS and mAP; hd-map: Chamfer AP of vectorised lines;
+    probe: depth, vehicles and drivable area by ridge regression on the frozen backbone, solved without training."""
     preset: Literal["demo", "gpu24"] = "gpu24"
     """What the other settings start from: demo, made for a CPU, the default for --data synthetic; gpu24, for one GPU of
     24 GB."""
@@ -36,7 +40,7 @@ class EvalConfig:
     """The backbone's initial weights. random; pretrained: those that belong to --backbone in timm, on the Hub or in the
     folder; or other weights of its architecture: a timm name, a Hub id, a file, a run or an encoder folder."""
     freeze: bool = False
-    """Keep the backbone fixed, as a probe of its features. Otherwise all is trained, the backbone at a lower rate."""
+    """Keep the backbone fixed, as --task probe always does. Otherwise all is trained, the backbone at a lower rate."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
     """nuscenes: a folder in nuScenes format; synthetic: a rendered world, made in a cache folder when it is missing."""
     dataroot: str = ""
@@ -155,4 +159,5 @@ def complete(config: EvalConfig) -> EvalConfig:
             )
     if not split or not val_split or val_split == NO_SPLIT:
         raise UserError(f"--version {version} has no split to learn from and to score on: name --split and --val-split")
-    return dataclasses.replace(config, version=version, split=split, val_split=val_split)
+    freeze = config.freeze or config.task == PROBE
+    return dataclasses.replace(config, version=version, split=split, val_split=val_split, freeze=freeze)

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..clip import Clip
 from ..data import DataConfig, NuScenesClips
 from ..roots import synthetic_root
-from .config import EvalConfig
+from .config import PROBE, EvalConfig
 from .labels import Annotations
-from .task import Task
+from .task import Reader
 
 MEMORY = 8 << 30
 """Bytes that are kept of either split's decoded images, and of a frozen backbone's maps; what is beyond is read, or
@@ -44,7 +44,7 @@ class Samples:
         return len(self.tokens)
 
     def clip(self, number: int) -> Clip:
-        """A sample's images and cameras; without its LiDAR, which no task reads."""
+        """A sample's images and cameras; LiDAR for probes alone."""
         clip = self._images.get(number)
         if clip is None:
             clip = self._clips[number]
@@ -60,7 +60,7 @@ class Samples:
         """
         self._clips.check_files(numbers)
 
-    def truth(self, task: Task, key: Any, number: int) -> Any:
+    def truth(self, task: Reader, key: Any, number: int) -> Any:
         """What ``task`` keeps of a sample; ``key`` tells its settings apart."""
         known = self._truths.setdefault((task.name, key), {})
         if number not in known:
@@ -98,7 +98,7 @@ class EvalData:
             version=config.version,
             frames=1,
             cameras=config.cameras,
-            points=False,
+            points=config.task == PROBE,
             lidar_name=config.lidar,
             image_size=config.image_size,
         )
@@ -129,7 +129,7 @@ class EvalData:
 def _identity(config: EvalConfig) -> tuple[Any, ...]:
     """What the clips and labels of a config follow from."""
     root = config.data, config.dataroot, config.version, config.split, config.val_split, config.world
-    return *root, config.cameras, config.lidar, config.image_size
+    return *root, config.cameras, config.lidar, config.image_size, config.task == PROBE
 
 
 class FeatureCache:

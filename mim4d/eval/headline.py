@@ -12,6 +12,13 @@ from .model import PRETRAINED, RANDOM
 HEADLINES = {
     "bev-seg": {"iou_vehicle": "vehicle IoU", "iou_drivable": "drivable IoU", "iou_divider": "divider IoU"},
     "det3d": {"NDS": "NDS", "mAP": "mAP", "AP_car": "car AP"},
+    "probe": {
+        "depth_r2": "depth R2",
+        "vehicle_ap": "vehicle AP",
+        "drivable_ap": "drivable AP",
+        "bev_vehicle_ap": "BEV vehicle AP",
+        "bev_vehicle_iou": "BEV vehicle IoU",
+    },
     "hd-map": {"map_AP": "map AP", "map_AP_divider": "divider AP", "map_AP_boundary": "boundary AP"},
 }
 """Of each task, by name in metrics.json."""

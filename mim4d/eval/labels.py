@@ -118,6 +118,14 @@ class Annotations:
             row["points"] = 1 if -1 in counts else sum(counts)  # nobody counted: the devkit scores such boxes too
         return rows
 
+    def has_map(self, token: str) -> bool:
+        """Whether the root has the map expansion of a sample's location."""
+        return map_file(self.root, self._location(token)).is_file()
+
+    def _location(self, token: str) -> str:
+        scene = self.nusc.get("scene", self.nusc.get("sample", token)["scene_token"])
+        return str(self.nusc.get("log", scene["log_token"])["location"])
+
     def map_layers(self, token: str, names: Sequence[str], reach: float) -> dict[str, list[BaseGeometry]]:
         """Return the map around a sample.
 
@@ -133,8 +141,7 @@ class Annotations:
         Raises:
             UserError: If the root has no map expansion for the location.
         """
-        scene = self.nusc.get("scene", self.nusc.get("sample", token)["scene_token"])
-        location = self.nusc.get("log", scene["log_token"])["location"]
+        location = self._location(token)
         if location not in self._maps:
             self._maps[location] = LayeredMap(self.root, location)
         pose = self.global_from_ego(token)
@@ -213,6 +220,11 @@ def _is_list_of_numbers(length: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and len(value) == length and {*map(type, value)} <= {int, float}
 
 
+def map_file(root: Path, location: str) -> Path:
+    """Return where a root has the map expansion of a location."""
+    return root / "maps" / "expansion" / f"{location}.json"
+
+
 class LayeredMap:
     """One location's map expansion, read by the devkit, with a spatial index of each layer."""
 
@@ -227,7 +239,7 @@ class LayeredMap:
         with matplotlib.rc_context():  # the devkit changes the style of all plots
             from nuscenes.map_expansion.map_api import NuScenesMap
 
-        file = root / "maps" / "expansion" / f"{location}.json"
+        file = map_file(root, location)
         if not file.is_file():
             raise UserError(
                 f"no map {file}: unpack nuScenes' map expansion 1.3 into {root / 'maps'} (a world that was drawn "

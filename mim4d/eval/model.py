@@ -124,6 +124,12 @@ def make_encoder(name: str, init: str, *, image_size: tuple[int, int] | None = N
     return encoder, about
 
 
+def pixel_statistics(encoder: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation of a timm model's images, [3, 1, 1] each, for pixels of 0 to 255."""
+    normalise = resolve_model_data_config(encoder)
+    return 255 * torch.tensor(normalise["mean"]).view(3, 1, 1), 255 * torch.tensor(normalise["std"]).view(3, 1, 1)
+
+
 class BEVModel(nn.Module):
     """A BEV model from images of one frame to the output of the task's head."""
 
@@ -138,11 +144,10 @@ class BEVModel(nn.Module):
         """
         super().__init__()
         self.encoder = encoder
-        normalise = resolve_model_data_config(encoder)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", 255 * torch.tensor(normalise["mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(normalise["std"]).view(3, 1, 1), persistent=False)
+        for name, value in zip(("mean", "std"), pixel_statistics(encoder), strict=True):
+            self.register_buffer(name, value, persistent=False)
         self.pyramid = pyramid_of(encoder)
         self.neck = Neck(config.neck, self.pyramid.channels, self.pyramid.strides)
         voxels = config.voxels(grid)

@@ -24,13 +24,14 @@ from ..optim import lr_scale, make_optimizer, set_lr
 from ..settings import plain, preset_lines
 from ..version import __version__
 from .augmentation import BEVAugmentation
-from .config import EvalConfig, complete
+from .config import PROBE, EvalConfig, complete
 from .data import EvalData, Samples
 from .detection import Detection
 from .hdmap import HDMap
 from .labels import write_json
 from .model import RANDOM, BEVModel, make_encoder
 from .pictures import Sample, pictured, save_picture
+from .probing import ProbeRun
 from .segmentation import Segmentation
 from .task import Figures, Task
 
@@ -65,13 +66,14 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
     # The backbone comes first: opening the data may read tables or draw a world for minutes.
     encoder, loaded = seeded_encoder(config)
     if data is None:
-        try:
-            config.model.voxels(make_task(config).grid)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        if config.task != PROBE:
+            try:
+                config.model.voxels(make_task(config).grid)
+            except ValueError as error:
+                raise UserError(str(error)) from error
         data = EvalData(config)
     data.check(config)
-    run = Run(config, data, encoder)
+    run = ProbeRun(config, data, encoder) if config.task == PROBE else Run(config, data, encoder)
     learnt, held_out = len(run.chosen), len(data.val)
     console.print(
         f"mim4d {__version__}: {config.task} with {config.backbone} ({config.init}, "
@@ -82,19 +84,14 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
     )
     for line in [*filter(None, [loaded]), *preset_lines(config.preset, config.data, run.device.type)]:
         console.print(line, markup=False, soft_wrap=True)
-    losses = run.train(console)
-    figures = run.score(out, console)
     whole: Figures = {
-        **figures,
-        "loss": losses[-1],
+        **run.run(out, console),
         "samples": learnt,
         "val_samples": held_out,
         "seconds": round(time.monotonic() - began, 1),
         "mim4d": __version__,
         "settings": plain(dataclasses.asdict(config)),
     }
-    write_json(out / "losses.json", losses)
-    save_picture(run.task, run.samples(pictured(held_out)), out / "picture.png")
     write_json(out / METRICS, whole, indent=1)  # last: where it is, all is
     return whole
 
@@ -181,6 +178,14 @@ class Run:
     def best(self) -> BEVModel:
         """The model to score: the average of its weights if there is one."""
         return self.ema.module if self.ema else self.model
+
+    def run(self, out: Path, console: Console) -> Figures:
+        """Train and score, and write ``losses.json``, ``picture.png`` and the files of the scores into ``out``."""
+        losses = self.train(console)
+        figures = self.score(out, console)
+        write_json(out / "losses.json", losses)
+        save_picture(self.task, self.samples(pictured(len(self.data.val))), out / "picture.png")
+        return {**figures, "loss": losses[-1]}
 
     def train(self, console: Console) -> list[float]:
         """Run all steps and return their losses.

@@ -28,15 +28,20 @@ class Scores(Protocol):
         """Return the metrics; their files are written into the folder ``out``."""
 
 
-class Task(Protocol):
-    """One downstream task. The types of its ground truth and of its head's output are its own."""
+class Reader(Protocol):
+    """What reads the ground truth of samples, of a type of its own."""
 
     name: str
-    grid: VoxelGrid
-    """Of the labels; the published range and cell."""
 
     def read(self, annotations: Annotations, token: str) -> Any:
         """Read the ground truth of a sample."""
+
+
+class Task(Reader, Protocol):
+    """One downstream task with a trained head. The types of its ground truth and of its head's output are its own."""
+
+    grid: VoxelGrid
+    """Of the labels; the published range and cell."""
 
     def target(self, kept: Any, augmentation: BEVAugmentation) -> Any:
         """Build the target of one augmented sample."""

@@ -38,30 +38,33 @@ class ViewTransform(nn.Module):
         """
         reduced = self.reduce(features.flatten(0, 1)).float().unflatten(0, features.shape[:2])
         stacked = reduced.transpose(1, 2).flatten(2, 3)  # cameras one below the other: [B, C, V*h, w]
-        places = self.places(clip, features.shape[-2:]).to(stacked)
+        places = voxel_places(self.grid, clip, features.shape[-2:], self.stride).to(stacked)
         volume = F.grid_sample(stacked, places[:, None], padding_mode="zeros", align_corners=False)
         return self.join(volume.view(len(volume), -1, *self.grid.shape[1:]))  # height to channels: [B, C*Z, Y, X]
 
-    def places(self, clip: Clip, size: tuple[int, ...] | torch.Size) -> Tensor:
-        """Return where each voxel samples the stacked maps.
 
-        Args:
-            clip: B clips of one frame.
-            size: (h, w) of a camera's map.
+def voxel_places(grid: VoxelGrid, clip: Clip, size: tuple[int, ...] | torch.Size, stride: int) -> Tensor:
+    """Return where each voxel samples the maps of a clip's cameras, stacked one below the other.
 
-        Returns:
-            [B, Z*Y*X, 2] in the coordinates of ``grid_sample``; far outside for voxels that no camera sees.
-        """
-        centers = self.grid.centers(clip.intrinsics).flatten(0, 2)
-        pixels, depth = project(clip.intrinsics[:, 0], transform(invert(clip.ego_from_camera[:, 0]), centers))
-        across_down = pixels / (constant(size[::-1], pixels) * self.stride)  # [B, V, N, 2], 0 to 1 in the image
-        seen = (depth > NEAREST) & (across_down >= 0).all(-1) & (across_down < 1).all(-1)
-        off, camera = (across_down[..., 0] - 0.5).abs().masked_fill(~seen, torch.inf).min(1)  # [B, N] each
-        chosen = camera[:, None, :, None].expand(-1, 1, -1, 2)
-        across, down = across_down.gather(1, chosen).squeeze(1).unbind(-1)
-        # A map ends half a feature before the image does: beyond, the last feature counts, and not the next camera's.
-        inset = 0.5 / constant(size[::-1], across)
-        across = across.clamp(inset[0], 1 - inset[0])
-        down = (camera + down.clamp(inset[1], 1 - inset[1])) / clip.num_cameras
-        places = torch.stack([across, down], dim=-1) * 2 - 1
-        return places.masked_fill(off.isinf()[..., None], -3.0)
+    Args:
+        grid: The voxels.
+        clip: B clips of one frame.
+        size: (h, w) of a camera's map.
+        stride: Of the maps, pixels.
+
+    Returns:
+        [B, Z*Y*X, 2] in the coordinates of ``grid_sample``; far outside for voxels that no camera sees.
+    """
+    centers = grid.centers(clip.intrinsics).flatten(0, 2)
+    pixels, depth = project(clip.intrinsics[:, 0], transform(invert(clip.ego_from_camera[:, 0]), centers))
+    across_down = pixels / (constant(size[::-1], pixels) * stride)  # [B, V, N, 2], 0 to 1 in the image
+    seen = (depth > NEAREST) & (across_down >= 0).all(-1) & (across_down < 1).all(-1)
+    off, camera = (across_down[..., 0] - 0.5).abs().masked_fill(~seen, torch.inf).min(1)  # [B, N] each
+    chosen = camera[:, None, :, None].expand(-1, 1, -1, 2)
+    across, down = across_down.gather(1, chosen).squeeze(1).unbind(-1)
+    # A map ends half a feature before the image does: beyond, the last feature counts, and not the next camera's.
+    inset = 0.5 / constant(size[::-1], across)
+    across = across.clamp(inset[0], 1 - inset[0])
+    down = (camera + down.clamp(inset[1], 1 - inset[1])) / clip.num_cameras
+    places = torch.stack([across, down], dim=-1) * 2 - 1
+    return places.masked_fill(off.isinf()[..., None], -3.0)
