@@ -11,22 +11,22 @@ DEVKIT = ("nuscenes", "pyquaternion")
 
 
 def pretrain() -> None:
-    """``mim4d-pretrain``."""
+    """Run ``mim4d-pretrain``."""
     _start("pretrain")
 
 
 def world() -> None:
-    """``mim4d-world``."""
+    """Run ``mim4d-world``."""
     _start("world")
 
 
 def evaluate() -> None:
-    """``mim4d-eval``."""
+    """Run ``mim4d-eval``."""
     _start("eval")
 
 
 def data() -> None:
-    """``mim4d-data``."""
+    """Run ``mim4d-data``."""
     _start("data")
 
 
@@ -35,12 +35,12 @@ HUB = (deploy.add_command,)
 
 
 def hub(argv: list[str] | None = None) -> None:
-    """``mim4d-hub``."""
+    """Run ``mim4d-hub``."""
     cli.main(argv, HUB)
 
 
 def _start(name: str) -> None:
-    """Run a command's own entry point; exits with 2 and one line if something that it imports is not installed."""
+    """Run the entry point of a command; exit with 2 and one line if a module that it imports is not installed."""
     try:
         import_module(f".{name}.cli", __package__).main()
     except ModuleNotFoundError as error:
@@ -49,11 +49,11 @@ def _start(name: str) -> None:
 
 
 def missing(module: str, python: tuple[int, ...] = sys.version_info[:2]) -> str:
-    """What to do about a module that is not installed, in a line.
+    """Return one line on what to do about a module that is not installed.
 
     Args:
         module: Its name.
-        python: The version that runs.
+        python: The running version, such as (3, 12).
     """
     if module.partition(".")[0] in DEVKIT and python >= (3, 13):
         return "the nuscenes-devkit needs numpy < 2, which has no release for this Python: use Python 3.10 to 3.12"

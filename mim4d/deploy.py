@@ -302,6 +302,7 @@ def add_command(commands: Any) -> None:
         help="write a backbone as ONNX or torch.export file, verified against torch",
         description="Export a backbone with its feature maps as outputs, one per stride. The file is compared with "
         "torch before it is written. Needs pip install 'mim4d[export]'.",
+        example="mim4d-hub export runs/demo encoder.onnx --size 256 704",
     )
     parser.add_argument(
         "backbone", type=text, metavar="BACKBONE", help="a run, an encoder folder, a timm name, or ORG/NAME on the Hub"

@@ -196,13 +196,32 @@ def _one_line(printed: str, prog: str) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Reports a wrong flag or value as one line on stderr, and exits with code 2."""
+    """Report a wrong flag or value as one line on stderr and exit with code 2; end ``--help`` with an example."""
+
+    def __init__(self, *, example: str = "", **others: Any) -> None:
+        """Build the parser.
+
+        Args:
+            example: A command line for ``--help``.
+            **others: See :class:`argparse.ArgumentParser`.
+        """
+        super().__init__(formatter_class=_HelpFormatter, epilog=f"Example: {example}" if example else None, **others)
 
     def error(self, message: str) -> NoReturn:
         """Print the message, without ``argument`` before the flag, and exit."""
         told = f"error: {message.removeprefix('argument ')} (see {self.prog} --help)"
         print(printable(" ".join(told.split())), file=sys.stderr)
         sys.exit(2)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Break lines at spaces alone: a flag that is broken at its hyphens cannot be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
 
 
 def text(value: str) -> str:

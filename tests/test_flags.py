@@ -2,14 +2,19 @@
 
 import dataclasses
 import re
+import shlex
 
 import pytest
 
+from mim4d import commands
+from mim4d.data import cli as checking
 from mim4d.eval import cli as evaluation
 from mim4d.eval.config import EvalConfig
-from mim4d.flags import field_docs, name_flags
+from mim4d.flags import field_docs, name_flags, parse_flags
+from mim4d.hub.cli import make_parser
 from mim4d.pretrain import cli as pretraining
 from mim4d.pretrain.config import PretrainConfig
+from mim4d.world import cli as world
 
 
 @pytest.mark.parametrize("width", [60, 120])
@@ -27,6 +32,34 @@ def test_help_lists_what_matters_first_and_fits_the_terminal(command, width, cap
     listed = re.findall(r"--([\w-]+)", page[options:expert])
     assert {name.replace("_", "-") for name in command.FIRST} <= set(listed)
     assert "--precision" in page[expert:]
+
+
+COMMANDS = {"mim4d-data": checking.main, "mim4d-hub": commands.hub, "mim4d-world": world.main}
+PARSE = {
+    "mim4d-data": lambda argv: checking.make_parser().parse_args(argv),
+    "mim4d-hub": lambda argv: make_parser(commands.HUB).parse_args(argv),
+    "mim4d-world": lambda argv: parse_flags(world.Options, argv, prog="mim4d-world"),
+}
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize(
+    "command",
+    ["mim4d-world", "mim4d-data", "mim4d-data check", "mim4d-hub"]
+    + [f"mim4d-hub {name}" for name in ("push", "list", "pull", "card", "convert", "export")],
+)
+def test_help_shows_an_example_that_the_command_accepts(command, width, capsys, monkeypatch):
+    name, *subcommand = command.split()
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.argv", [name, *subcommand, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        COMMANDS[name]()
+    assert stop.value.code == 0
+    page = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, page.splitlines())) <= width
+    example = " ".join(page.split("Example: ")[1].split("\n\n")[0].split())
+    assert example.startswith(command)
+    PARSE[name](shlex.split(example)[1:])
 
 
 @pytest.mark.parametrize("kind", [PretrainConfig, EvalConfig])

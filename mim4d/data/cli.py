@@ -8,33 +8,43 @@ from pathlib import Path
 from ..errors import UserError
 from ..flags import ArgumentParser, report_user_errors, text
 
+CHECK_EXAMPLE = "mim4d-data check /data/nuscenes --version v1.0-mini --picture check.png"
+
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point: exits with 0 if there is no fault, with 1 if there are some, with 2 and one line for bad input."""
+    """Run the command; exit with 0 if there are no faults, with 1 if there are, with 2 and one line for bad input."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)
-    given = _parser().parse_args(argv)
+    given = make_parser().parse_args(argv)
     with report_user_errors():
         sys.exit(_check(given))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(prog="mim4d-data", description="Look at a data set before training on it.")
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of :func:`main`."""
+    parser = ArgumentParser(
+        prog="mim4d-data",
+        description="Check a data set in nuScenes format before training on it.",
+        example=CHECK_EXAMPLE,
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     check = commands.add_parser(
         "check",
-        help="read a folder in nuScenes format as mim4d-pretrain would",
-        description="Prints one line per kind of fault, with a count and the first file, then what is there. "
-        "Exit code 0: no fault; 1: faults; 2: nothing to check.",
+        help="read a data set as mim4d-pretrain does, and list its faults",
+        description="Read a data set as mim4d-pretrain does. Prints one line per kind of fault, with a count and the "
+        "first file, then what the data set contains. Exit code 0: no faults; 1: faults; 2: nothing to check.",
+        example=CHECK_EXAMPLE,
     )
+    check.add_argument("root", type=_path, metavar="ROOT", help="folder with samples/ and the tables of the version")
+    check.add_argument("--version", type=text, help="folder of the tables, needed if there are several")
+    check.add_argument("--full", action="store_true", help="read every file, not a sample of each sensor's files")
+    check.add_argument("--picture", type=_path, metavar="FILE", help="write a PNG of the images with LiDAR points")
     check.add_argument(
-        "root", type=_path, metavar="ROOT", help="the folder that holds samples/ and the version's tables"
-    )
-    check.add_argument("--version", type=text, help="the folder of tables, if there are several")
-    check.add_argument("--full", action="store_true", help="read every file, not a sample of each sensor's")
-    check.add_argument("--picture", type=_path, metavar="FILE", help="write a PNG of LiDAR points on the images")
-    check.add_argument(
-        "--lidar-floats", type=int, default=5, metavar="N", help="floats per point of LiDAR files without a header (5)"
+        "--lidar-floats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="floats per point in LiDAR files without a header (default: %(default)s)",
     )
     return parser
 

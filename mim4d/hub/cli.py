@@ -27,7 +27,7 @@ from .team import VARIABLE, team_hub
 
 
 def main(argv: list[str] | None = None, more: Sequence[Callable[[Any], None]] = ()) -> None:
-    """Run the command; a UserError is one line on stderr and exit code 2.
+    """Run the command; print a UserError as one line on stderr and exit with code 2.
 
     Args:
         argv: The arguments; None for those of the process.
@@ -39,87 +39,105 @@ def main(argv: list[str] | None = None, more: Sequence[Callable[[Any], None]] = 
 
 
 def make_parser(more: Sequence[Callable[[Any], None]] = ()) -> argparse.ArgumentParser:
-    """The parser of :func:`main`."""
+    """Build the parser of :func:`main`."""
     parser = ArgumentParser(
         prog="mim4d-hub",
         description="Publish encoders on the Hugging Face Hub, fetch, export and convert them. Log in with "
-        "`hf auth login` or HF_TOKEN; tokens are not taken from the command line, where others could see them.",
+        "`hf auth login` or set HF_TOKEN; there is no flag for tokens, because other users can see command lines.",
+        example="mim4d-hub push runs/demo --repo ORG/NAME --dry-run",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    push = commands.add_parser("push", help="publish a run's encoder: config.json, model.safetensors and a model card")
+    push = commands.add_parser(
+        "push",
+        help="publish the encoder of a run: config.json, model.safetensors and a model card",
+        description="Publish the encoder of a run on the Hugging Face Hub: config.json, model.safetensors and a model "
+        "card. Files that the repository already has are not uploaded again.",
+        example="mim4d-hub push runs/demo --repo ORG/NAME --private --tag v1.0",
+    )
     push.add_argument("path", type=_path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
     push.add_argument(
         "--repo",
         type=_repo,
         metavar="ORG/NAME",
-        help="made if it does not exist; left out: the model's name in your team's hub (MIM4D_HUB), with the next tag",
+        help="repository; created if new (default: the model's name in your team's hub, MIM4D_HUB, with the next tag)",
     )
-    push.add_argument("--private", action="store_true", help="make it private; an existing public one is refused")
+    push.add_argument("--private", action="store_true", help="create it as private; an existing public one is refused")
     push.add_argument(
         "--revision",
         type=_revision,
         metavar="BRANCH",
-        help="made if it does not exist; the default branch if left out",
+        help="branch; created if new (default: the repository's default branch)",
     )
-    push.add_argument("--tag", type=_revision, help="name for the commit, such as v1.0")
+    push.add_argument("--tag", type=_revision, help="tag for the commit, such as v1.0")
     push.add_argument(
-        "--license", type=text, metavar="ID", help="of the weights, such as cc-by-nc-sa-4.0, if it is not the run's"
+        "--license",
+        type=text,
+        metavar="ID",
+        help="licence of the weights, such as cc-by-nc-sa-4.0 (default: the run's)",
     )
-    push.add_argument("--dry-run", action="store_true", help="print the plan, offline too, and change nothing")
+    push.add_argument("--dry-run", action="store_true", help="print the plan and change nothing; works offline")
     push.set_defaults(run=_push)
 
     shelf = commands.add_parser(
         "list",
-        help="show what your team's hub holds",
+        help="list the encoders of your team's hub",
         description="List the encoders of your team's hub (MIM4D_HUB): names for timm.create_model, training data, "
         "held-out scores, licences. Afterwards timm.list_pretrained shows these names too.",
+        example="mim4d-hub list",
     )
     shelf.set_defaults(run=_list)
 
-    fetch = commands.add_parser("pull", help="fetch and verify an encoder; afterwards it is there offline too")
-    fetch.add_argument("repo", type=_repo_at, metavar="ORG/NAME[@REVISION]")
-    fetch.add_argument("--revision", type=_revision, help="branch, tag or commit")
-    fetch.add_argument(
-        "--out", type=_path, metavar="DIR", help="copy it to this folder; left out, it stays in the cache"
+    fetch = commands.add_parser(
+        "pull",
+        help="fetch and verify an encoder, which can then be used offline",
+        description="Fetch an encoder from the Hugging Face Hub and verify its tensors and checksum. Afterwards it can "
+        "be used offline.",
+        example="mim4d-hub pull ORG/NAME@v1.0 --out encoders/NAME",
     )
-    fetch.add_argument("--dry-run", action="store_true", help="say what would be fetched, and do nothing")
+    fetch.add_argument(
+        "repo", type=_repo_at, metavar="ORG/NAME[@REVISION]", help="repository, and its branch, tag or commit"
+    )
+    fetch.add_argument("--revision", type=_revision, help="branch, tag or commit, in place of @REVISION")
+    fetch.add_argument("--out", type=_path, metavar="DIR", help="folder to copy it to (default: it stays in the cache)")
+    fetch.add_argument("--dry-run", action="store_true", help="print what would be fetched, and fetch nothing")
     fetch.set_defaults(run=_pull)
 
-    card = commands.add_parser("card", help="write the model card of a run's encoder")
-    card.add_argument("path", type=_path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
-    card.add_argument(
-        "--repo", type=_repo, metavar="ORG/NAME", help="where it will be published, for the lines of code in it"
+    card = commands.add_parser(
+        "card",
+        help="print or write the model card of a run's encoder",
+        description="Print the model card of a run's encoder, or write it into the encoder's folder.",
+        example="mim4d-hub card runs/demo --repo ORG/NAME --write",
     )
-    card.add_argument("--license", type=text, metavar="ID", help="of the weights, if it is not the run's")
-    card.add_argument("--write", action="store_true", help="into the encoder's folder, to be edited and then pushed")
+    card.add_argument("path", type=_path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
+    card.add_argument("--repo", type=_repo, metavar="ORG/NAME", help="repository, for the lines of code in the card")
+    card.add_argument("--license", type=text, metavar="ID", help="licence of the weights (default: the run's)")
+    card.add_argument("--write", action="store_true", help="write it into the encoder's folder, for editing")
     card.set_defaults(run=_card)
 
     convert = commands.add_parser(
         "convert",
-        help="an OpenMMLab checkpoint to an encoder folder, or an encoder to an OpenMMLab checkpoint",
-        description="Reads the image backbone of MIM4D, UniPAD, mmdet and mmpretrain checkpoints without running what "
-        "is pickled in them, and writes checkpoints for those codebases.",
+        help="convert an OpenMMLab checkpoint to an encoder folder, or an encoder to an OpenMMLab checkpoint",
+        description="Convert the image backbone of a MIM4D, UniPAD, mmdet or mmpretrain checkpoint to an encoder "
+        "folder, or an encoder to a checkpoint for those codebases. Code that is pickled in a checkpoint is never run.",
+        example="mim4d-hub convert unipad.pth encoders/unipad --license apache-2.0",
     )
-    convert.add_argument(
-        "source", type=_path, metavar="FROM", help="a .pth file; or a run, or a folder with an encoder"
-    )
-    convert.add_argument("target", type=_path, metavar="TO", help="a folder; or a .pth file, for OpenMMLab")
-    convert.add_argument("--license", type=text, metavar="ID", help="of the weights, for the folder's config.json")
+    convert.add_argument("source", type=_path, metavar="FROM", help="a .pth file, a run, or a folder with an encoder")
+    convert.add_argument("target", type=_path, metavar="TO", help="a folder, or a .pth file for OpenMMLab")
+    convert.add_argument("--license", type=text, metavar="ID", help="licence of the weights, for config.json")
     convert.add_argument("--half", action="store_true", help="store float16 in the folder")
     convert.add_argument(
         "--names",
         choices=("mmpretrain", "release"),
         default="mmpretrain",
-        help="in a .pth file: ConvNeXt blocks as mmpretrain names them, or as the MIM4D and UniPAD releases do",
+        help="names of ConvNeXt blocks in a .pth file: those of mmpretrain, or of the MIM4D and UniPAD releases",
     )
     convert.add_argument(
         "--prefix",
         type=_prefix,
-        help="in a .pth file: what names begin with; backbone. for mmpretrain and "
-        "img_backbone. for release if left out",
+        help="prefix of the names in a .pth file (default: backbone. for mmpretrain, img_backbone. for release)",
     )
-    convert.add_argument("--dry-run", action="store_true", help="say what is in FROM, and write nothing")
+    convert.add_argument("--dry-run", action="store_true", help="print what FROM contains, and write nothing")
     convert.set_defaults(run=_convert)
     for add in more:
         add(commands)
@@ -202,7 +220,7 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def _print(text: str) -> None:
-    """Print what may come from elsewhere."""
+    """Print text that may come from a file or the Hub."""
     print(printable(text))
 
 

@@ -15,20 +15,21 @@ from .make import make_world
 
 @dataclass(frozen=True, kw_only=True)
 class Options(WorldConfig):
-    """Make a world of procedural streets, written as a nuScenes root that the nuscenes-devkit opens."""
+    """Generate a synthetic world of procedural streets, as a nuScenes root that the nuscenes-devkit opens."""
 
     out: Path
-    """Folder of the root; a world begun there with the same options is completed."""
+    """Folder to write; an interrupted world with the same options is completed."""
     version: str = "v1.0-mini"
-    """The version of nuScenes whose scene names it takes: v1.0-mini, v1.0-trainval or v1.0-test."""
+    """nuScenes version that scene names are taken from: v1.0-mini, v1.0-trainval or v1.0-test."""
     workers: int | None = None
-    """Processes; all cores by default."""
+    """Number of processes; None: one per core."""
 
 
 def main() -> None:
-    """Entry point: exits with 2 and one line for bad input."""
+    """Run the command; exit with 2 and one line for bad input."""
     with report_user_errors("lower `workers` or `scale`", Options):
-        _make(parse_flags(Options, sys.argv[1:], prog="mim4d-world"))
+        example = "mim4d-world --out worlds/mini --scenes 10 --keyframes 12 --scale 0.25"
+        _make(parse_flags(Options, sys.argv[1:], prog="mim4d-world", example=example))
 
 
 def _make(options: Options) -> None:
