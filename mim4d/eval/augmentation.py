@@ -1,8 +1,8 @@
-"""Augmentation in BEV: the ego frame turned about z, and perhaps mirrored, under the cameras and the labels alike.
+"""Augmentation in BEV: rotate the ego frame about z and mirror it, for cameras and labels alike.
 
-As BEVDet's augmentation of the bird's-eye view (arXiv 2112.11790, section 3.2), but applied before the change of
-view: features and labels meet in the same cells exactly, and images stay as they are, so those of a frozen backbone can
-be kept.
+As BEVDet's augmentation of the bird's-eye view (arXiv 2112.11790, section 3.2), but applied before the view transform:
+features and labels fall into exactly the same cells, and images do not change, so that the maps of a frozen backbone
+can be cached.
 """
 
 from dataclasses import dataclass, replace
@@ -17,19 +17,19 @@ from ..geometry import VoxelGrid
 
 @dataclass(frozen=True)
 class BEVAugmentation:
-    """``turned_from_ego`` for x and y."""
+    """The transform ``augmented_from_ego`` of x and y."""
 
     matrix: NDArray[np.float64]
-    """[2, 2], orthogonal; its determinant is -1 where it mirrors."""
+    """[2, 2], orthogonal; its determinant is -1 if it mirrors."""
 
     @classmethod
     def none(cls) -> "BEVAugmentation":
-        """The one that leaves everything as it is."""
+        """Return the identity."""
         return cls(np.eye(2))
 
     @classmethod
     def draw(cls, seed: int, most: float = 22.5) -> "BEVAugmentation":
-        """Mirrored along x and y half of the time each, and turned by up to ``most`` degrees either way."""
+        """Mirror x and y with a probability of 1/2 each, and rotate by -``most`` to ``most`` degrees."""
         rng = np.random.default_rng(seed)
         mirror = np.diag(rng.choice((-1.0, 1.0), 2))
         angle = np.radians(rng.uniform(-most, most))
@@ -37,31 +37,31 @@ class BEVAugmentation:
         return cls(rotation @ mirror)
 
     def points(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Points or vectors [..., 2]."""
+        """Transform points or vectors [..., 2]."""
         return xy @ self.matrix.T
 
     def clip(self, clip: Clip) -> Clip:
-        """The clip with its cameras turned. A mirrored camera is no rigid transform, but projects as any other."""
+        """Transform the cameras of a clip. A mirrored camera has no rigid pose, but projects like any other."""
         full = torch.eye(4)
         full[:2, :2] = torch.from_numpy(self.matrix)
         return replace(clip, ego_from_camera=full @ clip.ego_from_camera)
 
     def boxes(self, boxes: NDArray[np.void]) -> NDArray[np.void]:
-        """Boxes [N] of :data:`mim4d.eval.labels.BOX`."""
-        turned = boxes.copy()
-        turned["center"][:, :2] = self.points(boxes["center"][:, :2])
-        turned["velocity"] = self.points(boxes["velocity"])
+        """Transform boxes [N] of :data:`mim4d.eval.labels.BOX`."""
+        augmented = boxes.copy()
+        augmented["center"][:, :2] = self.points(boxes["center"][:, :2])
+        augmented["velocity"] = self.points(boxes["velocity"])
         heading = self.points(np.stack([np.cos(boxes["yaw"]), np.sin(boxes["yaw"])], axis=-1))
-        turned["yaw"] = np.arctan2(heading[:, 1], heading[:, 0])
-        return turned
+        augmented["yaw"] = np.arctan2(heading[:, 1], heading[:, 0])
+        return augmented
 
     def raster(self, source: NDArray[np.uint8], source_grid: VoxelGrid, grid: VoxelGrid) -> NDArray[np.uint8]:
-        """Cells [Y, X] of ``grid`` in the turned frame, each the nearest of ``source`` [Y', X'] on ``source_grid``.
+        """Sample the nearest cell of ``source`` [Y', X'] on ``source_grid`` for each cell [Y, X] of ``grid``.
 
-        ``source_grid`` has to reach beyond ``grid`` wherever it may be turned.
+        ``source_grid`` has to contain ``grid`` at every rotation.
         """
-        middles = grid.centers(torch.zeros(1, dtype=torch.float64))[0, ..., :2].numpy()
-        places = middles @ self.matrix  # the inverse: it is orthogonal
+        centers = grid.centers(torch.zeros(1, dtype=torch.float64))[0, ..., :2].numpy()  # [Y, X, 2]
+        points = centers @ self.matrix  # in the ego frame: the inverse of an orthogonal matrix is its transpose
         low = np.array([source_grid.x[0], source_grid.y[0]])
-        column, row = np.moveaxis(np.floor((places - low) / source_grid.voxel[:2]).astype(int), -1, 0)
+        column, row = np.moveaxis(np.floor((points - low) / source_grid.voxel[:2]).astype(int), -1, 0)
         return source[row, column]
