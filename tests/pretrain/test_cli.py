@@ -311,7 +311,7 @@ def test_lidar_that_no_camera_sees_is_told_once(root, tmp_path, capsys, fresh_ac
     assert [row["rays"] for row in metrics(tmp_path / "run")] == [0] * 4
 
 
-def test_what_a_command_needs_is_told_report_user_errors(tmp_path):
+def test_a_missing_module_is_reported_with_how_to_install_it(tmp_path):
     without = "import sys; sys.modules['tyro'] = None; from mim4d.commands import {0}; {0}()"
     for name in ("pretrain", "world"):
         ended = subprocess.run(
@@ -321,7 +321,7 @@ def test_what_a_command_needs_is_told_report_user_errors(tmp_path):
         assert ended.stderr == f"error: mim4d-{name} cannot run: no module tyro: pip install 'mim4d[pretrain]'\n"
 
 
-def test_a_python_without_the_devkit_is_told_which_has_it():
+def test_a_missing_devkit_is_reported_with_the_python_versions_that_have_it():
     assert "Python 3.10 to 3.12" in missing("pyquaternion", (3, 13))
     assert "pip install" in missing("pyquaternion", (3, 12))
     assert "pip install" in missing("tyro", (3, 13))

@@ -72,7 +72,7 @@ def test_the_preset_follows_the_data_when_none_is_named():
     assert parse(["--preset", "paper", "--data=synthetic"])[0].preset == "paper"
 
 
-def test_a_preset_that_follows_from_the_data_or_is_made_for_a_gpu_is_named_report_user_errors():
+def test_the_log_names_a_preset_that_follows_from_the_data_or_needs_a_gpu():
     assert list(preset_lines("demo", "synthetic", "cuda")) == [
         "preset: demo, the default for --data synthetic; --preset gpu24 has the settings for one GPU"
     ]

@@ -134,7 +134,7 @@ def test_a_run_that_stops_says_why_on_its_page(root, tmp_path, monkeypatch, fres
     assert "the loss is <nan>" in page.text
 
 
-def test_a_page_that_cannot_be_written_stops_the_run_report_user_errors(root, tmp_path, fresh_accelerate):
+def test_a_report_that_cannot_be_written_stops_the_run(root, tmp_path, fresh_accelerate):
     (tmp_path / "run" / "report.html").mkdir(parents=True)
     with pytest.raises(UserError, match=r"^cannot write .*report\.html: Is a directory$"):
         train(tiny(root, tmp_path / "run", "--steps", "1"))

@@ -203,7 +203,7 @@ def test_the_command_makes_the_same_world(small, tmp_path, monkeypatch, capsys):
     assert str(out) in capsys.readouterr().out
 
 
-def test_the_command_names_what_is_wrong_report_user_errors(small, monkeypatch, capsys):
+def test_another_world_in_the_folder_is_reported_in_one_line(small, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "--out", str(small), "--seed", "8")
     assert stopped.value.code == 2
