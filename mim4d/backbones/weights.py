@@ -21,7 +21,7 @@ def license_of(source: str) -> str | None:
     if file.is_file():
         try:
             return read_config(file, str(file)).pretrained_cfg.get("license")
-        except WeightsError:  # whether it can be used at all is for initialise() to say
+        except WeightsError:  # initialise() reports it
             return None
     if is_team_name(source):  # the default config of its name is not that of its weights
         return None

@@ -68,6 +68,19 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
+def rename_folder(folder: Path, target: Path) -> None:
+    """Rename a folder; another one at ``target`` is removed first.
+
+    Raises:
+        UserError: If it cannot be renamed.
+    """
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        folder.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot rename {folder} to {target.name}: {error.strerror}") from error
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents where they are missing.
 

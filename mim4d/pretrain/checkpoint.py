@@ -1,9 +1,8 @@
-"""Checkpoints to resume from: safetensors and JSON, no pickle, written whole or not at all.
+"""Checkpoints to resume from: safetensors and JSON, no pickle, written atomically.
 
-``checkpoints/step_00000100/`` holds ``model.safetensors``, ``optimizer.safetensors`` (moments by the parameter's name),
-``ema.safetensors`` where there is an average, and ``state.json`` (step, model config, package version, the sha256 of
-each file). Learning rate, data order and randomness follow from the step and the seed, so there is nothing else to
-save.
+``checkpoints/step_00000100/`` holds ``model.safetensors``, ``optimizer.safetensors`` (moments by parameter name),
+``ema.safetensors`` if there is an average, and ``state.json`` (step, model config, package version, the sha256 of each
+file). Learning rate, data order and randomness follow from the step and the seed, so they are not saved.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..io.files import sha256_of, write_folder
+from ..io.files import rename_folder, sha256_of, write_folder
 from ..io.tensors import misfit, read_tensors
 from ..version import __version__
 
@@ -32,7 +31,7 @@ _SUMS = "sha256"
 
 
 class DamagedError(UserError):
-    """A checkpoint is damaged; an older one may be good."""
+    """A checkpoint is damaged; an older one may be intact."""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -54,12 +53,12 @@ def save_checkpoint(
 
     Args:
         folder: The run's ``checkpoints/``.
-        step: How many steps were done.
+        step: Number of steps done.
         model: The model, not wrapped.
         optimizer: Its optimiser, not wrapped.
-        ema: The average of the model, or None.
-        identity: What makes it this run's: the model's config and such, flat and fit for JSON.
-        keep: How many checkpoints stay.
+        ema: The average of the model's weights, or None.
+        identity: Settings that a resumed run must share, such as the model's config: flat values that JSON can hold.
+        keep: Number of newest checkpoints to keep.
 
     Returns:
         The checkpoint's folder.
@@ -90,10 +89,10 @@ def save_checkpoint(
 
 
 def first_not_finite(model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None) -> str | None:
-    """Search the state of a checkpoint for NaN and infinity, with one reduction on the device and one wait for it.
+    """Find NaN or infinity in the state of a checkpoint, waiting for the device once.
 
     Returns:
-        What the first such tensor is, such as ``the weight encoder.stem.0.bias``; None if all are finite.
+        The name of the first such tensor, such as ``the weight encoder.stem.0.bias``; None if all are finite.
     """
     tensors = {f"the weight {name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {
@@ -122,8 +121,7 @@ def newest_whole(folder: Path) -> Path | None:
             continue
         for other, problem in damaged:
             aside = other.with_name(f"{other.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            other.rename(aside)
+            rename_folder(other, aside)
             logger.warning("%s; renamed to %s, resuming from %s", problem, aside.name, path.name)
         return path
     if damaged:
@@ -134,11 +132,11 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def check_checkpoint(path: Path, *names: str) -> None:
-    """Compare the files of a checkpoint with their checksums; older checkpoints without checksums only have to open.
+    """Compare the files of a checkpoint with their checksums; old checkpoints without checksums only have to open.
 
     Args:
         path: The checkpoint.
-        names: Of the files to look at; all if there are none.
+        names: Files to check; all if none are given.
 
     Raises:
         DamagedError: Naming the first file that is missing or differs.
@@ -172,19 +170,20 @@ def load_checkpoint(
     """Load a checkpoint into a model and its optimiser, strictly.
 
     Returns:
-        The step after which it was taken.
+        Number of steps done.
 
     Raises:
-        UserError: If it is of another model, or a file is broken, or a tensor is missing, unknown or of another shape.
+        UserError: If it belongs to another model, a file is damaged, or a tensor is missing, unknown or of another
+            shape.
     """
     state = _read_state(path)
     step, saved = int(state["step"]), state["identity"]
     for key in sorted(identity.keys() | saved.keys()):
         then, now = saved.get(key), identity.get(key)
-        if then != now and (then is not None or key != "clips"):  # which version 0.1.0 did not save at first
+        if then != now and (then is not None or key != "clips"):  # early checkpoints of 0.1.0 lack clips
             remedy = {
                 "clips_per_step": f"; keep batch-size x accumulate x processes at {then}",
-                "clips": "; its data had other scenes or moments than --dataroot and --tolerance give",
+                "clips": "; the scenes or times of its data differ from those of --dataroot and --tolerance",
             }.get(key, "")
             raise UserError(f"{path} belongs to another run: {key} was {then}, now it is {now}{remedy}")
     try:
@@ -229,7 +228,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as ``{parameter}.{exp_avg|exp_avg_sq|step}``."""
+    """Return the optimiser's state as ``{parameter}.{exp_avg|exp_avg_sq|step}``."""
     return {
         f"{name}.{what}": tensor.contiguous()
         for name, parameter in model.named_parameters()

@@ -40,13 +40,13 @@ FIRST = (
 
 
 def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
-    """The settings that a command line asks for, and whether to resume.
+    """Parse a command line into settings and whether to resume.
 
     Raises:
         UserError: If a file or a value is wrong.
         SystemExit: For --help, and with code 2 if a flag is wrong.
     """
-    # What the other settings start from has to be known first.
+    # The other settings start from these.
     first = ArgumentParser(prog="mim4d-pretrain", add_help=False, allow_abbrev=False)
     for name in ("preset", "data", "dataroot", "version", "config", "out"):
         first.add_argument(f"--{name}")
@@ -62,16 +62,16 @@ def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
 
 
 def _starting_point(head: argparse.Namespace) -> PretrainConfig:
-    """The settings below the flags'."""
+    """Return the settings that the flags start from."""
     source = Path(head.config) if head.config else None
     values = read_yaml(source) if source else {}
     name = values.get("preset", _fitting_preset(head, values)) if head.preset is None else head.preset
-    if name not in [*PRESETS]:  # a file may say what cannot be looked up, such as a list
+    if name not in [*PRESETS]:  # a list from a file cannot be looked up in a dict
         raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
     base = PRESETS[name]
     if head.resume:
         written = values.pop("out", base.out)
-        out = head.out or str(written)  # where the same line without --resume has put it
+        out = head.out or str(written)  # the folder of the same command line without --resume
         base = dataclasses.replace(RunFolder(Path(out).expanduser()).read_config(), out=out)
         if head.preset not in (None, base.preset):
             raise UserError(f"the run in {out} was started with --preset {base.preset}, not {head.preset}")
@@ -84,16 +84,17 @@ def _fitting_preset(head: argparse.Namespace, values: dict[str, Any]) -> str:
     if data == "synthetic":
         return "demo"
     with suppress(OSError, ValueError, LookupError, TypeError):  # the reader of the data says what is wrong with it
-        sensors = json.loads((Path(root).expanduser() / (version or "v1.0-trainval") / "sensor.json").read_bytes())
+        folder = Path(str(root)).expanduser() / (version or "v1.0-trainval")
+        sensors = json.loads((folder / "sensor.json").read_bytes())
         if not any(sensor["modality"] == "lidar" for sensor in sensors):
             return "camera"
     return "gpu24"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command's entry point; what a user can put right ends in one line and exit code 2."""
+    """Run the command; print a UserError as one line on stderr and exit with code 2."""
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("mim4d").setLevel(logging.INFO)  # such as what keeps the first start on a root busy
+    logging.getLogger("mim4d").setLevel(logging.INFO)  # the first start on a root reports its progress
     remedy = "lower `batch_size`, `image_size`, `rays_per_view` or `workers`"
     with report_user_errors(remedy, PretrainConfig):
         config, resume = parse(sys.argv[1:] if argv is None else argv)
@@ -102,4 +103,4 @@ def main(argv: list[str] | None = None) -> None:
         try:
             train(config, resume=resume)
         except BadDataError as error:
-            raise UserError(f"{error}. Put it right, or leave such clips out with --on-error skip") from error
+            raise UserError(f"{error}. Fix the data, or skip such clips with --on-error skip") from error

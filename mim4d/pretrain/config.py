@@ -19,6 +19,7 @@ from ..data.lidar import FLOATS_PER_POINT
 from ..data.nuscenes import CAMERAS
 from ..data.tables import LIDAR
 from ..errors import UserError
+from ..io.files import write_file
 from ..method.model import MethodConfig, ModelConfig
 from ..method.rays import Supervision
 from ..optim import OptimConfig
@@ -29,7 +30,7 @@ from ..world.config import WorldConfig
 SCRATCH = "scratch"
 """The value of ``init`` for random weights."""
 GIVEN_SCALE = 0.03
-"""Default of ``optim.backbone_scale`` for an encoder with given weights. At this rate, ImageNet's EfficientNet-Lite0
+"""Default of ``optim.backbone_scale`` for an encoder with initial weights. At this rate, ImageNet's EfficientNet-Lite0
 kept its score in a probe of vehicles while it learned depth on the synthetic world; at 0.2 it lost 3 points of AP."""
 
 
@@ -111,19 +112,19 @@ class PretrainConfig:
         check_image_size(self.image_size)
 
     def model_config(self) -> ModelConfig:
-        """What the model is built from."""
+        """Return the settings of the model."""
         method = {f.name: getattr(self.method, f.name) for f in dataclasses.fields(MethodConfig)}
         return ModelConfig(encoder=self.model, frames=self.frames, supervision=self.supervision, **method)
 
     def data_config(self, split: str, *, lidar: bool | None = None) -> DataConfig:
-        """What one split's reader is built from.
+        """Return the settings of the reader of one split.
 
         Args:
-            split: Its name.
+            split: Name of the split.
             lidar: Whether to read LiDAR; None: if it supervises.
         """
-        # A frame is where its sweep is, in nuScenes every 50 ms: those of neighbouring images (83 ms) are up to 33 ms
-        # closer together or farther apart.
+        # The time of a frame is that of its LiDAR sweep, in nuScenes every 50 ms. Sweeps of neighbouring images (83 ms
+        # apart) are therefore up to 33 ms closer together or farther apart.
         tolerance = (0.49 if self.sweeps else 0.4) * self.frame_gap if self.tolerance is None else self.tolerance
         return DataConfig(
             dataroot=self.dataroot,
@@ -146,7 +147,7 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     """Fill in what follows from other settings: version, training split, the backbone's learning rate.
 
     Raises:
-        UserError: If settings do not go together.
+        UserError: If settings contradict each other.
     """
     version = config.version or ("v1.0-mini" if config.data == "synthetic" else "v1.0-trainval")
     split = config.split or SPLITS.get(version, ("", ""))[0]
@@ -171,7 +172,7 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     _check_backbone(config)
     scratch = config.init == SCRATCH
     if scratch and config.method.frozen:
-        raise UserError("--method.frozen keeps first weights, but --init scratch has none: give --init, or frozen 0")
+        raise UserError("--method.frozen keeps initial weights, but --init scratch has none: give --init, or frozen 0")
     optim = config.optim
     if optim.backbone_scale is None:
         optim = dataclasses.replace(optim, backbone_scale=1.0 if scratch else GIVEN_SCALE)
@@ -179,10 +180,10 @@ def complete(config: PretrainConfig) -> PretrainConfig:
 
 
 def _check_backbone(config: PretrainConfig) -> None:
-    """Check that the model has a masked forward, that images are whole patches of it, and how much of it is frozen.
+    """Check the model's name, its masked forward, the image size and the number of frozen parts.
 
     Raises:
-        UserError: If timm does not know it, it has no masked forward, the images do not fit, or it has fewer parts.
+        UserError: If timm has no such model, it has no masked forward or fewer parts, or images are not whole patches.
     """
     name = config.model
     if not timm.is_model(name):
@@ -206,7 +207,7 @@ def _check_length(config: PretrainConfig) -> None:
     """Check that scenes of a synthetic world are long enough for a clip.
 
     Raises:
-        UserError: If none can be.
+        UserError: If they are not.
     """
     longest = (config.world.keyframes - 1) * 0.5
     wanted = config.data_config(config.split)
@@ -218,17 +219,22 @@ def _check_length(config: PretrainConfig) -> None:
 
 
 def held_out_split(config: PretrainConfig) -> str:
-    """The split to evaluate on: the one asked for, else the version's own; :data:`NO_SPLIT` if it has none."""
+    """Return the split to evaluate on: the one set, else the version's; :data:`NO_SPLIT` if it has none."""
     return config.val_split or SPLITS.get(config.version, ("", NO_SPLIT))[1]
 
 
 def save_config(config: PretrainConfig, path: Path) -> None:
-    """Write a config so that :func:`read_config` gives it back."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write a config atomically, as YAML that ``--config`` reads.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    write_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def to_dict(config: PretrainConfig) -> dict[str, Any]:
-    """A config as nested plain values, fit for YAML and JSON."""
+    """Return a config as nested values that YAML and JSON can hold."""
     return plain(dataclasses.asdict(config))
 
 
@@ -237,12 +243,13 @@ MAY_CHANGE = {
     *("log_every", "save_every", "picture_every", "eval_every", "eval_clips"),
     *(f"optim.{field.name}" for field in dataclasses.fields(OptimConfig) if field.name != "ema_decay"),
 }
-"""Settings that a resumed run may change: none of them makes another model or other data. What is left alone goes on
-bit for bit; the product of batch, accumulation and processes must stay, see the checkpoint."""
+"""Settings that a resumed run may change, because they change neither the model nor the data. With all of them
+unchanged, the run resumes bit for bit. The product of batch size, accumulation and processes must stay the same, which
+the checkpoint checks."""
 
 
 def check_resumable(saved: PretrainConfig, now: PretrainConfig) -> None:
-    """Refuse to go on with another run's settings.
+    """Check that a resumed run has the settings of the saved one.
 
     Raises:
         UserError: Naming the first setting that differs.
@@ -252,6 +259,6 @@ def check_resumable(saved: PretrainConfig, now: PretrainConfig) -> None:
         if value != then[name] and name not in MAY_CHANGE:
             flag = "--" + name.replace("_", "-")
             raise UserError(
-                f"the run in {now.out} was started with {flag} {then[name]}, not {value}: leave {flag} out to go on "
-                "with it, or start another run with another --out"
+                f"the run in {now.out} was started with {flag} {then[name]}, not {value}: leave {flag} out to "
+                "resume it, or start another run with another --out"
             )

@@ -18,12 +18,12 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
     """Open the training clips and the held-out clips (None if there are none); a missing world is made first.
 
     Raises:
-        UserError: If the root, version, split or cameras do not exist, or the held-out split was asked for and does
-            not; or if there is no LiDAR to learn depth from.
+        UserError: If the root, version, split, cameras or a held-out split that is set do not exist, or if there is no
+            LiDAR for ``rgbd``.
     """
-    # A world and an index take minutes to hours to make: of the processes that start together one makes it, and the
-    # others wait for its file lock, not within the process group, whose collectives time out.
-    config.data_config(config.split)  # refuses bad settings before minutes of drawing
+    # A world and an index take minutes to hours to make. One process makes them, and the others wait for its file lock,
+    # not for the process group, whose collectives time out.
+    config.data_config(config.split)  # refuses bad settings before minutes of rendering
     if config.data == "synthetic":
         root = synthetic_root(config.dataroot, config.version, config.world)
         config = dataclasses.replace(config, dataroot=str(root))
@@ -34,8 +34,8 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> tuple[NuScene
     if split == NO_SPLIT:
         return clips, None
     try:
-        return clips, NuScenesClips(config.data_config(split, lidar=True))  # scored against it, where there is some
-    except BadDataError:  # there are held-out scenes, and something is wrong with them
+        return clips, NuScenesClips(config.data_config(split, lidar=True))  # compared with LiDAR, if there is any
+    except BadDataError:  # held-out scenes exist, but a file of them is missing or broken
         raise
     except UserError as error:
         if config.val_split:

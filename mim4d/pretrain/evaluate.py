@@ -21,14 +21,14 @@ def evaluate(model: MaskedModel, clips: ClipLoader, accelerator: Accelerator) ->
     """Compute errors on held-out clips, with the same masks and rays every time, averaged over clips and processes.
 
     Args:
-        model: Not wrapped; back in its own mode afterwards.
-        clips: This process's share.
-        accelerator: Of the run.
+        model: Not wrapped; its training mode is restored afterwards.
+        clips: This process's clips.
+        accelerator: The run's.
 
     Returns:
-        ``val_direct_rgb``, ``val_direct_depth``, ... and, where there is a temporal path, ``val_temporal_*`` beside
-        what it must beat: ``val_zero_*`` (no features) and ``val_mean_*`` (the mean of the warped other frames); where
-        there is LiDAR, ``val_lift_*``. What no clip had anything to measure by is not there.
+        ``val_direct_rgb``, ``val_direct_depth``, ... and, with a temporal path, ``val_temporal_*`` and its baselines
+        ``val_zero_*`` (no features) and ``val_mean_*`` (the mean of the warped other frames); with LiDAR,
+        ``val_lift_*``. Values that were measured for no clip are left out.
 
     Raises:
         UserError: On the main process, if the loss is not finite.

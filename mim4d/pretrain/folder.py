@@ -19,7 +19,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The complete config, which ``--config`` reads back."""
+        """All settings, in a form that ``--config`` reads."""
         return self.root / "config.yaml"
 
     @property
@@ -44,16 +44,16 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The run on one page."""
+        """The report: the whole run on one page."""
         return self.root / "report.html"
 
     @property
     def animation(self) -> Path:
-        """Held-out frames as the finished model renders them."""
+        """Held-out frames rendered by the finished model."""
         return self.root / "rendered.webp"
 
     def timm_line(self) -> str:
-        """The Python expression that loads the exported encoder by timm alone."""
+        """Return the Python expression that loads the exported encoder with timm alone."""
         name = json.dumps(f"local-dir:{self.encoder}", ensure_ascii=False)
         return f"timm.create_model({name}, pretrained=True, features_only=True).eval()"
 
@@ -62,7 +62,7 @@ class RunFolder:
         return sorted(path.name + "/" * path.is_dir() for path in self.root.glob("[!.]*"))
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint."""
+        """Return the newest complete checkpoint; None if there is none."""
         return next(reversed(list_checkpoints(self.checkpoints)), None)
 
     def read_config(self) -> PretrainConfig:
@@ -81,7 +81,8 @@ class RunFolder:
         """Check that a run may be written here.
 
         Raises:
-            UserError: If there is a run already and this is not its continuation, or ``resume`` and there is none.
+            UserError: If it holds a run and ``resume`` is False; or it holds none, or one of other settings, and
+                ``resume`` is True.
         """
         if resume:
             check_resumable(self.read_config(), config)
@@ -89,7 +90,7 @@ class RunFolder:
             raise UserError(f"{self.root} already holds a run: resume it with --resume, or set another --out")
 
     def open(self, config: PretrainConfig) -> None:
-        """Make the folder, write the config, and remove what a killed run left half-written.
+        """Make the folder, remove temporary files of a killed run, and write the config.
 
         Raises:
             UserError: If the folder cannot be written.
@@ -100,8 +101,6 @@ class RunFolder:
             folders = (self.root, self.checkpoints, self.pictures)
             for partial in [path for folder in folders for path in folder.glob(".*.partial")]:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-            partial = self.root / ".config.yaml.partial"
-            save_config(config, partial)
-            partial.replace(self.config)
         except OSError as error:
             raise UserError(f"cannot write to the run folder {self.root}: {error.strerror}") from error
+        save_config(config, self.config)

@@ -13,17 +13,17 @@ from ..method.model import MaskedModel
 def encoder_gradients(model: MaskedModel, clips: Sequence[Clip], accelerator: Accelerator) -> dict[str, float]:
     """Compute the L2 norm of the encoder's gradient for each weighted loss term alone.
 
-    Runs forward and backward passes of its own, so that a training step costs no more; weights, ``.grad``, BatchNorm's
-    statistics and torch's random state stay as they were. Every process has to call it.
+    Runs its own forward and backward passes, so that training steps cost no more. Weights, ``.grad``, BatchNorm's
+    statistics and torch's random state do not change. Every process has to call it.
 
     Args:
         model: Not wrapped, in training mode.
-        clips: Batches of one step of this process, on any device.
-        accelerator: Of the run.
+        clips: This process's batches of one step, on any device.
+        accelerator: The run's.
 
     Returns:
         ``grad_encoder_<term>``: the norm of the gradient that is averaged over batches and processes, before clipping.
-        Terms that send nothing, as there was nothing to compare, are not there.
+        Terms without a gradient, because there was nothing to compare, are left out.
     """
     weights = [weight for weight in model.encoder.parameters() if weight.requires_grad]
     if not weights:

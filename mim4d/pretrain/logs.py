@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -14,15 +13,16 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from ..errors import UserError
+from ..io.files import write_file
 from ..io.progress import Bar
 
 Row = Mapping[str, float]
-"""One logged step: ``step`` and what was measured."""
+"""One logged step: ``step`` and its measurements."""
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """A full or failing disk, named in one line.
+    """Turn an error of the disk into one line that names the file.
 
     Raises:
         UserError: In place of an OSError.
@@ -37,21 +37,19 @@ class MetricsFile:
     """``metrics.jsonl``: one JSON object per logged step, steps strictly increasing."""
 
     def __init__(self, path: Path, after: int) -> None:
-        """Open for appending, and cut the rows beyond the checkpoint that the run resumes from.
+        """Open the file for appending, without rows beyond the checkpoint that the run resumes from.
 
         Args:
-            path: The file; made if it is not there.
-            after: Rows of later steps are removed, and lines that are no rows.
+            path: The file; created if it is missing.
+            after: Rows of later steps are removed, and so are damaged lines.
 
         Raises:
             UserError: If the disk is full.
         """
         rows, self.damaged = _read_rows(path) if path.exists() else ([], 0)
         rows = [row for row in rows if row["step"] <= after]
-        partial = path.with_name(f".{path.name}.partial")
+        write_file(path, lambda partial: partial.write_text("".join(json.dumps(row) + "\n" for row in rows)))
         with _writing(path):
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            os.replace(partial, path)
             self._file = path.open("a")
         self.last: dict[str, float] = rows[-1] if rows else {}
         self._path = path
@@ -78,7 +76,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, float]], int]:
-    """Read the rows, and count damaged lines: a power cut may leave zeros, a full disk half a line."""
+    """Return the rows and the number of damaged lines: a power cut may leave zeros, a full disk half a line."""
     rows: list[dict[str, float]] = []
     damaged = 0
     for line in path.read_bytes().split(b"\n")[:-1]:
@@ -86,7 +84,7 @@ def _read_rows(path: Path) -> tuple[list[dict[str, float]], int]:
             row = json.loads(line)
             later = row["step"] > (rows[-1]["step"] if rows else -1)
             if not later or not all(isinstance(value, (int, float)) for value in row.values()):
-                raise ValueError("no row, or not a later one")
+                raise ValueError("not a row of numbers, or not of a later step")
         except (ValueError, TypeError, LookupError, AttributeError):
             damaged += 1
         else:
@@ -103,8 +101,8 @@ class RunLog:
         Args:
             folder: The run folder.
             steps: The run's last step.
-            start: The step that the run goes on from.
-            main: Whether this process reports.
+            start: The step that the run resumes from.
+            main: Whether this is the main process.
         """
         self._console = Console(stderr=True, highlight=False, quiet=not main)
         self._main = main
@@ -139,18 +137,18 @@ class RunLog:
         """Print one line to the terminal.
 
         Args:
-            message: What it says. A terminal gets it broken between words.
-            to_copy: Whether it stays one line, as a command that is to be copied must.
+            message: The line; a terminal wraps it between words.
+            to_copy: Whether it stays one line, so that a command can be copied from it.
         """
         self._console.print(message, markup=False, soft_wrap=to_copy or not self._console.is_terminal)
 
     def end(self) -> None:
-        """Close the bar: the lines that follow stand below it."""
+        """Close the bar, so that further lines appear below it."""
         if self._main:
             self._bar.stop()
 
     def step(self, step: int) -> None:
-        """Advance the bar by one step, whose values may still be being computed."""
+        """Advance the bar by one step; the device may still compute its values."""
         if self._main and self._console.is_terminal:
             self._bar.update(step, self._steps)
 

@@ -1,4 +1,4 @@
-"""Measurements of the steps, kept on the device until they are read, so that no step waits."""
+"""Measurements of the steps, stored on the device until they are read, so that no step waits."""
 
 import math
 import time
@@ -21,8 +21,8 @@ def totals(values: dict[str, Tensor], clips: int) -> dict[str, Tensor]:
     """Return sum and count [2] of each value, which can be added over batches and processes.
 
     Args:
-        values: Scalars of the whole batch, which stand for each of its clips; or values per clip [B], of which those
-            that are NaN do not count: nothing was measured there.
+        values: Scalars of the whole batch, which count once per clip; or values per clip [B], of which NaN does not
+            count, because nothing was measured.
         clips: B.
     """
     found = {
@@ -49,9 +49,9 @@ class Meter:
         """Start the clock.
 
         Args:
-            accelerator: Of the run.
-            seconds: Spent in steps before, by the run that is gone on with.
-            skipped: Clips replaced before.
+            accelerator: The run's.
+            seconds: Time spent in steps before the run was resumed.
+            skipped: Clips replaced before the run was resumed.
         """
         self._accelerator = accelerator
         self._seconds = seconds
@@ -67,11 +67,11 @@ class Meter:
         """Record a step.
 
         Args:
-            step: Which one.
-            values: On the device, the same names every time: scalars, or values per clip with NaN where nothing was
-                measured.
+            step: Number of the step.
+            values: On the device, with the same names in every step: scalars, or values per clip with NaN where nothing
+                was measured.
             clips: Names of this process's clips.
-            skipped: How many of them stand in the place of one that could not be read.
+            skipped: Number of clips that replace one that could not be read.
         """
         self._names = list(values)
         self._steps.append(step)
@@ -87,11 +87,11 @@ class Meter:
         """Return the values of the last step, averaged over clips and processes; check all steps since the last call.
 
         Args:
-            remedy: What to tell the user if the run has to stop here.
+            remedy: What the user can do, for the error message.
 
         Returns:
-            ``step`` and its values, without those that no clip had; ``clips_per_s`` since the last call; ``seconds``
-            spent in steps and ``skipped`` clips since the run's start.
+            ``step`` and its values, without those measured for no clip; ``clips_per_s`` since the last call;
+            ``seconds`` in steps and ``skipped`` clips since the run's start.
 
         Raises:
             UserError: On the main process, if the loss or the gradient was not finite at one of the steps, naming the

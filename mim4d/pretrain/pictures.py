@@ -21,7 +21,7 @@ from ..method.model import MIM4D, pick
 MAX_DEPTH = 50.0
 """Depth at the far end of the colour scale, metres."""
 FRONT = "CAM_FRONT"
-"""The camera of an animation, where there is one of this name; else the first."""
+"""Camera of an animation; the first one if the clip has none of this name."""
 PANEL_WIDTH = 480
 """Largest width of one panel of an animation, pixels."""
 TITLE_HEIGHT = 14
@@ -48,10 +48,10 @@ def render_views(model: MIM4D, clip: Clip, stride: int = 4, cameras: slice = sli
     """Render whole images of the current frame of the first clip, from masked input, in eval mode.
 
     Args:
-        model: The model; its mode is put back afterwards.
+        model: The model; its training mode is restored afterwards.
         clip: On the model's device.
         stride: Pixels between rays.
-        cameras: Which of the clip's cameras to render, V of them; the model sees all.
+        cameras: Cameras to render, V of them; the model receives all.
 
     Returns:
         The rendered views.
@@ -153,12 +153,12 @@ def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
 
 
 def save_animation(model: MIM4D, clips: Iterable[Clip], path: Path, stride: int = 4) -> None:
-    """Render one camera in the current frames of successive clips, and write a WebP that loops at the recording's pace.
+    """Render one camera in the current frames of successive clips, and write a WebP loop at the recorded speed.
 
     Args:
         model: The model.
-        clips: By time, each on the model's device; there is at least one.
-        path: The file to write (atomically).
+        clips: At least one, in temporal order, each on the model's device.
+        path: The file to write, atomically.
         stride: Pixels between rendered rays.
     """
     frames, times = [], []

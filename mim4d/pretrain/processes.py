@@ -81,7 +81,7 @@ def own_settings(own: Mapping[str, tuple[str, str]]) -> Iterator[None]:
     """Hide accelerate's environment variables where the run has settings of its own.
 
     Args:
-        own: By variable: the value that it would need, and the run's flag for it.
+        own: By variable, the value that agrees with the run, and the run's flag.
 
     Raises:
         UserError: If a variable asks for another kind of training, or those of a launcher are incomplete.
@@ -100,7 +100,7 @@ def own_settings(own: Mapping[str, tuple[str, str]]) -> Iterator[None]:
     hidden = {name: os.environ.pop(name) for name in own if name in os.environ}
     for name, value in hidden.items():
         wanted, flag = own[name]
-        # Launchers set "no" and "1" unasked.
+        # Launchers set "no" and "1" by default.
         if value.lower() not in (wanted, "no", "1") and os.environ.get("RANK", "0") == "0":
             logger.warning("%s=%s is ignored: %s decides", name, value, flag)
     try:
@@ -160,8 +160,7 @@ class StopSignal:
 class StopAgreement:
     """Decide after the same step on all processes whether to stop.
 
-    Several processes have to meet for that, which waits for the device: they do so about every
-    :data:`AGREE_EVERY` seconds.
+    Several processes have to meet for that, and wait for the device: about every :data:`AGREE_EVERY` seconds.
     """
 
     def __init__(self, accelerator: Accelerator, step: int) -> None:
@@ -171,10 +170,10 @@ class StopAgreement:
         self._time = time.monotonic()
 
     def after(self, step: int, received: int) -> int:
-        """Return the signal to stop for; 0 if there is none, or if the processes do not compare notes at this step.
+        """Return the signal to stop for; 0 if there is none, or if the processes do not meet at this step.
 
         Args:
-            step: The step that was done.
+            step: The last step done.
             received: The signal that this process has received, 0 for none.
         """
         if self._alone or step - self._step < self._steps:
@@ -182,7 +181,7 @@ class StopAgreement:
         now = time.monotonic()
         answers = gather_object([(received, (now - self._time) / (step - self._step))])
         slowest = max(seconds for _, seconds in answers)
-        # At most twice as many as before: the first steps take longer.
+        # At most twice as many steps as before, because the first ones take longer.
         self._steps = min(2 * self._steps, max(1, int(AGREE_EVERY / max(slowest, 1e-6))))
         self._step, self._time = step, now
         return max(number for number, _ in answers)

@@ -20,12 +20,12 @@ def provenance(config: PretrainConfig, rows: list[dict[str, float]], clips_per_s
 
     Args:
         config: The run's complete settings.
-        rows: Of its ``metrics.jsonl``, oldest first.
-        clips_per_step: Of all processes together.
+        rows: Rows of ``metrics.jsonl``, oldest first.
+        clips_per_step: Clips per step of all processes together.
 
     Returns:
         ``init``, ``data``, ``dataset`` and ``split``, ``steps``, ``clips_per_step``, ``settings`` that ``--config``
-        reads, and the first and last logged losses and measures. No path of this machine is in it.
+        reads, and the first and last logged losses and measurements; no path of this machine.
     """
     init = _nameable(config.init)
     settings = {name: value for name, value in to_dict(config).items() if name not in _OF_THIS_MACHINE}
@@ -51,16 +51,16 @@ def license_of_run(config: PretrainConfig) -> str | None:
 def _nameable(source: str) -> str:
     """Name the initial weights; a path is reduced to its last part, because folder names are private.
 
-    A path may be gone when the run ends, so that its form counts too.
+    The path may no longer exist at the end of a run, so text that looks like a path counts as one.
     """
     path = Path(source).expanduser()
     return path.name if looks_like_path(source) or path.exists() else source
 
 
 def _measures(row: dict[str, float], supervision: str) -> dict[str, float]:
-    """Return the losses and measures of quality in a logged row, to four digits.
+    """Return the losses and errors in a logged row, to four digits.
 
-    Rows of older versions have zeros for what was never measured: depth without LiDAR, everything without a ray.
+    Rows of older versions have zeros where nothing was measured: depth without LiDAR, everything without a ray.
     """
     kinds: tuple[str, ...] = ("loss", "_rgb", "_psnr", "_rgb_hidden", "_rgb_visible")
     if supervision == "rgbd":

@@ -88,7 +88,7 @@ CHARTS: tuple[tuple[str, tuple[Series, ...]], ...] = (
     ("Learning rate", (Series("lr", "schedule of --optim.lr", 0),)),
     ("Clips per second", (Series("clips_per_s", "training", 0),)),
 )
-"""The title of each chart, and what it shows where it was measured."""
+"""Title of each chart and its curves; curves without measurements are left out."""
 
 
 @dataclass(frozen=True)
@@ -109,39 +109,39 @@ class Chart:
     title: str
     curves: list[Curve]
     steps: int
-    """The step at the right end of the horizontal axis: the newest one, so that a young run shows something."""
+    """The step at the right end of the horizontal axis: the newest one, so that the curves fill the chart."""
 
     WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 220, 52, 8, 8, 24
 
     @cached_property
     def ticks(self) -> list[float]:
-        """Round values on the vertical axis, which they span."""
+        """Round values that span the vertical axis."""
         return round_ticks(value for curve in self.curves for _, value in curve.points)
 
     def x(self, step: float) -> float:
-        """Horizontal position of a step."""
+        """Return the horizontal position of a step."""
         return round(self.LEFT + (self.WIDTH - self.LEFT - self.RIGHT) * step / max(1, self.steps), 1)
 
     def y(self, value: float) -> float:
-        """Vertical position of a value."""
+        """Return the vertical position of a value."""
         low, high = self.ticks[0], self.ticks[-1]
         return round(self.TOP + (self.HEIGHT - self.TOP - self.BOTTOM) * (high - value) / (high - low), 1)
 
     def path(self, curve: Curve) -> str:
-        """A curve as the ``points`` of an SVG polyline."""
+        """Return a curve as the ``points`` of an SVG polyline."""
         return " ".join(f"{self.x(step)},{self.y(value)}" for step, value in curve.points)
 
 
 def write_report(
     folder: RunFolder, config: PretrainConfig, *, state: State, held_out: bool = True, reason: str = ""
 ) -> Path:
-    """Write ``report.html`` from what a run folder holds; what is missing or damaged there is left out.
+    """Write ``report.html`` from the files of a run folder, without missing or damaged ones.
 
     Args:
-        folder: Of the run.
-        config: Its settings.
-        state: A browser reloads the page of a running run every :data:`REFRESH` seconds; a finished run gets its line
-            for timm and its animation.
+        folder: The run folder.
+        config: The settings of the run.
+        state: A browser reloads the page of a running run every :data:`REFRESH` seconds. The page of a finished run has
+            the line for timm and the animation.
         held_out: Whether the pictures show a clip that the run does not train on.
         reason: Why the run has stopped, and what to do.
 
@@ -171,13 +171,13 @@ def write_report(
         pictures=list(_pictures(folder.pictures)),
         timm_line=RunFolder(folder.root.resolve()).timm_line() if finished else None,
     )
-    # A name that is not UTF-8 on the disk cannot be shown, and must not stop the run either.
+    # A file name that is not UTF-8 cannot be shown, and must not stop the run.
     write_file(folder.report, lambda partial: partial.write_text(page, encoding="utf-8", errors="replace"))
     return folder.report
 
 
 def make_charts(rows: Sequence[Row]) -> list[Chart]:
-    """Make the charts that have something to show of the rows of a ``metrics.jsonl``, by increasing step."""
+    """Make the charts of the rows of a ``metrics.jsonl``, by increasing step; charts without a curve are left out."""
     charts = []
     for title, chosen in CHARTS:
         curves = []
@@ -223,7 +223,7 @@ def newest_figures(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Find the newest headline figures, the held-out ones where there are any.
 
     Returns:
-        What was measured, and its value with its unit.
+        Labels, and values with units.
     """
     wanted = (
         ("loss", "loss", "{:.3f}".format),
@@ -251,7 +251,7 @@ def choose_pictures(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> Iterator[tuple[int, str]]:
-    """Step and data URL of each chosen picture that can be read. JPEG takes a quarter of a PNG's size."""
+    """Yield step and data URL of each chosen picture that can be read, as JPEG: a quarter of a PNG's size."""
     for path in choose_pictures(folder):
         buffer = io.BytesIO()
         with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:  # what Pillow raises

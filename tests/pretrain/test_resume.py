@@ -151,7 +151,7 @@ def test_a_run_goes_on_where_its_data_lies_now_but_not_on_other_data(root, tmp_p
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "clips was " in error
-    assert "its data had other scenes or moments than --dataroot and --tolerance give" in error
+    assert "the scenes or times of its data differ from those of --dataroot and --tolerance" in error
     assert len(losses(out)) == 2
 
 
