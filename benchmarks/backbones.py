@@ -26,6 +26,9 @@ from mim4d.flags import report_user_errors
 from mim4d.io.files import write_file
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/backbones.md"
+COST, TRIED = "## Time and memory of a step", "## Models tried"
+"""Headings of the page: benchmarks/masked.py writes the section of the first."""
 WORKS, REFUSED, FAILED, WRONG = "works", "refused", "fails", "wrong"
 
 
@@ -158,22 +161,43 @@ def smallest_of_each_class() -> list[str]:
     return sorted(min(models)[1] for models in classes.values())
 
 
-def page(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown of all results."""
-    count = {status: sum(r["status"] == status for r in results.values()) for status in (WORKS, REFUSED, FAILED, WRONG)}
+def replace_cost(text: str, cost: str) -> str:
+    """Return the page's text with another section of time and memory."""
+    start, end = text.index(COST), text.index(TRIED)
+    return f"{text[:start]}{COST}\n\n{cost}\n\n{text[end:]}"
+
+
+def _counted(results: list[dict[str, Any]]) -> str:
+    count = {status: sum(r["status"] == status for r in results) for status in (WORKS, REFUSED, FAILED, WRONG)}
+    return (
+        f"{count[WORKS]} have a masked forward, {count[REFUSED]} are refused by name, {count[FAILED]} fail for another "
+        f"reason and {count[WRONG]} are wrong"
+    )
+
+
+def page(results: dict[str, dict[str, Any]], shown: list[str]) -> str:
+    """Return the page in Markdown, without the section of time and memory.
+
+    Args:
+        results: Those of :func:`check`, by name.
+        shown: Names that get a row.
+    """
+    more = len(results) > len(shown)
+    others = (
+        f" Of all {len(results)} models tried so far, {_counted(list(results.values()))} (`--all`)." if more else ""
+    )
     lines = [
         "# Which timm models can be pretrained",
         "",
-        f"Of {len(results)} timm models tried, **{count[WORKS]} have a masked forward, {count[REFUSED]} are refused by "
-        f"name, {count[FAILED]} fail for another reason and {count[WRONG]} are wrong**: the smallest model of each "
-        f"class in timm (`python -m benchmarks.backbones`, timm {timm.__version__}, torch "
-        f"{torch.__version__.split('+')[0]}, random weights; `--all` tries all of up to 60 million parameters). "
+        f"Of {len(shown)} timm models, the smallest of each class in timm, **{_counted([results[n] for n in shown])}** "
+        f"(`python -m benchmarks.backbones`, timm {timm.__version__}, torch {torch.__version__.split('+')[0]}, random "
+        f"weights; `--all` adds all of up to 60 million parameters).{others} "
         "Within a class a variant may be refused for a module that the smallest one does not have; "
         "`mim4d-pretrain --model NAME` says so before the first step.",
         "",
         "CNNs of convolutions, poolings, norms and pooled gates work, and ViTs of timm's `VisionTransformer` and `Eva` "
-        "classes (plain, DINOv2, DINOv3, EVA-02). Windowed and hierarchical transformers, and attention inside a CNN, "
-        "are refused before the first step.",
+        "classes (plain, DINOv2, DINOv3, EVA-02). Windowed and hierarchical transformers, ViTs with relative position "
+        "biases (BEiT), and attention inside a CNN are refused before the first step.",
         "",
         "A model *works* if, in training and in evaluation, hidden pixels change no visible feature and get no "
         "gradient, both exactly, hidden sites are zero, and with everything visible the maps are timm's to the last "
@@ -181,14 +205,19 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "model without attention to hidden tokens. CNNs that pad by reflection, or count padding in a pooling, differ "
         "from it at the rectangle's border: there the cut-out image ends, and the masked one does not.",
         "",
+        COST,
+        "",
+        TRIED,
+        "",
         "| model | result | relative difference to the reference | why |",
         "| --- | --- | --- | --- |",
     ]
     order = (WRONG, WORKS, REFUSED, FAILED)
-    for name, result in sorted(results.items(), key=lambda item: (order.index(item[1]["status"]), item[0])):
+    for name in sorted(shown, key=lambda name: (order.index(results[name]["status"]), name)):
+        result = results[name]
         reference = result.get("reference")
-        shown = "" if reference is None else f"{reference:.0e}"
-        lines.append(f"| `{name}` | {result['status']} | {shown} | {result['why'].replace('|', ' ')} |")
+        difference = "" if reference is None else f"{reference:.0e}"
+        lines.append(f"| `{name}` | {result['status']} | {difference} | {result['why'].replace('|', ' ')} |")
     return "\n".join(lines) + "\n"
 
 
@@ -196,10 +225,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Try which timm models have a masked forward, and write docs/backbones.md."
     )
-    parser.add_argument("names", nargs="*", help="models to try; the smallest of each class if left out")
+    parser.add_argument("names", nargs="*", help="models to try and to list; the smallest of each class if left out")
     parser.add_argument("--all", action="store_true", help="try every model of up to 60 million parameters")
     parser.add_argument("--results", type=Path, default=ROOT / "build/backbones.json", help="where results are kept")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/backbones.md", help="the page to write")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write")
     return parser
 
 
@@ -209,15 +238,19 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     with report_user_errors():
         results = json.loads(given.results.read_text()) if given.results.exists() else {}
-        every = timm.list_models(exclude_filters="mim4d_*") if given.all else []
-        for name in given.names or every or smallest_of_each_class():
-            if name in results or (given.all and _too_large(name)):
+        shown = given.names or smallest_of_each_class()
+        more = [name for name in timm.list_models(exclude_filters="mim4d_*") if given.all and not _too_large(name)]
+        for name in (*shown, *more):
+            if name in results:
                 continue
             results[name] = check(name)
             print(name, results[name], flush=True)
             given.results.parent.mkdir(parents=True, exist_ok=True)
             write_file(given.results, lambda partial: partial.write_text(json.dumps(results, indent=1)))
-        write_file(given.page, lambda partial: partial.write_text(page(results)))
+        text, old = page(results, shown), given.page.read_text() if given.page.exists() else ""
+        if COST in old:
+            text = replace_cost(text, old.partition(COST)[2].partition(TRIED)[0].strip())
+        write_file(given.page, lambda partial: partial.write_text(text))
 
 
 def _too_large(name: str) -> bool:
