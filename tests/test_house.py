@@ -16,7 +16,8 @@ LAYERS = (
     ("backbones",),
     ("method", "optim", "data", "world", "deploy"),
     ("roots",),
-    ("pretrain", "eval", "integrations"),
+    ("eval",),
+    ("pretrain", "integrations"),
     ("commands",),
 )
 """What stands on what, from the ground up. Parts of one layer do not import each other."""

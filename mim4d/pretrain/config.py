@@ -98,6 +98,9 @@ class PretrainConfig:
     """Steps between pictures of one held-out clip; the last step makes one too. 0: none."""
     eval_every: int = 1000
     """Steps between evaluations on held-out clips; the last step makes one too. 0: none."""
+    probe_every: int = 0
+    """Steps between ridge probes of the encoder, those of mim4d-eval --task probe on 24 training and 12 held-out samples;
+    the last step makes one too. They need annotated boxes. 0: none."""
     eval_clips: int = 64
     """Held-out clips to evaluate on, evenly spaced over the split, the same each time."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -106,7 +109,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, dict.fromkeys(("steps", "log_every", "save_every", "keep", "eval_clips"), (1, math.inf)))
-        check_bounds(self, dict.fromkeys(("seed", "picture_every", "eval_every", "frame_gap"), (0, math.inf)))
+        check_bounds(self, dict.fromkeys(("seed", "picture_every", "eval_every", "probe_every"), (0, math.inf)))
+        check_bounds(self, {"frame_gap": (0, math.inf)})
         check_bounds(self, {"batch_size": (1, 1024), "frames": (1, 1000), "workers": (0, 1024)})
         check_bounds(self, {"lidar_floats": (3, 64)})
         check_image_size(self.image_size)
@@ -240,7 +244,7 @@ def to_dict(config: PretrainConfig) -> dict[str, Any]:
 
 MAY_CHANGE = {
     *("dataroot", "val_split", "on_error", "steps", "batch_size", "workers", "precision", "out", "keep"),
-    *("log_every", "save_every", "picture_every", "eval_every", "eval_clips"),
+    *("log_every", "save_every", "picture_every", "eval_every", "probe_every", "eval_clips"),
     *(f"optim.{field.name}" for field in dataclasses.fields(OptimConfig) if field.name != "ema_decay"),
 }
 """Settings that a resumed run may change, because they change neither the model nor the data. With all of them

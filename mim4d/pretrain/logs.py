@@ -200,4 +200,6 @@ def speed(clips_per_s: float) -> str:
 
 def _board_name(name: str) -> str:
     """Return the name in TensorBoard, which groups by the part before the slash."""
+    if name.startswith("probe_"):
+        return f"probe/{name.removeprefix('probe_')}"
     return f"held_out/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"

@@ -74,6 +74,15 @@ CHARTS: tuple[tuple[str, tuple[Series, ...]], ...] = (
     ("Held-out colour error vs. baselines", _baselines("rgb")),
     ("Held-out depth error vs. baselines (m)", _baselines("depth")),
     (
+        "Ridge probes of the encoder, held out (0 to 1)",
+        (
+            Series("probe_depth_r2", "depth R2", 0),
+            Series("probe_vehicle_ap", "vehicle AP", 1),
+            Series("probe_drivable_ap", "drivable AP", 2),
+            Series("probe_bev_vehicle_ap", "vehicle AP in BEV", 3),
+        ),
+    ),
+    (
         "Encoder's gradient norm by loss term",
         (
             Series("grad_encoder_direct_rgb", "direct colour", 0),

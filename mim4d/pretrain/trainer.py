@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..backbones.weights import initialise
 from ..clip import Clip
-from ..data import count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
+from ..data import NuScenesClips, count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
 from ..data.loader import check_limits
 from ..errors import BadDataError, UserError, WeightsError
 from ..flags import installed
@@ -146,6 +146,9 @@ class Trainer:
         self.loader = make_loader(clips, steps=batches, start_step=self.start * config.optim.accumulate, **share)
         self.held_out = make_evaluation_loader(held_out, count=config.eval_clips, **share) if held_out else None
         check_limits([self.loader, self.held_out] if self.held_out else [self.loader])
+        self._probe: Callable[[MaskedModel], dict[str, float]] | None = None
+        if config.probe_every:
+            on_main(accelerator, lambda: self._open_probe(clips, held_out))
         self._drawn = held_out or clips
         self.shown = self._drawn[evaluation_clips(self._drawn, 1, config.seed)[0]]
 
@@ -159,6 +162,18 @@ class Trainer:
         self._batches: list[Clip] = []
         self._license = license_of_run(config)  # now: what it is read from may be gone at the end
         self._introduce(told, len(clips), len(held_out) if held_out else 0)
+
+    def _open_probe(self, clips: NuScenesClips, held_out: NuScenesClips | None) -> None:
+        """Read what ``probe_every`` needs.
+
+        Raises:
+            UserError: If there are no held-out scenes, or no annotations.
+        """
+        from ..eval.online import OnlineProbe  # it needs the nuscenes-devkit, which a run without probes does not
+
+        if held_out is None:
+            raise UserError(f"probe_every = {self.config.probe_every} needs held-out scenes: name them by --val-split")
+        self._probe = OnlineProbe(clips.config, clips.config.split, held_out.config.split)
 
     def run(self) -> None:
         """Run the remaining steps, then export the encoder."""
@@ -224,20 +239,23 @@ class Trainer:
         evaluates = self.held_out is not None and self._due(step, config.eval_every)
         draws, saves = self._due(step, config.picture_every), self._due(step, config.save_every)
         received = self.agreement.after(step, stop.received)
-        if not (logs or evaluates or draws or saves or received):
+        probes = self._due(step, config.probe_every)
+        if not (logs or evaluates or probes or draws or saves or received):
             return
         newest = self.folder.newest()
         remedy = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
         row = self.meter.read(remedy)
-        if evaluates or draws or saves or received:
+        if evaluates or probes or draws or saves or received:
             self._check_weights(f"after step {step}: lower --optim.lr; {remedy}")
         row["lr"] = config.optim.lr * lr_scale(step, config.steps, config.optim)
         if self.held_out is not None and evaluates:
             row |= evaluate(self._best(), self.held_out, accelerator)
+        if probes:
+            row |= on_main(accelerator, lambda: self._probe(self._best()) if self._probe else {})
         if self._batches and (logs or evaluates):
             row |= encoder_gradients(self.model, self._batches, accelerator)
         self._batches = []
-        if logs or evaluates:
+        if logs or evaluates or probes:
             self.log.row(row)
             if step == self.start + 1 and self._slow():
                 seconds = row["seconds"] - self._seconds_before
