@@ -30,6 +30,11 @@ def data() -> None:
     _start("data")
 
 
+def show() -> None:
+    """``mim4d-show``."""
+    _start("show")
+
+
 HUB = (deploy.add_command,)
 """Functions that add commands of higher layers to ``mim4d-hub``."""
 

@@ -28,6 +28,7 @@ from mim4d.data import cli as check_data
 from mim4d.eval.cli import main as evaluate
 from mim4d.pretrain import cli as pretrain
 from mim4d.settings import flatten
+from mim4d.show import cli as show
 from mim4d.world import WorldConfig
 from mim4d.world import cli as world
 from tests.docs.test_docs_site import PAGES, ROOT, blocks
@@ -176,6 +177,9 @@ class Toy:
             small = [*EVAL, *offline, "--version", "v1.0-mini", "--dataroot", str(self.root)]
             evaluate(evaluation.arguments(self.root, Path("runs/eval"), *rest, *small))
             assert (Path(rest[rest.index("--out") + 1]) / "metrics.json").is_file()
+        elif program == "mim4d-show":
+            show.main([rest[0], str(self.root), *rest[2:]])
+            assert (Path(rest[rest.index("--out") + 1]) / "index.html").is_file()
         elif program == "mim4d-data":
             rest[rest.index("check") + 1] = str(self.root)
             with pytest.raises(SystemExit, match="0"):

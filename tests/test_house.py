@@ -14,7 +14,7 @@ LAYERS = (
     ("settings",),
     ("hub",),
     ("backbones",),
-    ("method", "optim", "data", "world", "deploy"),
+    ("method", "optim", "data", "world", "deploy", "show"),
     ("roots",),
     ("eval",),
     ("pretrain", "integrations"),

@@ -26,6 +26,7 @@ from mim4d.hub import cli as hub
 from mim4d.hub.folder import save_encoder
 from mim4d.pretrain import cli as pretrain
 from mim4d.pretrain.config import PretrainConfig, complete, flatten, save_config, to_dict
+from mim4d.show import cli as show
 from mim4d.world import cli as world
 from tests.test_house import LAYERS, MODULES
 
@@ -106,6 +107,8 @@ def check(words: list[str], strict: bool) -> None:
         hub.make_parser(HUB).parse_args(rest)
     elif program == "export":
         assert rest[0].startswith("MIM4D_HUB="), words
+    elif program == "mim4d-show":
+        show.make_parser().parse_args(rest)
     elif program == "mim4d-data":
         data._parser().parse_args(rest)
     elif program == "mim4d-world":

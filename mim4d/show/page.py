@@ -1,0 +1,97 @@
+"""One PNG and one HTML page of images beside the colours of their features."""
+
+import base64
+import html
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..io.files import write_bytes
+from .features import HIDDEN, Stage
+
+WIDTH = 352
+"""Width of a picture, pixels."""
+GAP = 4
+
+_STYLE = (
+    "body{font:15px sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"
+    "td,th{padding:2px;text-align:left;font-weight:normal;font-size:13px}img{display:block}"
+)
+
+
+def save_pages(out: Path, title: str, names: list[str], images: Tensor, stages: list[Stage], visible: Tensor) -> None:
+    """Write ``features.png`` and ``index.html``, which holds its pictures.
+
+    Args:
+        out: The folder.
+        title: Name of the backbone.
+        names: Of the images.
+        images: [N, 3, H, W] from 0 to 1.
+        stages: From :func:`mim4d.show.features.stages_of`.
+        visible: [N, h, w]: the mask.
+
+    Raises:
+        UserError: If a file cannot be written.
+    """
+    height = round(WIDTH * images.shape[-2] / images.shape[-1])
+    rows = [[_picture(cell, height) for cell in row] for row in _rows(images, stages, visible)]
+    columns = len(stages) + 1
+    sheet = Image.new("RGB", (columns * (WIDTH + GAP), len(rows) * (height + GAP)), "white")
+    for y, row in enumerate(rows):
+        for x, cell in enumerate(row):
+            sheet.paste(cell, (x * (WIDTH + GAP), y * (height + GAP)))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write_bytes(out / "features.png", buffer.getvalue())
+    per_image = len(rows) // len(names)
+    heads = "".join(f"<th>stride {stage.stride}: {stage.explained:.0%} of the variance</th>" for stage in stages)
+    lines = []
+    for number, row in enumerate(rows):
+        if number % per_image == 0:
+            lines.append(f"<tr><th>{html.escape(names[number // per_image])}</th>{heads}</tr>")
+        lines.append(f"<tr>{''.join(f'<td>{_tag(cell)}</td>' for cell in row)}</tr>")
+    hidden = (
+        f"Second row of an image: {HIDDEN:.0%} of its patches are hidden from the backbone, and grey."
+        if per_image == 2
+        else "This backbone has no masked forward, so no masks are shown."
+    )
+    text = (
+        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style>"
+        f"<h1>{html.escape(title)}</h1><p>Features in colour: red, green and blue are the first three principal "
+        "components of a stage, over all images together. Equal colours are similar features; colours of different "
+        f"stages cannot be compared. {hidden}</p><table>{''.join(lines)}</table></html>\n"
+    )
+    write_bytes(out / "index.html", text.encode())
+
+
+def _rows(images: Tensor, stages: list[Stage], visible: Tensor) -> Iterator[list[Tensor]]:
+    """Pictures [3, h, w] of each row: an image with its maps, then the same with hidden patches."""
+    patch = images.shape[-1] // visible.shape[-1]
+    for n, image in enumerate(images):
+        yield [image, *(stage.colours[n] for stage in stages)]
+        masked = [stage.masked[n] for stage in stages if stage.masked is not None]
+        if masked:
+            shown = visible[n].repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+            yield [torch.where(shown, image, 0.5), *masked]
+
+
+def _picture(values: Tensor, height: int) -> Image.Image:
+    """Enlarge a map without smoothing, and shrink an image with it."""
+    mode = "nearest" if values.shape[-1] < WIDTH else "area"
+    resized = F.interpolate(values[None].float(), size=(height, WIDTH), mode=mode)[0]
+    return Image.fromarray(
+        (255 * resized.clamp(0, 1)).round().to(torch.uint8).permute(1, 2, 0).numpy().astype(np.uint8)
+    )
+
+
+def _tag(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return f'<img width="{WIDTH}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
