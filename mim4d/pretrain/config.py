@@ -99,8 +99,8 @@ class PretrainConfig:
     eval_every: int = 1000
     """Steps between evaluations on held-out clips; the last step makes one too. 0: none."""
     probe_every: int = 0
-    """Steps between ridge probes of the encoder, those of mim4d-eval --task probe on 24 training and 12 held-out samples;
-    the last step makes one too. They need annotated boxes. 0: none."""
+    """Steps between ridge probes of the encoder, as mim4d-eval --task probe on 24 training and 12 held-out samples; the
+    last step makes one too. They need annotated boxes. 0: none."""
     eval_clips: int = 64
     """Held-out clips to evaluate on, evenly spaced over the split, the same each time."""
     optim: OptimConfig = field(default_factory=OptimConfig)

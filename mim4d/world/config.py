@@ -8,7 +8,7 @@ from ..settings import NO_SPLIT, SPLITS
 
 PERIOD = 0.5
 """Seconds between key frames."""
-LOOK = 2
+LOOK = 3
 """Number of the renderer's look, counted up when the same settings give other files than before."""
 PLACES = (64, 16)
 """How many different places the scenes of the training and the validation split happen in, at most."""

@@ -64,7 +64,7 @@ def _wall(paint: Array, along: Array, height: Array, style: Array, footprint: Ar
     """Compute the albedo [3, P] of walls."""
     stains = noise(along, height * 0.4, 23.0, footprint)
     grain = noise(along, height, 4.0, footprint)
-    tone = 1 + 0.07 * stains + 0.04 * grain - 0.15 * np.clip(1 - height / 0.8, 0, 1)
+    tone = 1 + 0.12 * stains + 0.09 * grain - 0.15 * np.clip(1 - height / 0.8, 0, 1)
     course = np.floor(height / 0.15)
     brick = hashed(np.floor(along / 0.42 + 0.5 * (course % 2)).astype(np.int32), course.astype(np.int32)) - 0.5
     tone = tone + np.where(style == BRICK, 0.45 * brick * np.clip(0.12 / footprint - 0.4, 0, 1), 0.0)

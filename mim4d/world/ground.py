@@ -79,7 +79,7 @@ def ground_albedo(place: Place, noise: Noise, x: Array, y: Array, footprint: Arr
     lay(np.where(asphalt < 1, pavement, 0), _pavement)
     if street.verge:
         verge = np.where(asphalt < 1, covered(edge - street.verge, footprint), 0)
-        lay(verge, lambda there: _tone(GRASS, 1 + 0.22 * there.fine + 0.15 * there.broad))
+        lay(verge, lambda there: _tone(GRASS, 1 + 0.32 * there.fine + 0.18 * there.broad))
     lay(np.where(asphalt < 1, covered(edge - 0.18, footprint), 0), _kerb)
     lay(asphalt, lambda there: _asphalt(noise, there))
     wear = np.clip(0.86 + 0.10 * fine + 0.08 * broad, 0.25, 0.95)
@@ -96,8 +96,8 @@ def _open_ground(place: Place, noise: Noise, spots: Spots) -> Array:
     x, y, footprint, fine, broad = spots.x, spots.y, spots.footprint, spots.fine, spots.broad
     patches = noise(x + 31.0, y - 17.0, 330.0, footprint)
     dry = np.clip(0.35 + 0.35 * broad + 0.15 * fine, 0, 1)
-    grass = _blend(_tone(GRASS, 1 + 0.25 * fine + 0.12 * broad), DRY, dry * 0.7)
-    paved = _tone(PAVING, 1 + 0.07 * fine + 0.08 * broad)
+    grass = _blend(_tone(GRASS, 1 + 0.32 * fine + 0.18 * broad), DRY, dry * 0.7)
+    paved = _tone(PAVING, 1 + 0.13 * fine + 0.10 * broad)
     joints = np.minimum(np.abs(x % 2.4 - 1.2), np.abs(y % 2.4 - 1.2))
     paved *= 1 - 0.25 * covered(joints - 0.02, footprint) * np.clip(0.06 / footprint, 0, 1)
     threshold = 2.4 * (place.grass - 0.5)
@@ -111,7 +111,7 @@ def _pavement(spots: Spots) -> Array:
     tint = hashed(np.floor(along).astype(np.int32), np.floor(across).astype(np.int32)) - np.float32(0.5)
     fade = np.clip(0.3 / spots.footprint - 0.5, 0, 1)
     joint = size * np.minimum(np.minimum(along % 1, 1 - along % 1), np.minimum(across % 1, 1 - across % 1))
-    tone = 1 + 0.05 * spots.fine + 0.07 * spots.broad + 0.22 * tint * fade
+    tone = 1 + 0.10 * spots.fine + 0.10 * spots.broad + 0.22 * tint * fade
     dark = covered(joint - 0.012, spots.footprint) * np.clip(0.05 / spots.footprint, 0, 1)
     return _tone(SLABS, tone * (1 - 0.35 * dark))
 
@@ -125,10 +125,11 @@ def _kerb(spots: Spots) -> Array:
 def _asphalt(noise: Noise, spots: Spots) -> Array:
     """Compute the albedo [3, P] of asphalt with patches, cracks and dust near the kerb."""
     footprint = spots.footprint
-    tone = 1 + 0.10 * spots.fine + 0.13 * spots.broad
+    rough = noise(spots.x * 1.3, spots.y, 27.0, footprint)
+    tone = 1 + 0.16 * spots.fine + 0.15 * spots.broad + 0.10 * rough
     patch = hashed(np.floor(spots.s / 11).astype(np.int32), np.floor(spots.d / 2.6).astype(np.int32), 5)
     tone *= np.where(patch > 0.9, np.float32(0.72), np.where(patch < 0.06, np.float32(1.22), np.float32(1.0)))
-    crack = np.abs(noise(spots.x * 1.3, spots.y, 27.0, footprint)) + 40 * np.maximum(footprint - 0.03, 0)
+    crack = np.abs(rough) + 40 * np.maximum(footprint - 0.03, 0)
     tone *= 1 - 0.45 * np.clip(1 - crack * 22, 0, 1)
     tone *= 1 + 0.28 * np.clip(1 + spots.edge / 0.7, 0, 1)
     return _tone(ASPHALT, np.clip(tone, 0.3, 2.0))

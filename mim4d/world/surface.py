@@ -104,14 +104,14 @@ Look = tuple[Array, Array | float, Array | float]
 def _plain(points: Points, noise: Noise) -> Look:
     u, v, w = points.local
     stain = noise(u + w, v + 0.7 * w, 3.0, points.footprint)
-    return points.field("color") * (1 + 0.06 * stain), 0.0, 0.0
+    return points.field("color") * (1 + 0.10 * stain), 0.0, 0.0
 
 
 def _roof(points: Points, noise: Noise) -> Look:
     x, y, z = points.local
     rows = hashed(np.floor(z / 0.22).astype(np.int32), np.floor(x / 0.3).astype(np.int32)) - 0.5
     fade = np.clip(0.25 / points.footprint - 0.6, 0, 1)
-    tone = 1 + 0.35 * rows * fade + 0.10 * noise(x, y + z, 7.0, points.footprint)
+    tone = 1 + 0.35 * rows * fade + 0.16 * noise(x, y + z, 7.0, points.footprint)
     return points.field("color") * tone, 0.0, 0.0
 
 
