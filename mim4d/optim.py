@@ -22,7 +22,7 @@ class OptimConfig:
     """AdamW with linear warm-up and cosine decay."""
 
     lr: float = 4e-4
-    """Peak learning rate; the decoders' offsets have a tenth of it, the encoder ``backbone_scale`` of it."""
+    """Peak learning rate. The offsets of deformable attention have a tenth of it, the encoder ``backbone_scale``."""
     backbone_scale: float | None = None
     """Learning rate of the encoder, as a fraction of lr. None: 0.03 with given weights (--init), to keep what they have
     learned; 1 from scratch."""

@@ -35,15 +35,15 @@ class MethodConfig:
     grid: VoxelGrid = field(default_factory=VoxelGrid)
     """The volume that frames are lifted into."""
     neck: NeckConfig = field(default_factory=NeckConfig)
-    """Step 3."""
+    """The neck, which joins stages of the encoder (step 3 of the method)."""
     lift: LiftConfig = field(default_factory=LiftConfig)
-    """Step 4."""
+    """The lift, from image features to voxels (step 4)."""
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
-    """Step 6."""
+    """The temporal decoder, which rebuilds a dropped frame (step 6)."""
     render: RenderConfig = field(default_factory=RenderConfig)
-    """Step 7."""
+    """Volume rendering (step 7)."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Step 8."""
+    """Weights of the losses (step 8)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_ratio < 1:

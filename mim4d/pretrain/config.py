@@ -72,8 +72,8 @@ class PretrainConfig:
     lidar_floats: int = FLOATS_PER_POINT
     """Floats per point in LiDAR files without a header (nuScenes: x, y, z, intensity, ring)."""
     supervision: Supervision = "rgbd"
-    """rgbd: train on colour and LiDAR depth; rgb: on images alone. LiDAR then scores held-out clips, where there is
-    some."""
+    """rgbd: train on colour and LiDAR depth; rgb: on images alone; LiDAR, where there is some, only scores
+    held-out clips."""
     on_error: Literal["raise", "skip"] = "raise"
     """A missing or broken file: stop and name it, or take another clip instead and count."""
     steps: int = 30000
