@@ -2,7 +2,7 @@ r"""Convert your own calibrated video, with or without LiDAR, to a folder in nuS
 
     python examples/own_video.py --recordings my-drives --out my-root
     mim4d-pretrain --dataroot my-root --version v1.0-own --split train --val-split val \
-        --cameras front left --supervision rgb --out runs/own
+        --cameras front left --preset camera --frame-gap 0.2 --out runs/own
 
 Input:
 
@@ -245,6 +245,12 @@ def _linked(rows: list[Row]) -> list[Row]:
     return rows
 
 
+def _frame_gap(drive: Path, channels: list[str]) -> float:
+    """Return the gap between frames for --preset camera, seconds: 0.2, or that of the images if they are slower."""
+    times = np.array(list(_files(drive / channels[0])))
+    return max(0.2, round(float(np.median(np.diff(times))) / 1e6, 2)) if len(times) > 1 else 0.2
+
+
 def main(recordings: Path, out: Path) -> None:
     """Write the nuScenes folder and print the training command; the last drive is held out.
 
@@ -255,7 +261,9 @@ def main(recordings: Path, out: Path) -> None:
     drives, channels = convert(recordings, out)
     cameras = shlex.join(channel for channel in channels if channel != LIDAR)
     splits = f"--split train --val-split {'val' if len(drives) > 1 else 'none'}"
-    supervision = "" if LIDAR in channels else " --supervision rgb"
+    supervision = (
+        "" if LIDAR in channels else f" --preset camera --frame-gap {_frame_gap(recordings / drives[0], channels):g}"
+    )
     print(f"{out}: {len(drives)} drives, {len(channels)} sensors. Train with:")
     dataroot = shlex.quote(str(out))
     print(f"mim4d-pretrain --dataroot {dataroot} --version {VERSION} {splits} --cameras {cameras}{supervision}")

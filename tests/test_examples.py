@@ -202,7 +202,7 @@ def test_own_video_without_lidar_trains_by_the_command_it_prints(example, tiny_w
     told = example("own_video.py", "--recordings", str(recordings), "--out", str(tmp_path / "my root"))
     command = shlex.split(told.splitlines()[-1])
     assert command[0] == "mim4d-pretrain"
-    assert command[-2:] == ["--supervision", "rgb"]
+    assert command[-4:] == ["--preset", "camera", "--frame-gap", "0.5"]
     tiny = runs.arguments(tmp_path / "my root", tmp_path / "run", "--steps", "2")
     done = runs.run(*tiny, *command[1:])
     assert done.returncode == 0, done.stderr

@@ -60,9 +60,12 @@ class Linear(NamedTuple):
 def ridge(gram: Gram, columns: slice, penalties: Sequence[float]) -> list[Linear]:
     """Solve ridge regressions of all targets, one per penalty.
 
-    Features are standardised first; a feature that does not vary gets weight 0. Of rows n with standardised features
-    x and targets y, the weights w and the bias b minimise mean((y - x w - b)^2) + penalty |w|^2; they are returned for
-    the features as they came.
+    Features are standardised first; a feature that does not vary gets weight 0. Over rows with standardised features x
+    and targets y, the weights w and the bias b are those that minimise::
+
+        mean((y - x w - b)^2) + penalty |w|^2
+
+    They are returned for the features as they came.
 
     Args:
         gram: At least one row.

@@ -257,7 +257,7 @@ def against_lidar(log_depth: Tensor, clip: Clip, depth_range: tuple[float, float
         depth_range: Nearest and farthest depth that counts, metres.
 
     Returns:
-        The mean of |log depth - log LiDAR depth| over the points of each clip [B], 0 for a clip without any; and, by
+        The mean absolute error of log depth over the points of each clip [B], 0 for a clip without any; and, by
         name, values per clip [B] without gradient, NaN for a clip without any: ``depth`` (mean absolute error,
         metres), ``abs_rel`` (error / depth) and ``delta`` (fraction within a factor of 1.25).
     """

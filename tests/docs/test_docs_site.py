@@ -110,7 +110,7 @@ def check(words: list[str], strict: bool) -> None:
     elif program == "mim4d-show":
         show.make_parser().parse_args(rest)
     elif program == "mim4d-data":
-        data._parser().parse_args(rest)
+        data.make_parser().parse_args(rest)
     elif program == "mim4d-world":
         tyro.cli(world.Options, args=rest)
     elif program == "mim4d-eval":
