@@ -150,7 +150,7 @@ def _training(made: dict[str, Any]) -> str:
 def _data(made: dict[str, Any]) -> str | None:
     which = f"{made.get('dataset', '')}, {made.get('split', '')}"
     if made.get("data") == "synthetic":
-        return f"synthetic streets drawn by mim4d (`mim4d-world`, {which}); no real images"
+        return f"synthetic world (`mim4d-world`, {which}); no real images"
     if made.get("data") == "nuscenes":
         return f"driving video in nuScenes format ({which})"
     return None
@@ -189,7 +189,7 @@ def _limits(config: EncoderConfig) -> str:
         norm = ", and the norm of the timm head was not trained" if "convnext" in config.model else ""
         lines.append(f"- Only the backbone was kept from pretraining{norm}.")
     if made.get("data") == "synthetic":
-        lines.insert(0, "- It was trained on synthetic streets only: use it to try the tools, not on real images.")
+        lines.insert(0, "- It was trained on a synthetic world only: use it to try the tools, not on real images.")
     elif made.get("data") == "nuscenes":
         lines.insert(
             0, "- It was trained on the cities, cameras and weather of its data: test it before use elsewhere."
