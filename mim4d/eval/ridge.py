@@ -11,7 +11,10 @@ PENALTIES = tuple(10.0**power for power in range(-6, 3))
 
 
 class Gram:
-    """Sums of the products of features and targets over rows, float64; memory does not grow with the rows."""
+    """Means of features and targets over rows, and sums of products about them; memory does not grow with the rows.
+
+    All are float64. Products about zero would lose the digits of a feature whose mean is far above its spread.
+    """
 
     def __init__(self, features: int, targets: int, device: torch.device | str = "cpu") -> None:
         """Start with no rows.
@@ -22,30 +25,45 @@ class Gram:
             device: Of the sums.
         """
         self.features = features
-        size = 1 + features + targets
+        self.rows = 0
+        """Number of rows."""
+        size = features + targets
+        self.mean = torch.zeros(size, dtype=torch.float64, device=device)
+        """[C+K]: the mean of (features, targets)."""
         self.products = torch.zeros(size, size, dtype=torch.float64, device=device)
-        """[1+C+K, 1+C+K]: the sum over rows of the outer product of (1, features, targets) with itself."""
+        """[C+K, C+K]: the sum over rows of the outer product of (features, targets) - mean with itself."""
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add rows: ``features`` [rows, C] and ``targets`` [rows, K]."""
-        ones = torch.ones(len(features), 1, dtype=torch.float64, device=self.products.device)
-        rows = torch.cat([ones, features.to(ones), targets.to(ones)], dim=1)  # [rows, 1+C+K]
-        self.products.addmm_(rows.T, rows)
+        if not len(features):
+            return
+        rows = torch.cat([features.to(self.mean), targets.to(self.mean)], dim=1)  # [rows, C+K]
+        mean = rows.mean(0)
+        rows -= mean
+        self._join(len(rows), mean, rows.T @ rows)
 
     def __add__(self, other: "Gram") -> "Gram":
         joined = Gram(self.features, self.targets, self.products.device)
-        torch.add(self.products, other.products, out=joined.products)
+        for part in (self, other):
+            joined._join(part.rows, part.mean, part.products)
         return joined
+
+    def _join(self, rows: int, mean: Tensor, products: Tensor) -> None:
+        """Take in other rows: their number, mean [C+K] and products about it [C+K, C+K].
+
+        Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+        """
+        if not rows:
+            return
+        total, difference = self.rows + rows, mean - self.mean
+        self.products += products + torch.outer(difference, difference) * (self.rows * rows / total)
+        self.mean += difference * (rows / total)
+        self.rows = total
 
     @property
     def targets(self) -> int:
         """Number of targets, K."""
-        return len(self.products) - 1 - self.features
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return int(self.products[0, 0])
+        return len(self.mean) - self.features
 
 
 class Linear(NamedTuple):
@@ -77,13 +95,11 @@ def ridge(gram: Gram, columns: slice, penalties: Sequence[float]) -> list[Linear
     """
     if not gram.rows:
         raise ValueError("a ridge regression needs at least one row")
-    mean = gram.products[0] / gram.rows  # [1+C+K]
-    x, y = mean[1 : 1 + gram.features][columns], mean[1 + gram.features :]  # [c], [K]
-    rows = gram.products[1 : 1 + gram.features][columns] / gram.rows  # [c, 1+C+K]
-    covariance = rows[:, 1 : 1 + gram.features][:, columns] - torch.outer(x, x)  # [c, c]
-    with_targets = rows[:, 1 + gram.features :] - torch.outer(x, y)  # [c, K]
+    x, y = gram.mean[: gram.features][columns], gram.mean[gram.features :]  # [c], [K]
+    rows = gram.products[: gram.features][columns] / gram.rows  # [c, C+K]
+    covariance, with_targets = rows[:, : gram.features][:, columns], rows[:, gram.features :]  # [c, c], [c, K]
     variance = covariance.diagonal()
-    varies = variance > 1e-12 * (x.square() + variance.clamp(min=0).mean())  # what is below is rounding
+    varies = variance > 1e-24 * (x.square() + variance.mean())  # what is below is rounding
     scale = torch.where(varies, variance, 1).rsqrt() * varies  # [c], 0 for constants
     correlation = covariance * torch.outer(scale, scale)
     identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
@@ -97,12 +113,11 @@ def ridge(gram: Gram, columns: slice, penalties: Sequence[float]) -> list[Linear
 
 def squared_error(gram: Gram, columns: slice, linear: Linear) -> Tensor:
     """Return the mean squared error [K] of a linear function on the rows of ``gram``, from its sums alone."""
-    size, targets = len(gram.products), gram.targets
-    residual = gram.products.new_zeros(size, targets)  # the error as a function of (1, features, targets)
-    residual[0] = -linear.bias
-    residual[1 : 1 + gram.features][columns] = -linear.weight
-    residual[1 + gram.features :].fill_diagonal_(1)
-    return ((gram.products @ residual) * residual).sum(0).clamp(min=0) / max(gram.rows, 1)
+    residual = gram.products.new_zeros(len(gram.mean), gram.targets)  # the error as a function of (features, targets)
+    residual[: gram.features][columns] = -linear.weight
+    residual[gram.features :].fill_diagonal_(1)
+    spread = ((gram.products @ residual) * residual).sum(0).clamp(min=0) / max(gram.rows, 1)
+    return spread + (gram.mean @ residual - linear.bias).square()
 
 
 def fit(train: Gram, held_back: Gram, columns: slice) -> tuple[Linear, Linear]:
