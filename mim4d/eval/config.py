@@ -52,8 +52,8 @@ class EvalConfig:
     val_split: str = ""
     """Scenes to score on; det3d needs a split that the devkit knows. Empty: the version's validation split."""
     labels: float = 1.0
-    """Fraction of the training samples whose labels are used, above 0 up to 1. The seed decides which ones, one of each
-    scene before a second of any; those of a smaller fraction are among those of a larger one."""
+    """Fraction of the training samples to train on, above 0 and at most 1: 0.1 uses a tenth of them. --seed chooses
+    the samples: one of each scene before a second of any. A larger fraction contains all samples of a smaller one."""
     min_visibility: int = 2
     """bev-seg: vehicles less visible than this are neither trained on nor scored; 2 leaves out those of which less than
     40 % is seen (Cross-View Transformers' rule), 1 none (Lift-Splat-Shoot's)."""
