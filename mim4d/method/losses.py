@@ -17,7 +17,8 @@ class LossConfig:
     rgb: float = 10.0
     """Weight of the mean absolute colour error of direct and of temporal rendering (colours 0 to 1)."""
     depth: float = 10.0
-    """Weight of the mean absolute depth error of both (in scene units: metres / the volume's largest reach)."""
+    """Weight of the mean absolute depth error of both (in scene units: metres / the volume's largest reach), against
+    LiDAR. With supervision rgb, against the depth of the lift where consistency supervises that."""
     consistency: float = 0.0
     """Weight of the photometric consistency of the lift's depth between frames and between cameras."""
     lift_depth: float = 0.0

@@ -15,7 +15,7 @@ from .lift import Lift, LiftConfig
 from .losses import LossConfig, compare
 from .mask import count_visible, draw_targets, visible_patches
 from .neck import Neck, NeckConfig
-from .rays import Supervision, choose_rays
+from .rays import Supervision, choose_rays, with_depth_of_lift
 from .render import RenderConfig, Renderer
 from .rng import Stream, uniform
 from .temporal import TemporalConfig, TemporalDecoder
@@ -201,7 +201,7 @@ class MIM4D(MaskedModel):
         """Compute the losses of one training step.
 
         With direct volumes from the target frame itself and temporal volumes from the other frames (the latter only if
-        T > 1; the depth terms only with supervision ``rgbd``), and the depth of the lift in every image::
+        T > 1; the depth terms only with supervision ``rgbd`` or with consistency), and the depth of the lift in every image::
 
             loss = sum over direct, temporal of (loss.rgb * rgb error + loss.depth * depth error / scene scale)
                  + loss.consistency * photometric consistency + loss.lift_depth * log depth error
@@ -244,7 +244,8 @@ class MIM4D(MaskedModel):
         config = self.config.loss
         features = self.images(clip)  # [B, T, V, C, h, w]
         depth = self.lift.depth(features)  # [B, T, V, D, h, w]
-        terms, measures = self.score_depth(depth, clip)
+        log_depth = self.lift.log_depth(depth)  # [B, T, V, h, w]
+        terms, measures = self.score_depth(log_depth, clip)
         if not config.renders:
             return terms, measures
         targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]
@@ -257,7 +258,7 @@ class MIM4D(MaskedModel):
             if baselines:
                 mean = warped.mean(1)
                 by_kind |= {"zero": torch.zeros_like(mean), "mean": mean}
-        rendered_terms, rendered_measures = self.score(by_kind, clip, targets)
+        rendered_terms, rendered_measures = self.score(by_kind, log_depth, clip, targets)
         return terms | rendered_terms, measures | rendered_measures
 
     def images(self, clip: Clip) -> Tensor:
@@ -300,12 +301,11 @@ class MIM4D(MaskedModel):
     def _total(self, terms: dict[str, Tensor], measures: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"loss": torch.stack(list(terms.values())).sum(), **measures}
 
-    def score_depth(self, depth: Tensor, clip: Clip) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Step 8b: score the lift's own depth, [B, T, V, D, h, w]; the result is as that of :meth:`_losses`."""
+    def score_depth(self, log_depth: Tensor, clip: Clip) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Step 8b: score the lift's own log depth, [B, T, V, h, w]; the result is as that of :meth:`_losses`."""
         config = self.config
         terms: dict[str, Tensor] = {}
         measures: dict[str, Tensor] = {}
-        log_depth = self.lift.log_depth(depth)  # [B, T, V, h, w]
         if config.loss.consistency:
             errors = consistency(log_depth, clip)  # [B]
             terms["consistency"] = config.loss.consistency * errors.mean()
@@ -319,13 +319,14 @@ class MIM4D(MaskedModel):
         return terms, measures
 
     def score(
-        self, volumes: dict[str, Tensor], clip: Clip, targets: Tensor
+        self, volumes: dict[str, Tensor], log_depth: Tensor, clip: Clip, targets: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Steps 7 and 8a: render each kind of volume along the same rays and compare with the observations.
 
         Args:
             volumes: Volumes [G, C, Z, Y, X] by kind; ``direct`` and ``temporal`` contribute to the loss.
-            clip: For the observations.
+            log_depth: [B, T, V, h, w] of the lift, the observation of depth where there is no LiDAR.
+            clip: For the other observations.
             targets: [B, K] int64.
 
         Returns:
@@ -335,6 +336,9 @@ class MIM4D(MaskedModel):
         # Held-out clips are scored against LiDAR where there is some, also if it does not supervise.
         seen = config.supervision if self.training or not clip.points.shape[2] else "rgbd"
         rays = choose_rays(clip, targets, config.render.rays_per_view, config.grid, seen)
+        from_lift = self.training and config.supervision == "rgb" and config.loss.consistency > 0
+        if from_lift:
+            rays = with_depth_of_lift(rays, log_depth, clip, targets, config.grid)
         jitter = None
         if self.training:
             shape = (targets.shape[1], rays.valid.shape[1], config.render.uniform_samples)  # [K, R, M]
@@ -346,10 +350,14 @@ class MIM4D(MaskedModel):
             rendered = self.renderer(kind_volumes, rays.origins, rays.directions, jitter)
             # The other kinds do not depend on the target frame's patches, so there is no difference to measure.
             compared = compare(rendered, rays, clip.batch_size, on_visible if kind == "direct" else None)
-            measures |= {f"{kind}_{name}": value for name, value in compared.measures.items()}
+            measures |= {
+                f"{kind}_{name}": value
+                for name, value in compared.measures.items()
+                if not from_lift or name.startswith(("rgb", "psnr"))  # the lift's depth was not measured by anything
+            }
             if kind in ("direct", "temporal"):
                 terms[f"{kind}_rgb"] = config.loss.rgb * compared.errors["rgb"]
-                if config.supervision == "rgbd":
+                if from_lift or config.supervision == "rgbd":
                     terms[f"{kind}_depth"] = config.loss.depth * compared.errors["depth"] / self.renderer.field.scale
         frames = torch.full((), float(clip.num_frames if self.temporal is not None else 1), device=clip.device)
         return terms, measures | {"frames": frames, "rays": rays.valid.float().mean()}

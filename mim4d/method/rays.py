@@ -1,6 +1,6 @@
 """7a. The rays that are rendered, and the colour and depth observed along them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip import Clip
-from ..geometry import VoxelGrid, constant, invert, pixel_rays, project, transform
+from ..geometry import VoxelGrid, constant, exact, invert, pixel_rays, project, transform
 from .rng import Stream, uniform
 
 Supervision = Literal["rgbd", "rgb"]
@@ -25,7 +25,8 @@ class Rays:
     rgb: Tensor
     """[G, R, 3], the colour of the pixel, 0 to 1."""
     depth: Tensor
-    """[G, R], distance along the ray to the LiDAR point, metres; meaningless where ``has_depth`` is False."""
+    """[G, R], distance along the ray to the LiDAR point or to the lift's depth, metres; meaningless where
+    ``has_depth`` is False."""
     valid: Tensor
     """[G, R] bool, whether the ray has an observed colour."""
     has_depth: Tensor
@@ -69,6 +70,31 @@ def choose_rays(clip: Clip, targets: Tensor, per_view: int, grid: VoxelGrid, sup
     rays = {"origins": origins, "directions": directions, "rgb": rgb, "depth": depth, "valid": valid, "pixels": pixels}
     rays["has_depth"] = valid & (points is not None)
     return Rays(**{name: x.flatten(0, 1).flatten(1, 2) for name, x in rays.items()})  # [G, R, ...]
+
+
+@exact
+def with_depth_of_lift(rays: Rays, log_depth: Tensor, clip: Clip, targets: Tensor, grid: VoxelGrid) -> Rays:
+    """Give rays the depth that the lift has at their pixels, where there is no LiDAR; it gets no gradient.
+
+    Args:
+        rays: R rays for each of G = B*K volumes.
+        log_depth: [B, T, V, h, w], logarithm of the depth along the optical axis in metres.
+        clip: B clips, for calibration.
+        targets: [B, K] int64, the frames of the rays.
+        grid: Points outside it are not used, because no rendering can reach them.
+    """
+    rows = torch.arange(clip.batch_size, device=clip.device)[:, None]  # [B, 1]
+    maps = log_depth.detach()[rows, targets].flatten(0, 2)  # [G*V, h, w]
+    axes = clip.ego_from_camera[rows, targets][..., :3, 2].flatten(0, 1)  # [G, V, 3]
+    height, width = clip.image_size
+    pixels = rays.pixels.unflatten(1, (clip.num_cameras, -1)).flatten(0, 1)  # [G*V, R/V, 2]
+    places = pixels[:, None] * constant([2 / width, 2 / height], pixels) - 1  # [G*V, 1, R/V, 2]
+    found = F.grid_sample(maps[:, None].float(), places, padding_mode="border", align_corners=False)
+    along_axis = found.view(len(axes), -1).exp()  # [G, R]
+    axes = axes.repeat_interleave(rays.pixels.shape[1] // clip.num_cameras, dim=1)  # [G, R, 3]
+    depth = along_axis / (rays.directions * axes).sum(-1)
+    reached = grid.contains(rays.origins + depth[..., None] * rays.directions)
+    return replace(rays, depth=depth, has_depth=rays.valid & reached)
 
 
 def _lidar_pixels(

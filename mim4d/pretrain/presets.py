@@ -20,10 +20,11 @@ CAMERA = PretrainConfig(
     frame_gap=0.2,
     method=MethodConfig(
         neck=NeckConfig(stages=(1, 2, 3)),
-        loss=LossConfig(rgb=1.0, depth=0.0, consistency=4.0, rendered_gradient=0.0),
+        loss=LossConfig(rgb=1.0, depth=10.0, consistency=4.0, rendered_gradient=0.0),
     ),
 )
-"""Cameras alone: the depth of the lift is supervised by what neighbouring frames and cameras saw."""
+"""Cameras alone: the depth of the lift is supervised by what neighbouring frames and cameras saw, and rendering by the
+depth of the lift."""
 
 PAPER = PretrainConfig(
     preset="paper",

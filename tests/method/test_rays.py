@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mim4d.clip import Clip
 from mim4d.geometry import VoxelGrid, make_pose, project, transform
-from mim4d.method.rays import Rays, choose_rays
+from mim4d.method.rays import Rays, choose_rays, with_depth_of_lift
 from tests.reference import lidar_rays as reference
 from tests.toy import toy_clip, toy_grid
 
@@ -267,3 +267,34 @@ def test_shapes():
         rays = choose_rays(clip, targets_of(clip, 2, 1), 7, VoxelGrid(), supervision)
         assert rays.origins.shape == rays.directions.shape == rays.rgb.shape == (4, 14, 3)
         assert rays.depth.shape == rays.valid.shape == rays.has_depth.shape == (4, 14)
+
+
+# The lift's depth in the place of LiDAR
+
+
+def test_a_ray_ends_where_the_lift_has_its_depth_along_the_optical_axis():
+    clip = toy_clip()
+    targets = targets_of(clip, 2, 0)
+    generator = torch.Generator().manual_seed(0)
+    log_depth = 1 + 2 * torch.rand(2, 3, 2, 8, 12, generator=generator)  # 2.7 to 20 m; a site has 8 pixels
+    rays = with_depth_of_lift(choose_rays(clip, targets, 16, GRID, "rgb"), log_depth, clip, targets, GRID)
+    ends = rays.origins + rays.depth[..., None] * rays.directions  # [G, R, 3]
+    for g in range(4):
+        for r in range(32):
+            b, t, v = g // 2, [2, 0][g % 2], r // 16
+            z = transform(clip.ego_from_camera[b, t, v].inverse(), ends[g, r][None])[0, 2].item()
+            x, y = (rays.pixels[g, r] / 8 - 0.5).tolist()
+            x, y = min(max(x, 0), 11), min(max(y, 0), 7)
+            c, d = min(int(x), 10), min(int(y), 6)
+            patch = log_depth[b, t, v, d : d + 2, c : c + 2].double().numpy()
+            wanted = np.array([1 - (y - d), y - d]) @ patch @ np.array([1 - (x - c), x - c])
+            assert z == pytest.approx(np.exp(wanted), rel=1e-4)
+            assert rays.has_depth[g, r] == GRID.contains(ends[g, r])
+
+
+def test_the_lift_learns_nothing_from_its_own_depth():
+    clip = toy_clip()
+    targets = targets_of(clip, 1)
+    log_depth = torch.full((2, 3, 2, 8, 12), 2.0, requires_grad=True)
+    rays = with_depth_of_lift(choose_rays(clip, targets, 4, GRID, "rgb"), log_depth, clip, targets, GRID)
+    assert not rays.depth.requires_grad
