@@ -201,7 +201,8 @@ class MIM4D(MaskedModel):
         """Compute the losses of one training step.
 
         With direct volumes from the target frame itself and temporal volumes from the other frames (the latter only if
-        T > 1; the depth terms only with supervision ``rgbd`` or with consistency), and the depth of the lift in every image::
+        T > 1; the depth terms only with supervision ``rgbd`` or with consistency), and the depth of the lift in every
+        image::
 
             loss = sum over direct, temporal of (loss.rgb * rgb error + loss.depth * depth error / scene scale)
                  + loss.consistency * photometric consistency + loss.lift_depth * log depth error
