@@ -16,11 +16,11 @@ FIRST = ("task", "backbone", "init", "freeze", "data", "dataroot", "preset", "la
 
 
 def parse(argv: list[str]) -> EvalConfig:
-    """The settings that a command line asks for: those of the preset, then the flags.
+    """Return the settings of a command line: those of the preset, overridden by the flags.
 
     Raises:
-        UserError: If a value makes no sense.
-        SystemExit: For --help, and with code 2 if a flag is wrong.
+        UserError: If a value is not valid.
+        SystemExit: After --help; with code 2 if a flag is wrong.
     """
     first = ArgumentParser(prog="mim4d-eval", add_help=False, allow_abbrev=False)
     for name in ("preset", "data"):
@@ -28,14 +28,14 @@ def parse(argv: list[str]) -> EvalConfig:
     head = first.parse_known_args(argv)[0]
     name = ("demo" if head.data == "synthetic" else "gpu24") if head.preset is None else head.preset
     if name not in PRESETS:
-        raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
+        raise UserError(f"--preset {name}: expected one of {', '.join(PRESETS)}")
     start = dataclasses.replace(PRESETS[name], task=tyro.MISSING)  # there is no default task
     example = "mim4d-eval --task bev-seg --backbone runs/pretrain --freeze --dataroot /data/nuscenes --out runs/eval"
     return parse_flags(EvalConfig, argv, prog="mim4d-eval", default=start, first=FIRST, example=example)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command's entry point; what a user can put right ends in one line and exit code 2."""
+    """Run the command. Errors that a user can fix are printed in one line, with exit code 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mim4d").setLevel(logging.INFO)
     arguments = sys.argv[1:] if argv is None else argv

@@ -67,9 +67,9 @@ class Detection:
         boxes = annotations.boxes(token)
         return boxes[(boxes["label"] >= 0) & (boxes["points"] > 0)]
 
-    def target(self, kept: NDArray[np.void], augmentation: BEVAugmentation) -> DetectionTarget:
+    def target(self, truth: NDArray[np.void], augmentation: BEVAugmentation) -> DetectionTarget:
         """Turn the augmented boxes in the grid into a heatmap and the values at its peaks."""
-        boxes = augmentation.boxes(kept)
+        boxes = augmentation.boxes(truth)
         low, cell = np.array([self.grid.x[0], self.grid.y[0]]), np.array(self.grid.voxel[:2])
         _, height, width = self.grid.shape
         places = (boxes["center"][:, :2] - low) / cell
@@ -170,9 +170,9 @@ class Detection:
         """Return an empty score; see :class:`DetectionScores` for errors."""
         return DetectionScores(self, annotations, split)
 
-    def draw(self, axis: Axes, kept: NDArray[np.void], output: Tensor | None) -> None:
+    def draw(self, axis: Axes, truth: NDArray[np.void], output: Tensor | None) -> None:
         """Draw boxes from above with a line along their yaw; predicted ones are the paler the lower their score."""
-        boxes = kept if output is None else self.boxes(output)[0]
+        boxes = truth if output is None else self.boxes(output)[0]
         axis.set_facecolor("whitesmoke")
         for box, shape in zip(boxes, footprints(boxes), strict=True):
             alpha = float(box["score"]) ** 0.5 if "score" in (box.dtype.names or ()) else 1.0
@@ -224,7 +224,7 @@ class DetectionScores:
         self._task, self._annotations, self._split = task, annotations, split
         self._boxes: dict[str, NDArray[np.void]] = {}
 
-    def add(self, output: Tensor, kept: list[Any], tokens: list[str]) -> None:
+    def add(self, output: Tensor, truths: list[Any], tokens: list[str]) -> None:
         """Add a batch of outputs [B, CHANNELS, Y, X]."""
         self._boxes |= dict(zip(tokens, self._task.boxes(output), strict=True))
 

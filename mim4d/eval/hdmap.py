@@ -71,16 +71,16 @@ class HDMap:
                 shapes.append((label, shapely.union_all(layers[name]).boundary))
         return [(label, np.array(part.coords)) for label, shape in shapes for part in _parts(shape)]
 
-    def lines(self, kept: Lines, augmentation: BEVAugmentation) -> Lines:
+    def lines(self, truth: Lines, augmentation: BEVAugmentation) -> Lines:
         """Augment lines and clip them to the grid."""
         square = shapely.box(self.grid.x[0], self.grid.y[0], self.grid.x[1], self.grid.y[1])
-        moved = [(label, shapely.LineString(augmentation.points(line))) for label, line in kept]
+        moved = [(label, shapely.LineString(augmentation.points(line))) for label, line in truth]
         cut = [(label, shapely.intersection(line, square)) for label, line in moved]
         return [(label, np.array(part.coords)) for label, shape in cut for part in _parts(shape)]
 
-    def target(self, kept: Lines, augmentation: BEVAugmentation) -> MapTarget:
+    def target(self, truth: Lines, augmentation: BEVAugmentation) -> MapTarget:
         """Resample the augmented lines in the grid to POINTS points at equal distances, in every equivalent order."""
-        lines = self.lines(kept, augmentation)
+        lines = self.lines(truth, augmentation)
         points = np.array([_orders(resample(line, POINTS)) for _, line in lines]).reshape(-1, ORDERS, POINTS, 2)
         low, high = np.array([self.grid.x[0], self.grid.y[0]]), np.array([self.grid.x[1], self.grid.y[1]])
         labels = torch.tensor([label for label, _ in lines], dtype=torch.int64)
@@ -147,9 +147,9 @@ class HDMap:
         """Return an empty score; every split can be scored."""
         return MapScores(self)
 
-    def draw(self, axis: Axes, kept: Lines, output: Any | None) -> None:
+    def draw(self, axis: Axes, truth: Lines, output: Any | None) -> None:
         """Draw lines from above; predicted ones with a score above 0.3."""
-        lines, scores = self.lines(kept, BEVAugmentation.none()), None
+        lines, scores = self.lines(truth, BEVAugmentation.none()), None
         if output is not None:
             lines, scores = self.predictions(output, 0)
         axis.set_facecolor("whitesmoke")
@@ -228,9 +228,9 @@ class MapScores:
         self._task = task
         self._average = ChamferAP(len(NAMES))
 
-    def add(self, output: Any, kept: list[Lines], tokens: list[str]) -> None:
+    def add(self, output: Any, truths: list[Lines], tokens: list[str]) -> None:
         """Add a batch of the head's output."""
-        for sample, truth in enumerate(kept):
+        for sample, truth in enumerate(truths):
             self._average.add(*self._task.predictions(output, sample), self._task.lines(truth, BEVAugmentation.none()))
 
     def result(self, out: Path) -> Figures:

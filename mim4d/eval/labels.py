@@ -1,6 +1,6 @@
 """Ground truth of a sample in its ego frame: boxes from the tables, map layers from the map expansion.
 
-The ego frame is the car's at the sample's LiDAR sweep, as in :class:`mim4d.clip.Clip`.
+The ego frame is that of the sample's LiDAR sweep, as in :class:`mim4d.clip.Clip`.
 """
 
 import json
@@ -30,64 +30,65 @@ ATTRIBUTES = (
     *("vehicle.moving", "vehicle.parked", "vehicle.stopped", "cycle.with_rider", "cycle.without_rider"),
     *("pedestrian.moving", "pedestrian.standing", "pedestrian.sitting_lying_down"),
 )
-"""nuScenes' attributes, of which a box has one or none."""
+"""nuScenes' attributes; a box has at most one."""
 BOX = np.dtype(
     [
         ("center", "f8", 3),  # ego frame, metres
         ("size", "f8", 3),  # length, width, height, metres
-        ("yaw", "f8"),  # of the length, about z in the ego frame, radians
-        ("velocity", "f8", 2),  # of the thing over ground, along the ego frame's x and y, m/s; NaN where not known
-        ("label", "i4"),  # of CLASSES, -1 for none of them
-        ("attribute", "i4"),  # of ATTRIBUTES, -1 for none of them
-        ("vehicle", "?"),  # nuScenes' category vehicle.*, of which some are in none of the ten classes
-        ("visibility", "i4"),  # 1 to 4: 0-40, 40-60, 60-80, 80-100 % seen by the six cameras
-        ("points", "i4"),  # LiDAR and radar points in it
+        ("yaw", "f8"),  # angle from the ego frame's x axis to the length axis, radians
+        ("velocity", "f8", 2),  # over ground, in the ego frame's axes, m/s; NaN if unknown
+        ("label", "i4"),  # index in CLASSES, or -1
+        ("attribute", "i4"),  # index in ATTRIBUTES, or -1
+        ("vehicle", "?"),  # category vehicle.*; some of these are in none of the ten classes
+        ("visibility", "i4"),  # 1 to 4: 0-40, 40-60, 60-80, 80-100 % visible in the cameras
+        ("points", "i4"),  # number of LiDAR and radar points inside
     ]
 )
-"""One annotated box."""
+"""Type of an annotated box."""
 LAYERS = {
     "drivable": ("drivable_area",),
     "divider": ("road_divider", "lane_divider"),
     "crossing": ("ped_crossing",),
     "road": ("road_segment", "lane"),
 }
-"""Our names for what is read of the map expansion, and its layers."""
+"""Layers of the map expansion, by the name under which this module reads them."""
 
 
 class Annotations:
-    """Annotation tables and maps of a root, read sample by sample."""
+    """Reader of a root's annotation tables and maps, one sample at a time."""
 
     def __init__(self, root: Path, version: str, reference: str = LIDAR) -> None:
-        """Open them with the devkit. Boxes that cannot be are left out, with a warning that counts them.
+        """Open the tables with the devkit. Impossible boxes are skipped; a warning counts them.
 
         Args:
-            root: The folder that holds the version's tables.
-            version: Of the tables.
-            reference: Channel at whose times the ego frames are taken.
+            root: Folder that holds the folder of tables.
+            version: Name of the folder of tables, such as ``v1.0-trainval``.
+            reference: Channel whose capture times define the ego frames.
 
         Raises:
-            UserError: If the tables cannot be read, or there is no annotation.
+            UserError: If the tables cannot be read or have no annotations.
         """
         self.root = root
-        left_out = _check_annotations(root / version)
+        impossible = _check_annotations(root / version)
         self.nusc: Any = open_devkit(root, version)
         for sample in self.nusc.sample:
-            sample["anns"] = [token for token in sample["anns"] if token not in left_out]  # the devkit scores these
+            # Edited in place, because the devkit's scores read these lists.
+            sample["anns"] = [token for token in sample["anns"] if token not in impossible]
             if reference in sample["data"]:
-                sample["data"][LIDAR] = sample["data"][reference]  # the devkit knows no other name
+                sample["data"][LIDAR] = sample["data"][reference]  # the devkit reads this channel only
         names = {scene["token"]: scene["name"] for scene in self.nusc.scene}
         samples = sorted(self.nusc.sample, key=lambda sample: (names[sample["scene_token"]], sample["timestamp"]))
         self.tokens: tuple[str, ...] = tuple(sample["token"] for sample in samples)
-        """Of all samples by scene name and time: the order of :attr:`mim4d.data.index.Index.samples`."""
+        """Tokens of all samples, sorted by scene name and time as :attr:`mim4d.data.index.Index.samples` is."""
         self._maps: dict[str, LayeredMap] = {}
 
     def global_from_ego(self, token: str) -> NDArray[np.float64]:
-        """The car's pose [4, 4] at a sample's sweep, metres."""
+        """Return the ego pose [4, 4] of a sample, in metres."""
         from nuscenes.utils.geometry_utils import transform_matrix
         from pyquaternion import Quaternion
 
-        shot = self.nusc.get("sample_data", self.nusc.get("sample", token)["data"][LIDAR])
-        pose = self.nusc.get("ego_pose", shot["ego_pose_token"])
+        sweep = self.nusc.get("sample_data", self.nusc.get("sample", token)["data"][LIDAR])
+        pose = self.nusc.get("ego_pose", sweep["ego_pose_token"])
         return transform_matrix(pose["translation"], Quaternion(pose["rotation"]))
 
     def boxes(self, token: str) -> NDArray[np.void]:
@@ -96,30 +97,31 @@ class Annotations:
         from pyquaternion import Quaternion
 
         global_from_ego = self.global_from_ego(token)
-        turn = global_from_ego[:3, :3].T
-        rows = np.zeros(len(anns := self.nusc.get("sample", token)["anns"]), BOX)
-        for row, ann in zip(rows, anns, strict=True):
-            record = self.nusc.get("sample_annotation", ann)
+        rotation = global_from_ego[:3, :3].T  # ego_from_global
+        annotations = self.nusc.get("sample", token)["anns"]
+        rows = np.zeros(len(annotations), BOX)
+        for row, annotation in zip(rows, annotations, strict=True):
+            record = self.nusc.get("sample_annotation", annotation)
             category = record["category_name"]
             width, length, height = record["size"]
-            heading = turn @ Quaternion(record["rotation"]).rotation_matrix[:, 0]
+            heading = rotation @ Quaternion(record["rotation"]).rotation_matrix[:, 0]
             attributes = [self.nusc.get("attribute", a)["name"] for a in record["attribute_tokens"]]
-            known = [ATTRIBUTES.index(a) for a in attributes if a in ATTRIBUTES]  # a fleet may have its own
+            known = [ATTRIBUTES.index(a) for a in attributes if a in ATTRIBUTES]  # other data sets have their own, too
             name = category_to_detection_name(category)
-            row["center"] = turn @ (np.array(record["translation"]) - global_from_ego[:3, 3])
+            row["center"] = rotation @ (np.array(record["translation"]) - global_from_ego[:3, 3])
             row["size"] = length, width, height
             row["yaw"] = np.arctan2(heading[1], heading[0])
-            row["velocity"] = (turn @ self.nusc.box_velocity(ann))[:2]
+            row["velocity"] = (rotation @ self.nusc.box_velocity(annotation))[:2]
             row["label"] = CLASSES.index(name) if name else -1
             row["attribute"] = known[0] if known else -1
             row["vehicle"] = category.split(".")[0] == "vehicle"
             row["visibility"] = int(record["visibility_token"] or 4)
             counts = record["num_lidar_pts"], record["num_radar_pts"]
-            row["points"] = 1 if -1 in counts else sum(counts)  # nobody counted: the devkit scores such boxes too
+            row["points"] = 1 if -1 in counts else sum(counts)  # -1: not counted; the devkit scores such boxes
         return rows
 
     def has_map(self, token: str) -> bool:
-        """Whether the root has the map expansion of a sample's location."""
+        """Return whether the root has the map expansion of a sample's location."""
         return map_file(self.root, self._location(token)).is_file()
 
     def _location(self, token: str) -> str:
@@ -130,13 +132,13 @@ class Annotations:
         """Return the map around a sample.
 
         Args:
-            token: Of the sample.
-            names: Of :data:`LAYERS`.
-            reach: Half the side of the square round the car that is cut out, metres.
+            token: Token of the sample.
+            names: Keys of :data:`LAYERS`.
+            reach: Half the side of the square around the car to which the map is clipped, metres.
 
         Returns:
-            Polygons and lines by name, in the ego frame, metres. An object cut in two is one multipolygon or
-            multilinestring.
+            Polygons and lines by name, in the ego frame, metres. An object that the square cuts in two is one
+            multipolygon or multilinestring.
 
         Raises:
             UserError: If the root has no map expansion for the location.
@@ -146,17 +148,17 @@ class Annotations:
             self._maps[location] = LayeredMap(self.root, location)
         pose = self.global_from_ego(token)
         yaw = np.arctan2(pose[1, 0], pose[0, 0])
-        return {name: self._maps[location].near(name, pose[:2, 3], yaw, reach) for name in names}
+        return {name: self._maps[location].around(name, pose[:2, 3], yaw, reach) for name in names}
 
 
 def _check_annotations(folder: Path) -> set[str]:
-    """Check the tables of annotations.
+    """Check the annotation tables.
 
     Returns:
-        Tokens of the boxes to leave out: their place, size or rotation cannot be.
+        Tokens of the boxes to skip: their position, size or rotation is impossible.
 
     Raises:
-        UserError: If a table has a value of another type, or no box is left.
+        UserError: If a table has a value of the wrong type, or no box is possible.
     """
     faults: list[Fault] = []
     names = ("sample", "sample_annotation", "instance", "category", "attribute")
@@ -164,7 +166,7 @@ def _check_annotations(folder: Path) -> set[str]:
     if faults:
         raise TablesError(folder, faults)
     if not boxes.rows:
-        raise UserError(f"{folder} has no annotation to learn from or to compare with")
+        raise UserError(f"{folder} has no annotations to train on or to score with")
     boxes.refer("sample_token", sample)
     boxes.refer("instance_token", instance)
     instance.refer("category_token", category)
@@ -181,58 +183,58 @@ def _check_annotations(folder: Path) -> set[str]:
         boxes.column(
             name,
             lambda value: isinstance(value, str) and (value == "" or value in links),
-            "a token of sample_annotation.json, or nothing in quotes",
+            "a token of sample_annotation.json, or an empty text",
             "",
         )
     levels = (None, "", "1", "2", "3", "4")
     boxes.column(
         "visibility_token",
         lambda value: value is None or (isinstance(value, str) and value in levels),
-        'one of "1", "2", "3", "4", or nothing in quotes',
+        'one of "1", "2", "3", "4", or an empty text',
         "",
     )
     for name in ("num_lidar_pts", "num_radar_pts"):
         boxes.column(name, lambda value: type(value) is int and -1 <= value < 2**31, "a number of points, or -1", 0)
     possible = []
-    for name, length, can_be in (
+    for name, length, is_possible in (
         ("translation", 3, lambda value: is_vector(value, 3)),
         ("size", 3, lambda value: is_vector(value, 3) and min(value) >= 1e-3 and max(value) <= 1e3),
         ("rotation", 4, is_rotation),
     ):
         values = boxes.column(name, _is_list_of_numbers(length), f"{length} numbers", [1.0] * length)
-        possible.append([can_be(value) for value in values])
+        possible.append([is_possible(value) for value in values])
     if faults:
         raise TablesError(folder, faults)
     impossible = [row for row, good in enumerate(zip(*possible, strict=True)) if not all(good)]
     if impossible:
         first = boxes.rows[impossible[0]]
         where = f"{folder / boxes.name}: {len(impossible)} of {len(boxes.rows)} boxes"
-        what = "sizes are 0.001 to 1000 m, places and rotations finite"
+        what = "expected sizes of 0.001 to 1000 m, finite positions and rotations"
         box = f"token {shown(first['token'])}, size {shown(first['size'])}, translation {shown(first['translation'])}"
         if len(impossible) == len(boxes.rows):
-            raise UserError(f"{where} cannot be: {what}; the first: {box}, rotation {shown(first['rotation'])}")
-        logger.warning("%s are left out, as they cannot be: %s; the first: %s", where, what, box)
+            raise UserError(f"{where} are impossible: {what}; the first: {box}, rotation {shown(first['rotation'])}")
+        logger.warning("%s are impossible and skipped: %s; the first: %s", where, what, box)
     return {boxes.rows[row]["token"] for row in impossible}
 
 
 def _is_list_of_numbers(length: int) -> Callable[[Any], bool]:
-    """Whether a value has the type of a vector, whatever its numbers."""
+    """Return a check that a value is a list of ``length`` numbers, finite or not."""
     return lambda value: isinstance(value, list) and len(value) == length and {*map(type, value)} <= {int, float}
 
 
 def map_file(root: Path, location: str) -> Path:
-    """Return where a root has the map expansion of a location."""
+    """Return the path of a location's map expansion in a root."""
     return root / "maps" / "expansion" / f"{location}.json"
 
 
 class LayeredMap:
-    """One location's map expansion, read by the devkit, with a spatial index of each layer."""
+    """The map expansion of one location, with a spatial index per layer."""
 
     def __init__(self, root: Path, location: str) -> None:
-        """Read ``maps/expansion/<location>.json``.
+        """Read ``maps/expansion/<location>.json`` with the devkit.
 
         Raises:
-            UserError: If it is missing, broken or of a version before 1.3.
+            UserError: If the file is missing, broken or older than version 1.3.
         """
         import matplotlib
 
@@ -242,28 +244,35 @@ class LayeredMap:
         file = map_file(root, location)
         if not file.is_file():
             raise UserError(
-                f"no map {file}: unpack nuScenes' map expansion 1.3 into {root / 'maps'} (a world that was drawn "
-                "without one has to be drawn anew)"
+                f"no map {file}: unpack nuScenes' map expansion 1.3 into {root / 'maps'} (a synthetic world without "
+                "maps must be made again)"
             )
         try:
             devkit = NuScenesMap(str(root), location)
-        except Exception as error:  # json's, KeyErrors and bare Exceptions
+        except Exception as error:  # the devkit raises errors of json, KeyError and Exception
             raise UserError(f"the nuscenes-devkit cannot read the map {file}: {error}") from error
         self._layers = {name: _read_layers(devkit, layers) for name, layers in LAYERS.items()}
         self._trees = {name: shapely.STRtree(shapes) for name, shapes in self._layers.items()}
 
-    def near(self, name: str, middle: NDArray[np.float64], yaw: float, reach: float) -> list[BaseGeometry]:
-        """Objects of a layer in the square of half side ``reach`` metres round an ego car, in its frame."""
+    def around(self, name: str, center: NDArray[np.float64], yaw: float, reach: float) -> list[BaseGeometry]:
+        """Return a layer around a car, clipped to a square and in the ego frame.
+
+        Args:
+            name: Key of :data:`LAYERS`.
+            center: Position [2] of the car on the map, metres.
+            yaw: Heading of the car on the map, radians.
+            reach: Half the side of the square, metres.
+        """
         rotation = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
         square = shapely.box(-reach, -reach, reach, reach)
-        on_map = shapely.transform(square, lambda ego: ego @ rotation.T + middle)
+        on_map = shapely.transform(square, lambda ego: ego @ rotation.T + center)
         found = [self._layers[name][i] for i in sorted(self._trees[name].query(on_map, predicate="intersects"))]
-        in_ego = [shapely.transform(shape, lambda xy: (xy - middle) @ rotation) for shape in found]
+        in_ego = [shapely.transform(shape, lambda xy: (xy - center) @ rotation) for shape in found]
         return [part for shape in in_ego if not (part := shapely.intersection(shape, square)).is_empty]
 
 
 def _read_layers(devkit: Any, layers: Sequence[str]) -> list[BaseGeometry]:
-    """All geometries of some layers."""
+    """Return all polygons and lines of the devkit's ``layers``."""
     shapes: list[BaseGeometry] = []
     for layer in layers:
         for record in getattr(devkit, layer):
@@ -272,12 +281,12 @@ def _read_layers(devkit: Any, layers: Sequence[str]) -> list[BaseGeometry]:
                 shapes += [] if shape.is_empty else [shape]
             else:
                 tokens = record.get("polygon_tokens") or [record["polygon_token"]]
-                shapes += [part for token in tokens for part in repaired(devkit.extract_polygon(token))]
+                shapes += [part for token in tokens for part in valid_polygons(devkit.extract_polygon(token))]
     return shapes
 
 
-def repaired(polygon: BaseGeometry) -> list[BaseGeometry]:
-    """A polygon's valid parts: one that crosses itself falls into several, and into lines, which enclose nothing."""
+def valid_polygons(polygon: BaseGeometry) -> list[BaseGeometry]:
+    """Split a polygon that crosses itself into valid polygons, without the parts that have no area."""
     parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(polygon)))  # a collection may hold MultiPolygons
     return [part for part in parts if part.geom_type == "Polygon"]
 
@@ -292,10 +301,10 @@ def footprints(boxes: NDArray[np.void]) -> list[BaseGeometry]:
 
 
 def rasterise(shapes: Sequence[BaseGeometry], grid: VoxelGrid) -> NDArray[np.bool_]:
-    """Rasterise polygons: [Y, X] bool, True where the cell centre lies in one of them.
+    """Rasterise polygons into a mask [Y, X]: True where the centre of a cell is inside one of them.
 
-    Lift-Splat-Shoot rounds corners to cells and lets OpenCV fill them with their borders, which shifts boxes by half a
-    cell and makes them up to a cell larger; this is what it approximates.
+    Lift-Splat-Shoot rounds corners to cells and fills the polygons with OpenCV, borders included, which shifts boxes by
+    half a cell and enlarges them by up to one cell. This mask has no such error.
     """
     _, height, width = grid.shape
     mask = np.zeros((height, width), dtype=bool)
@@ -313,10 +322,10 @@ def rasterise(shapes: Sequence[BaseGeometry], grid: VoxelGrid) -> NDArray[np.boo
 
 
 def write_json(path: Path, values: Any, indent: int | None = None) -> None:
-    """Write a file whole or not at all.
+    """Write a JSON file atomically.
 
     Raises:
-        UserError: If the disk refuses.
+        UserError: If the file cannot be written.
     """
     text = json.dumps(values, indent=indent) + "\n"
     write_file(path, lambda partial: partial.write_text(text))

@@ -1,6 +1,6 @@
-"""Any timm backbone under a small BEV model of one frame, as Simple-BEV (arXiv 2206.07959), and a head.
+"""A small BEV model of one frame on top of any timm backbone, after Simple-BEV (arXiv 2206.07959).
 
-Only the backbone's weights are ever carried over; neck, trunk and head start anew.
+Only the backbone can have pretrained weights; neck, view transform, trunk and head start from random ones.
 """
 
 import dataclasses
@@ -33,37 +33,38 @@ from ..settings import check_image_size
 from .view import ViewTransform
 
 RANDOM, PRETRAINED = "random", "pretrained"
-"""Values of ``--init`` that are not a source of weights."""
+"""Values of ``--init`` that do not name weights."""
 HEIGHTS = (-1.0, 3.0)
 """Bottom and top of the volume that image features are lifted into, metres above the ground."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BEVConfig:
-    """Settings of the model between backbone and head."""
+    """Settings of the layers between backbone and head."""
 
     neck: NeckConfig = field(default_factory=lambda: NeckConfig(stages=(1, 2, 3), channels=128))
     levels: int = 8
-    """Voxels from the bottom of the volume, 1 m below the ground, to its top, 3 m above it."""
+    """Number of voxel layers, from 1 m below the ground to 3 m above it."""
     voxel_channels: int = 64
     """Channels per voxel."""
     coarse: int = 1
-    """How many of the labels' cells (0.5 m of bev-seg, 0.8 m of det3d, 0.375 m of hd-map) a BEV feature is wide."""
+    """Width of a BEV feature in label cells; a label cell is 0.5 m wide for bev-seg, 0.8 m for det3d, 0.375 m for
+    hd-map."""
     channels: int = 128
-    """Width of the BEV trunk; twice as much at half its resolution, four times at a quarter and an eighth."""
+    """Channels of the BEV trunk at full resolution; twice as many at half the resolution, four times below."""
 
     def __post_init__(self) -> None:
         most = {"levels": 256, "voxel_channels": 4096, "coarse": 64, "channels": 4096}
         check_bounds(self, {name: (1, value) for name, value in most.items()}, "model.")
 
     def voxels(self, labels: VoxelGrid) -> VoxelGrid:
-        """Return the volume that image features are lifted into.
+        """Return the grid of voxels that image features are lifted into.
 
         Args:
-            labels: The grid of the task's labels.
+            labels: Grid of the task's labels.
 
         Raises:
-            ValueError: If its cells cannot be joined by ``coarse``.
+            ValueError: If ``coarse`` does not divide the number of label cells.
         """
         _, height, width = labels.shape
         if height % self.coarse or width % self.coarse:
@@ -77,70 +78,70 @@ def make_encoder(name: str, init: str, *, image_size: tuple[int, int] | None = N
     """Build a timm backbone that returns a pyramid of maps.
 
     Args:
-        name: Name of a model in timm, mim4d's among them; or an encoder folder or a run of ``mim4d-pretrain``, whose
-            architecture is used.
+        name: Name of a timm model (mim4d's included), or a folder of an encoder or of a ``mim4d-pretrain`` run, which
+            has the architecture.
         init: ``random``; ``pretrained``: the weights that belong to ``name``; or other weights, see
             :func:`mim4d.hub.sources.from_anywhere`.
         image_size: (H, W) of the images, pixels; None skips the check of their size.
 
     Returns:
-        The backbone, and a line for the log on what was loaded from other weights, else an empty one.
+        The backbone, and a line for the log if other weights were loaded, else an empty string.
 
     Raises:
-        UserError: If there is no such backbone, its weights cannot be read or do not fit, its maps have channels last,
-            or the images are not multiples of its coarsest stride.
+        UserError: If the backbone does not exist, its weights cannot be read or do not fit, its maps have channels
+            last, or the image size is not a multiple of its coarsest stride.
     """
     path = Path(name).expanduser()
     if name.startswith(HUB_PREFIX):
-        made, arguments = create_model_args(fetch_encoder(HubRepo.parse(name))[1].parent)
+        model_name, arguments = create_model_args(fetch_encoder(HubRepo.parse(name))[1].parent)
     elif looks_like_path(name) or path.is_dir():
-        made, arguments = create_model_args(find_folder(path))
+        model_name, arguments = create_model_args(find_folder(path))
     else:
-        made, arguments = name, {}
-    about = ""
+        model_name, arguments = name, {}
+    loaded = ""
     try:
-        arguments = {**any_size(made), **arguments}
+        arguments = {**any_size(model_name), **arguments}
         if init not in (RANDOM, PRETRAINED):
-            # Into the whole model, which checks that all of its tensors fit; the maps may need fewer of them.
-            whole = timm.create_model(made, num_classes=0, **arguments)
+            # Load into the whole model, to check that every tensor fits; the maps may need fewer of them.
+            whole = timm.create_model(model_name, num_classes=0, **arguments)
             try:
-                about = initialise(whole, init)
+                loaded = initialise(whole, init)
             except WeightsError as error:
                 raise UserError(f"--init {init}: {error}") from error
             arguments["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict(), "source": ""}
-        encoder: Any = timm.create_model(made, pretrained=init != RANDOM, features_only=True, **arguments)
-        encoder.pretrained_cfg.pop("state_dict", None)  # else copied with the model
+        encoder: Any = timm.create_model(model_name, pretrained=init != RANDOM, features_only=True, **arguments)
+        encoder.pretrained_cfg.pop("state_dict", None)  # or it would be copied with the model
     except UserError:
         raise
-    except Exception as error:  # timm, the Hub's client and the models raise all kinds
+    except Exception as error:  # timm, the Hub's client and the models raise errors of any type
         raise UserError(f"--backbone {name}: {first_line(error)}") from error
     if getattr(encoder, "output_fmt", Format.NCHW) != Format.NCHW:
-        raise UserError(f"--backbone {name}: its maps have channels last, as Swins' have; needed are channels first")
+        raise UserError(f"--backbone {name}: its maps have channels last (NHWC); mim4d-eval needs channels first")
     if image_size:
         try:
             check_image_size(image_size, pyramid_of(encoder).strides[-1])
         except ValueError as error:
             raise UserError(str(error)) from error
-    return encoder, about
+    return encoder, loaded
 
 
 def pixel_statistics(encoder: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation of a timm model's images, [3, 1, 1] each, for pixels of 0 to 255."""
+    """Return the mean and standard deviation that a timm model normalises with, [3, 1, 1] each, for pixels 0 to 255."""
     normalise = resolve_model_data_config(encoder)
     return 255 * torch.tensor(normalise["mean"]).view(3, 1, 1), 255 * torch.tensor(normalise["std"]).view(3, 1, 1)
 
 
 class BEVModel(nn.Module):
-    """A BEV model from images of one frame to the output of the task's head."""
+    """A BEV model: images of one frame to the output of the task's head."""
 
     def __init__(self, config: BEVConfig, encoder: nn.Module, grid: VoxelGrid, head: nn.Module) -> None:
         """Build the model.
 
         Args:
-            config: Of what stands between the encoder and the head.
-            encoder: See :func:`make_encoder`.
-            grid: Of the labels.
-            head: See :meth:`mim4d.eval.task.Task.head`.
+            config: Settings of the layers between encoder and head.
+            encoder: The backbone, see :func:`make_encoder`.
+            grid: Grid of the labels.
+            head: The head, see :meth:`mim4d.eval.task.Task.head`.
         """
         super().__init__()
         self.encoder = encoder
@@ -156,7 +157,14 @@ class BEVModel(nn.Module):
         self.head = head
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """The maps [N, C_i, H/s_i, W/s_i] that the neck reads, of images [N, 3, H, W] uint8; coarser ones last."""
+        """Return the maps that the neck reads, finest first.
+
+        Args:
+            images: [N, 3, H, W] uint8.
+
+        Returns:
+            Maps [N, C_i, H/s_i, W/s_i], one per stage in ``neck.stages``.
+        """
         maps = self.encoder((images.float() - self.mean) / self.std)
         return [maps[self.pyramid.indices[index]] for index in self.neck.indices]
 
@@ -165,18 +173,21 @@ class BEVModel(nn.Module):
 
         Args:
             clip: B clips of one frame.
-            maps: Output of :meth:`encode` for their images [B*V, ...]; None computes it.
+            maps: Output of :meth:`encode` for the clips' images, N = B*V; None computes it.
         """
-        images = clip.images.flatten(0, 2)
+        images = clip.images.flatten(0, 2)  # [B*V, 3, H, W], as there is one frame
         maps = self.encode(images) if maps is None else maps
-        every = dict(zip(self.neck.indices, maps, strict=True))
+        maps_by_stage = dict(zip(self.neck.indices, maps, strict=True))
         visible = torch.ones(len(images), maps[-1].shape[-2], maps[-1].shape[-1], dtype=torch.bool, device=clip.device)
-        features = self.neck([every.get(index, maps[-1]) for index in range(len(self.pyramid.indices))], visible)
-        return self.head(self.trunk(self.view(features.unflatten(0, (clip.batch_size, clip.num_cameras)), clip)))
+        # The neck expects a map per stage, but reads only its own stages: any map fills the other places.
+        every_stage = [maps_by_stage.get(index, maps[-1]) for index in range(len(self.pyramid.indices))]
+        features = self.neck(every_stage, visible)  # [B*V, C, h, w]
+        bev = self.view(features.unflatten(0, (clip.batch_size, clip.num_cameras)), clip)  # [B, C', Y, X]
+        return self.head(self.trunk(bev))
 
 
 class Trunk(nn.Module):
-    """A small U-Net over the BEV plane: full resolution to an eighth."""
+    """A small U-Net over the BEV plane, from full resolution to an eighth."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -193,7 +204,7 @@ class Trunk(nn.Module):
         self.output = nn.Sequential(ResidualBlock(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, Y, X] -> [B, channels, Y, X]."""
+        """Map BEV features [B, in_channels, Y, X] to [B, channels, Y, X]."""
         x = self.stem(x)
         levels = []
         for block, down in zip(self.blocks, (*self.down, nn.Identity()), strict=True):

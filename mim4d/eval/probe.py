@@ -34,7 +34,7 @@ from ..geometry import VoxelGrid, box_interval, constant, invert, pixel_rays, pr
 from .labels import Annotations, footprints, rasterise
 from .ridge import Gram, average_precision, best_threshold, fit, intersection_over_union, r_squared
 from .task import Figures
-from .view import voxel_places
+from .view import voxel_projections
 
 STRIDE = 8
 """Smallest stride of the cells, pixels."""
@@ -75,7 +75,7 @@ Observation = Mapping[str, Rows]
 
 
 class ProbeTruth(NamedTuple):
-    """What is kept of a sample's annotations."""
+    """Ground truth of a sample."""
 
     seen: NDArray[np.void]
     """Vehicles that count, [boxes] of :data:`mim4d.eval.labels.BOX`."""
@@ -257,19 +257,19 @@ class Observer:
         measured = some((cells.depth >= DEPTHS[0]) & (cells.depth <= DEPTHS[1]))
         counted = some(cells.counts)
         labels = torch.stack([cells.vehicle, cells.drivable], dim=-1).flatten(0, 2).float()  # [V*h*w, 2]
-        places = voxel_places(BEV, clip, size, self.stride)[0].view(BEV.shape[0], -1, 2)  # [Z, Y*X, 2]
+        points = voxel_projections(BEV, clip, size, self.stride)[0].view(BEV.shape[0], -1, 2)  # [Z, Y*X, 2]
         vehicle, drivable, counts = torch.from_numpy(truth.bev).to(clip.device).flatten(1)  # [Y*X] each
-        above = some(counts & (places[..., 0] > -2).any(0))
+        above = some(counts & (points[..., 0] > -2).any(0))
         return {
             "depth": Rows(image_features(measured), cells.depth.flatten()[measured, None].log()),
             "image": Rows(image_features(counted), labels[counted]),
-            "bev": Rows(self._pull(features, places, above), torch.stack([vehicle, drivable], 1)[above].float()),
+            "bev": Rows(self._pull(features, points, above), torch.stack([vehicle, drivable], 1)[above].float()),
         }
 
-    def _pull(self, features: Tensor, places: Tensor, chosen: Tensor) -> Tensor:
+    def _pull(self, features: Tensor, points: Tensor, chosen: Tensor) -> Tensor:
         """Features [cells, WAVES**2 + C*Z] of BEV cells ``chosen`` [cells] from maps [V, C, h, w] at [Z, Y*X, 2]."""
         stacked = features.transpose(0, 1).flatten(1, 2)[None]  # cameras one below the other: [1, C, V*h, w]
-        above = F.grid_sample(stacked, places[None, :, chosen], padding_mode="zeros", align_corners=False)
+        above = F.grid_sample(stacked, points[None, :, chosen], padding_mode="zeros", align_corners=False)
         _, height, width = BEV.shape
         waves = _waves((chosen // width + 0.5) / height, (chosen % width + 0.5) / width)
         return torch.cat([waves, above[0].permute(2, 0, 1).flatten(1)], dim=1)

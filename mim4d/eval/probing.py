@@ -32,7 +32,7 @@ class ProbeRun:
             UserError: If a file is missing, or fewer than two samples are left to fit on.
         """
         self.config, self.data = config, data
-        self.chosen = data.train.share(config.labels, config.seed)
+        self.chosen = data.train.fraction(config.labels, config.seed)
         if len(self.chosen) < 2:
             raise UserError(
                 f"labels = {config.labels} leaves {len(self.chosen)} of {len(data.train)} training samples: a probe "

@@ -147,7 +147,7 @@ class Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.task = make_task(config)
         self._scores = self.task.scores(data.annotations, config.val_split)
-        self.chosen = data.train.share(config.labels, config.seed)
+        self.chosen = data.train.fraction(config.labels, config.seed)
         torch.manual_seed(config.seed + 1)  # heads start the same, however many numbers the backbone drew
         examples = (self.truth(data.train, number) for number in self.chosen[:EXAMPLES])
         try:
@@ -226,8 +226,8 @@ class Run:
             for first in range(0, count, size):
                 numbers = list(range(first, min(first + size, count)))
                 output = self.predict(model, "val", numbers)
-                kept = [self.truth(self.data.val, number) for number in numbers]
-                self._scores.add(output, kept, [self.data.val.tokens[number] for number in numbers])
+                truths = [self.truth(self.data.val, number) for number in numbers]
+                self._scores.add(output, truths, [self.data.val.tokens[number] for number in numbers])
                 bar.update(numbers[-1] + 1, count)
         return self._scores.result(out)
 

@@ -75,13 +75,13 @@ class Segmentation:
         hidden = rasterise(footprints(boxes[~seen]), self.canvas) & ~masks[0]
         return np.packbits([*masks, hidden], axis=0, bitorder="little")[0]
 
-    def target(self, kept: NDArray[np.uint8], augmentation: BEVAugmentation) -> SegmentationTarget:
+    def target(self, truth: NDArray[np.uint8], augmentation: BEVAugmentation) -> SegmentationTarget:
         """Sample the canvas in the augmented grid, one map per class."""
-        bits = torch.from_numpy(augmentation.raster(kept, self.canvas, self.grid))
-        truth = torch.stack([(bits & (1 << bit)) > 0 for bit in range(len(NAMES))])
-        counts = torch.ones_like(truth)
+        bits = torch.from_numpy(augmentation.raster(truth, self.canvas, self.grid))
+        masks = torch.stack([(bits & (1 << bit)) > 0 for bit in range(len(NAMES))])
+        counts = torch.ones_like(masks)
         counts[0] = (bits & HIDDEN) == 0
-        return SegmentationTarget(truth, counts)
+        return SegmentationTarget(masks, counts)
 
     def head(self, channels: int, up: int, examples: Iterable[Any]) -> nn.Module:
         """Build a head that returns logits [B, classes, Y, X]."""
@@ -110,9 +110,9 @@ class Segmentation:
         """Return an empty score; every split can be scored."""
         return SegmentationScores(self)
 
-    def draw(self, axis: Axes, kept: NDArray[np.uint8], output: Tensor | None) -> None:
+    def draw(self, axis: Axes, truth: NDArray[np.uint8], output: Tensor | None) -> None:
         """Draw the classes as colours."""
-        target = self.target(kept, BEVAugmentation.none())
+        target = self.target(truth, BEVAugmentation.none())
         masks = target.truth if output is None else output[0].float().cpu() > 0  # [classes, Y, X]
         picture = np.ones((*as_image(masks[0]).shape, 3))
         for index in DRAWN:
@@ -133,9 +133,9 @@ class SegmentationScores:
         self._task = task
         self._pixels = PixelScores(len(NAMES))
 
-    def add(self, output: Tensor, kept: list[Any], tokens: list[str]) -> None:
+    def add(self, output: Tensor, truths: list[Any], tokens: list[str]) -> None:
         """Add a batch of logits [B, classes, Y, X]."""
-        truth, counts = _stacked([self._task.target(k, BEVAugmentation.none()) for k in kept], output.device)
+        truth, counts = _stacked([self._task.target(t, BEVAugmentation.none()) for t in truths], output.device)
         self._pixels.add(output, truth, counts)
 
     def result(self, out: Path) -> Figures:

@@ -14,14 +14,14 @@ from .augmentation import BEVAugmentation
 from .labels import Annotations
 
 Figures = dict[str, Any]
-"""What a task is scored by, by name: shares of 0 to 1, the detector's errors in their units, tables of them; None
-where there was nothing to score."""
+"""Metrics of a task by name: fractions of 0 to 1, errors of detection in their units, and tables of these. None if
+there was nothing to score."""
 
 
 class Scores(Protocol):
     """Collects a model's predictions on held-out samples."""
 
-    def add(self, output: Any, kept: list[Any], tokens: list[str]) -> None:
+    def add(self, output: Any, truths: list[Any], tokens: list[str]) -> None:
         """Add a batch: the head's output, and the ground truth that :meth:`Task.read` returned for each sample."""
 
     def result(self, out: Path) -> Figures:
@@ -29,7 +29,7 @@ class Scores(Protocol):
 
 
 class Reader(Protocol):
-    """What reads the ground truth of samples, of a type of its own."""
+    """Reader of the ground truth of samples; each has its own type of ground truth."""
 
     name: str
 
@@ -38,21 +38,21 @@ class Reader(Protocol):
 
 
 class Task(Reader, Protocol):
-    """One downstream task with a trained head. The types of its ground truth and of its head's output are its own."""
+    """A downstream task with a trained head. Each has its own types of ground truth and head output."""
 
     grid: VoxelGrid
-    """Of the labels; the published range and cell."""
+    """Grid of the labels, with the published range and cell size."""
 
-    def target(self, kept: Any, augmentation: BEVAugmentation) -> Any:
+    def target(self, truth: Any, augmentation: BEVAugmentation) -> Any:
         """Build the target of one augmented sample."""
 
     def head(self, channels: int, up: int, examples: Iterable[Any]) -> nn.Module:
         """Build the head that follows the trunk.
 
         Args:
-            channels: Of the trunk's features [B, channels, Y / up, X / up].
-            up: How many label cells a feature cell is wide.
-            examples: What is kept of some of the samples to learn from, for what the head says at first.
+            channels: Channels of the trunk's features [B, channels, Y / up, X / up].
+            up: Width of a feature cell in label cells.
+            examples: Ground truth of some training samples, from which the head may initialise its output.
         """
 
     def loss(self, output: Any, targets: list[Any]) -> Tensor:
@@ -62,18 +62,25 @@ class Task(Reader, Protocol):
         """Return an empty score for the samples of a split.
 
         Raises:
-            UserError: If it cannot be scored.
+            UserError: If the split cannot be scored.
         """
 
-    def draw(self, axis: Axes, kept: Any, output: Any | None) -> None:
-        """Draw one sample into axes of y (to the left) and x (forward), metres: the truth, or where there is an output,
-        what the first sample of its batch says."""
+    def draw(self, axis: Axes, truth: Any, output: Any | None) -> None:
+        """Draw the ground truth of a sample, or the first prediction in ``output`` if there is one.
+
+        The axes are y (to the left) and x (forward), in metres.
+        """
 
 
 def upsampled(channels: int, up: int, bias: Tensor) -> nn.Sequential:
-    """A head of convolutions that says about ``bias`` [out] at first: [B, channels, y, x] -> [B, out, y*up, x*up].
+    """Build a convolutional head, [B, channels, y, x] -> [B, out, y*up, x*up].
 
-    All its work is done at the features' resolution; a feature then says what stands in each of its label cells.
+    It computes at the resolution of the features; each feature predicts all of its up * up label cells.
+
+    Args:
+        channels: Channels of the features.
+        up: Width of a feature cell in label cells.
+        bias: [out], approximately the output before training.
     """
     mid = max(16, channels // 2)
     last = nn.Conv2d(mid, len(bias) * up**2, 1)
@@ -84,10 +91,10 @@ def upsampled(channels: int, up: int, bias: Tensor) -> nn.Sequential:
 
 
 def as_image(mask: Tensor) -> Any:
-    """A map [Y, X] for ``imshow(origin="lower")`` in axes whose x is the ego frame's y, growing to the left."""
+    """Convert a map [Y, X] for ``imshow(origin="lower")``; the picture's horizontal axis is the ego frame's -y."""
     return torch.as_tensor(mask).T.flip(1).numpy()
 
 
 def extent(grid: VoxelGrid) -> tuple[float, float, float, float]:
-    """The ``extent`` that belongs to :func:`as_image`."""
+    """Return the ``extent`` for ``imshow`` that belongs to :func:`as_image`."""
     return grid.y[1], grid.y[0], grid.x[0], grid.x[1]

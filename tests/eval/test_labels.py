@@ -11,7 +11,7 @@ from pyquaternion import Quaternion
 
 from mim4d.errors import UserError
 from mim4d.eval.augmentation import BEVAugmentation
-from mim4d.eval.labels import ATTRIBUTES, CLASSES, Annotations, footprints, repaired
+from mim4d.eval.labels import ATTRIBUTES, CLASSES, Annotations, footprints, valid_polygons
 from mim4d.geometry import project, transform
 
 
@@ -76,13 +76,13 @@ def test_what_encloses_nothing_of_a_broken_polygon_is_left_out():
     spike = shapely.Polygon([(0, 0), (4, 0), (4, 4), (4, 9), (4, 4), (0, 4)])
     assert not spike.is_valid
     assert shapely.make_valid(spike).geom_type == "GeometryCollection"
-    (square,) = repaired(spike)
+    (square,) = valid_polygons(spike)
     assert square.equals(shapely.box(0, 0, 4, 4))
     bow = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
-    assert sorted(part.area for part in repaired(bow)) == [1, 1]
+    assert sorted(part.area for part in valid_polygons(bow)) == [1, 1]
     both = shapely.Polygon([(0, 0), (2, 2), (2, 5), (2, 2), (2, 0), (0, 2)])
     assert shapely.get_parts(shapely.make_valid(both))[0].geom_type == "MultiPolygon"
-    assert sorted(part.area for part in repaired(both)) == [1, 1]
+    assert sorted(part.area for part in valid_polygons(both)) == [1, 1]
 
 
 def test_a_turn_moves_cameras_and_boxes_alike(data, annotations):
@@ -125,16 +125,16 @@ def test_turns_follow_from_their_seed_and_are_all_kinds():
     assert signs == {(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)}
 
 
-def test_shares_are_nested_and_spread_over_scenes(data):
+def test_fractions_are_nested_and_spread_over_scenes(data):
     samples = data.train
-    whole = samples.share(1.0, seed=5)
+    whole = samples.fraction(1.0, seed=5)
     assert sorted(whole) == list(range(len(samples)))
-    for share in (0.01, 0.3, 0.5):
-        part = samples.share(share, seed=5)
+    for fraction in (0.01, 0.3, 0.5):
+        part = samples.fraction(fraction, seed=5)
         assert part == whole[: len(part)]
-        assert len(part) == max(1, round(share * len(samples)))
+        assert len(part) == max(1, round(fraction * len(samples)))
     assert len({samples.scenes[number] for number in whole[:2]}) == 2
-    assert samples.share(1.0, seed=6) != whole
+    assert samples.fraction(1.0, seed=6) != whole
 
 
 def test_a_root_without_a_map_is_named(annotations, tiny_world, tmp_path: Path):

@@ -59,7 +59,7 @@ def test_boxes_that_cannot_be_are_left_out_and_counted(root, values, caplog):
     boxes = np.concatenate([annotations.boxes(token) for token in annotations.tokens])
     assert len(boxes) == len(whole) - left_out
     assert all(np.isfinite(boxes[name]).all() for name in ("center", "size", "yaw"))
-    assert f"sample_annotation.json: {left_out} of {len(whole)} boxes are left out" in caplog.text
+    assert f"sample_annotation.json: {left_out} of {len(whole)} boxes are impossible and skipped" in caplog.text
     target = Detection().target(Detection().read(annotations, annotations.tokens[0]), BEVAugmentation.none())
     assert target.values[:, :8].isfinite().all()
 
@@ -74,7 +74,7 @@ def test_boxes_whose_points_nobody_counted_are_kept(root):
 
 def test_boxes_of_which_none_can_be_are_refused(root):
     edit_boxes(root, 1, size=[0, 0, 0])
-    with pytest.raises(UserError, match=r"sample_annotation.json: \d+ of \d+ boxes cannot be: .*size \[0, 0, 0\]"):
+    with pytest.raises(UserError, match=r"sample_annotation.json: \d+ of \d+ boxes are impossible: .*size \[0, 0, 0\]"):
         Annotations(root, VERSION)
 
 

@@ -173,7 +173,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (("--labels", "1.5"), "--labels 1.5 must be above 0"),
         (("--steps", "0"), "--steps 0 must be at least 1"),
         (("--optim.layer-decay", "0.8"), "--optim.layer-decay 0.8 must be 1 here"),
-        (("--preset", "cloud"), "--preset cloud: there are demo, gpu24"),
+        (("--preset", "cloud"), "--preset cloud: expected one of demo, gpu24"),
         (("--min-visibility", "5"), "--min-visibility 5 must be at most 4"),
         (("--backbone", "resnet19"), "--backbone resnet19: Unknown model (resnet19)"),
         (("--init", "/no/such/file.pth"), "--init /no/such/file.pth: no such file or folder"),

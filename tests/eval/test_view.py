@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim4d.clip import Clip
-from mim4d.eval.view import NEAREST, ViewTransform
+from mim4d.eval.view import MIN_DEPTH, ViewTransform
 from mim4d.geometry import VoxelGrid, make_pose, rotation_from_quaternion
 from tests.reference import pinhole
 from tests.toy import toy_clip
@@ -42,7 +42,7 @@ def slow(maps, clip, b):
                 for v in range(len(maps)):
                     pose = clip.ego_from_camera[b, 0, v].numpy()
                     in_camera = np.linalg.solve(pose[:3, :3], point - pose[:3, 3])
-                    if in_camera[2] <= NEAREST:
+                    if in_camera[2] <= MIN_DEPTH:
                         continue
                     pixels, _ = pinhole.project(clip.intrinsics[b, 0, v].numpy(), in_camera[None])
                     u, w = pixels[0]
@@ -63,7 +63,7 @@ def volumes_of(maps, clip):
     """Volumes [B, C, Z, Y, X] before the heights are joined, of maps [B, V, C, h, w]."""
     channels = maps.shape[2]
     view = ViewTransform(channels, channels, STRIDE, GRID)
-    view.reduce = view.join = torch.nn.Identity()
+    view.reduce = view.merge_heights = torch.nn.Identity()
     return view(maps, clip).view(len(maps), channels, *GRID.shape)
 
 
