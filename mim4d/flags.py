@@ -209,8 +209,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message, without ``argument`` before the flag, and exit."""
-        told = f"error: {message.removeprefix('argument ')} (see {self.prog} --help)"
-        print(printable(" ".join(told.split())), file=sys.stderr)
+        line = f"error: {message.removeprefix('argument ')} (see {self.prog} --help)"
+        print(printable(" ".join(line.split())), file=sys.stderr)
         sys.exit(2)
 
 

@@ -20,21 +20,25 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 AGREE_EVERY = 5.0
-"""Seconds between two checks at which all processes agree on whether to stop. torchrun kills after 30 s."""
+"""Seconds between two checks whether any process should stop; far less than the 30 s after which torchrun kills."""
 FORWARDED = 2.0
-"""Seconds within which a second SIGINT counts as the first, forwarded by a launcher."""
+"""Seconds within which a second SIGINT is taken for the first one, sent again by a launcher."""
 
 Result = TypeVar("Result")
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
-    """Call ``action`` on the main process while the others wait; an exception there ends every process.
+    """Call ``action`` on the main process while the others wait. If it fails, every process ends.
+
+    Args:
+        accelerator: The processes.
+        action: Function whose result can be pickled.
 
     Returns:
-        The action's result, on every process; it can be pickled.
+        The result of ``action``, on every process.
 
     Raises:
-        BaseException: On the main process, the action's own.
+        BaseException: On the main process, the exception of ``action``.
         SystemExit: With code 2 on the others, so that only the main process prints the error.
     """
     result: Result | None = None
@@ -53,7 +57,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
 
 
 def end_all(accelerator: Accelerator, message: str) -> NoReturn:
-    """End every process for a reason that all of them have found; only the main one prints it.
+    """End the run on every process; only the main process prints the message. Must be called on all of them.
 
     Raises:
         UserError: On the main process, with the message.
@@ -70,39 +74,40 @@ OTHER_TRAINERS = {
     "ACCELERATE_USE_SAGEMAKER": "false",
     "ACCELERATE_DYNAMO_BACKEND": "no",
 }
-"""Environment variables that would change how accelerate trains, and their value when off."""
+"""Environment variables that select another trainer in accelerate, and the value that turns each off."""
 OFF = ("", "no", "n", "false", "f", "off", "0")
+"""Values that count as off."""
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Environment variables that a launcher of several processes sets."""
+"""Environment variables that launchers of several processes set."""
 
 
 @contextmanager
 def own_settings(own: Mapping[str, tuple[str, str]]) -> Iterator[None]:
-    """Hide accelerate's environment variables where the run has settings of its own.
+    """Context in which accelerate cannot see environment variables that the run's settings replace.
 
     Args:
-        own: By variable, the value that agrees with the run, and the run's flag.
+        own: For each variable, the run's value, and the flag that sets it.
 
     Raises:
-        UserError: If a variable asks for another kind of training, or those of a launcher are incomplete.
+        UserError: If a variable selects another trainer, or the variables of a launcher are incomplete.
     """
     for name, off in OTHER_TRAINERS.items():
         if (value := os.environ.get(name, "")).lower() not in OFF:
-            raise UserError(f"{name}={value} is not supported: unset it, or set it to {off}, and start again")
+            raise UserError(f"{name}={value} is not supported: unset it or set it to {off}, then start again")
     several = os.environ.get("LOCAL_RANK", "-1") != "-1" or os.environ.get("WORLD_SIZE", "1") not in ("", "1")
     missing = [name for name in LAUNCHED if not os.environ.get(name)]
     if several and missing:
         given = ", ".join(f"{name}={os.environ[name]}" for name in LAUNCHED if os.environ.get(name))
         raise UserError(
             f"{given} in the environment, but no {', '.join(missing)}: start several processes with torchrun, "
-            "or unset these variables for one"
+            "or unset these variables to start one process"
         )
     hidden = {name: os.environ.pop(name) for name in own if name in os.environ}
     for name, value in hidden.items():
         wanted, flag = own[name]
         # Launchers set "no" and "1" by default.
         if value.lower() not in (wanted, "no", "1") and os.environ.get("RANK", "0") == "0":
-            logger.warning("%s=%s is ignored: %s decides", name, value, flag)
+            logger.warning("%s=%s is ignored; the run uses %s", name, value, flag)
     try:
         yield
     finally:
@@ -110,9 +115,9 @@ def own_settings(own: Mapping[str, tuple[str, str]]) -> Iterator[None]:
 
 
 def average_statistics(model: nn.Module, accelerator: Accelerator) -> None:
-    """Average the running statistics of BatchNorms in training mode over processes.
+    """Average the running statistics of BatchNorms in training mode over all processes.
 
-    After a step, this makes them what one process would have with the batches of all.
+    Called after each step, this gives the statistics of a single process with the batches of all.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
     if accelerator.num_processes == 1 or not norms:
@@ -123,21 +128,21 @@ def average_statistics(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 class StopSignal:
-    """Turn SIGINT and SIGTERM into a request to stop after the current step.
+    """Context in which SIGINT and SIGTERM request a stop after the current step.
 
-    SIGTERM is never more than that: a scheduler sends it to the launcher and to its processes, to which the launcher
-    sends it again. A second SIGINT interrupts, unless it comes within :data:`FORWARDED` seconds of the first. A signal
-    that the process was told to ignore stays ignored.
+    Further SIGTERMs change nothing, because schedulers and launchers send several. A second SIGINT raises
+    KeyboardInterrupt, unless it comes within :data:`FORWARDED` seconds of the first. Signals that the process ignores
+    stay ignored.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        """Number of the signal received; 0 if none was."""
+        """Number of the first signal received, or 0."""
         self._interrupted: float | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers there alone
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other thread
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
@@ -145,7 +150,7 @@ class StopSignal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us
+            signal.signal(number, handler)  # type: ignore[arg-type]  # as returned by signal.signal
         self._before = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -158,23 +163,23 @@ class StopSignal:
 
 
 class StopAgreement:
-    """Decide after the same step on all processes whether to stop.
+    """Agreement of all processes to stop after the same step.
 
-    Several processes have to meet for that, and wait for the device: about every :data:`AGREE_EVERY` seconds.
+    To agree, processes wait for each other and for the device, so they do it about every :data:`AGREE_EVERY` seconds.
     """
 
     def __init__(self, accelerator: Accelerator, step: int) -> None:
-        """Start counting at a step that all processes have reached."""
+        """Count from a step that all processes have reached."""
         self._alone = accelerator.num_processes == 1
         self._step, self._steps = step, 1
         self._time = time.monotonic()
 
     def after(self, step: int, received: int) -> int:
-        """Return the signal to stop for; 0 if there is none, or if the processes do not meet at this step.
+        """Return the signal for which all processes stop after ``step``; 0 if they continue.
 
         Args:
-            step: The last step done.
-            received: The signal that this process has received, 0 for none.
+            step: Number of the last finished step.
+            received: Number of the signal that this process has received, or 0.
         """
         if self._alone or step - self._step < self._steps:
             return received if self._alone else 0

@@ -30,7 +30,7 @@ MARKED = 20
 MAX_PICTURES = 12
 """Pictures on the page, the first and the newest among them; each takes about 0.3 MB."""
 REFRESH = 30
-"""Seconds between two reloads while the run is going on."""
+"""Seconds between two reloads of the page during the run."""
 
 
 class Series(NamedTuple):

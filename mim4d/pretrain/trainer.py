@@ -1,8 +1,8 @@
 """The training run: builds data, model and optimiser, runs the steps, evaluates and saves.
 
-One process, several by ``torchrun`` or ``accelerate launch``, CPU or GPU, float32 or bfloat16 are the same code. Every
-step is a function of the weights, the step's number and the seed alone, so a resumed run goes on bit for bit, and W
-processes with batches of b learn what one with W * b does.
+The same code runs on a CPU or a GPU, in one process or several (``torchrun``, ``accelerate launch``), in float32 or
+bfloat16. A step depends only on the weights, the step's number and the seed. So a resumed run equals an uninterrupted
+one bit for bit, and W processes with batches of b clips compute the same steps as one with batches of W * b.
 """
 
 import dataclasses
@@ -59,16 +59,16 @@ def train(config: PretrainConfig, *, resume: bool = False, method: Method = MIM4
 
     Args:
         config: The settings.
-        resume: Go on with the run in ``config.out`` from its newest checkpoint.
-        method: What makes the model: another one of masked images can be compared on equal terms.
+        resume: Resume the run in ``config.out`` from its newest checkpoint.
+        method: Builds the model. Pass another one to compare it under the same conditions.
 
     Returns:
-        The run folder; its ``encoder/`` is what the run was for.
+        The run folder; its ``encoder/`` is the pretrained backbone.
 
     Raises:
-        UserError: If something in the settings, the data or the machine is in the way; checkpoints stay.
-        SystemExit: After a checkpoint, on SIGINT or SIGTERM, with 128 + the signal's number; with code 2 on processes
-            other than the main one, where that raises UserError.
+        UserError: If the settings, the data or the machine do not allow the run; checkpoints are not deleted.
+        SystemExit: On SIGINT or SIGTERM, after a checkpoint was saved, with 128 + the signal's number. With code 2 on
+            all processes except the main one if the main one raises UserError.
     """
     config = complete(config)
     accelerator = make_accelerator(config)
@@ -112,10 +112,9 @@ class Trainer:
         self.folder = RunFolder(Path(config.out).expanduser())
         self.folder.check(config, resume=resume)
         self.accelerator = accelerator = accelerator or make_accelerator(config)
-        # Weights: from a checkpoint if there is one to go on from, else the first ones. Before the data: a world may
-        # have to be drawn for it.
+        # The model comes before the data: opening the data may make a synthetic world, which takes minutes.
         newest = on_main(accelerator, lambda: newest_whole(self.folder.checkpoints)) if resume else None
-        self.model, told = first_model(config, read_init=newest is None, method=method)
+        self.model, loaded = first_model(config, read_init=newest is None, method=method)
         clips, held_out = open_data(config, accelerator)
         self._clips = clips.digest()
         self.model.to(accelerator.device)
@@ -129,12 +128,12 @@ class Trainer:
             f"{newest}; remove it to resume from the one before" if newest else f"the weights of --init {config.init}"
         )
         self._check_weights(f"in {source}")
-        with warnings.catch_warnings():  # accelerate passes it to torch by its older name, whatever is asked for
+        with warnings.catch_warnings():  # accelerate always passes the setting by its old name
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
 
-        # The loaders deal clips out to the processes themselves, so accelerate must not do it again.
-        share: dict[str, Any] = {
+        # The loaders divide clips among the processes themselves, so they are not passed to accelerate.
+        loading: dict[str, Any] = {
             "batch_size": config.batch_size,
             "seed": config.seed,
             "workers": config.workers,
@@ -143,8 +142,8 @@ class Trainer:
             "process_index": accelerator.process_index,
         }
         batches = config.steps * config.optim.accumulate
-        self.loader = make_loader(clips, steps=batches, start_step=self.start * config.optim.accumulate, **share)
-        self.held_out = make_evaluation_loader(held_out, count=config.eval_clips, **share) if held_out else None
+        self.loader = make_loader(clips, steps=batches, start_step=self.start * config.optim.accumulate, **loading)
+        self.held_out = make_evaluation_loader(held_out, count=config.eval_clips, **loading) if held_out else None
         check_limits([self.loader, self.held_out] if self.held_out else [self.loader])
         self._probe: Callable[[MaskedModel], dict[str, float]] | None = None
         if config.probe_every:
@@ -160,16 +159,16 @@ class Trainer:
         self.agreement = StopAgreement(accelerator, self.start)
         self._warned = False
         self._batches: list[Clip] = []
-        self._license = license_of_run(config)  # now: what it is read from may be gone at the end
-        self._introduce(told, len(clips), len(held_out) if held_out else 0)
+        self._license = license_of_run(config)  # now, because its sources may not exist at the end
+        self._introduce(loaded, len(clips), len(held_out) if held_out else 0)
 
     def _open_probe(self, clips: NuScenesClips, held_out: NuScenesClips | None) -> None:
-        """Read what ``probe_every`` needs.
+        """Read the samples that ``probe_every`` needs.
 
         Raises:
-            UserError: If there are no held-out scenes, or no annotations.
+            UserError: If there are no held-out scenes or no annotations.
         """
-        from ..eval.online import OnlineProbe  # it needs the nuscenes-devkit, which a run without probes does not
+        from ..eval.online import OnlineProbe  # needs the nuscenes-devkit; runs without probes do not
 
         if held_out is None:
             raise UserError(f"probe_every = {self.config.probe_every} needs held-out scenes: name them by --val-split")
@@ -181,9 +180,9 @@ class Trainer:
             try:
                 self._run(stop)
             except UserError as error:
-                # The other processes may have ended, so that a launcher sends SIGTERM: StopSignal outlasts the report.
+                # If other processes have ended, the launcher sends SIGTERM: StopSignal must be active meanwhile.
                 if self.accelerator.is_main_process:
-                    with suppress(UserError, OSError):  # the first error counts
+                    with suppress(UserError, OSError):  # report the first error only
                         self._report("stopped", str(error))
                 raise
         self.accelerator.end_training()
@@ -203,11 +202,11 @@ class Trainer:
         """Run one optimiser step without waiting for the device.
 
         Args:
-            step: Counted from 1.
-            clips: Batches; ``optim.accumulate`` of them are taken.
+            step: Number of the step, from 1.
+            clips: Iterator of batches; ``optim.accumulate`` of them are used.
         """
         config, accelerator = self.config, self.accelerator
-        # Stochastic depth alone draws from torch's generator: all else follows from the clips' seeds.
+        # Only stochastic depth uses torch's generator; all other randomness follows from the clips' seeds.
         torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
         set_lr(self.optimizer, lr_scale(step, config.steps, config.optim))
         batches: list[dict[str, Tensor]] = []
@@ -233,7 +232,7 @@ class Trainer:
         self.log.step(step)
 
     def after_step(self, step: int, stop: StopSignal) -> None:
-        """Log, evaluate, draw and save where due; losses and weights are first checked to be finite."""
+        """Log, evaluate, draw and save if it is time, after a check that losses and weights are finite."""
         config, accelerator = self.config, self.accelerator
         logs = step == 1 or self._due(step, config.log_every)
         evaluates = self.held_out is not None and self._due(step, config.eval_every)
@@ -271,7 +270,7 @@ class Trainer:
             on_main(accelerator, lambda: self._draw(step))
         if not received:
             received = max(gather_object([stop.received]))
-            if received:  # since the check above
+            if received:  # after the check of the weights above
                 self._check_weights(f"after step {step}: lower --optim.lr; {remedy}")
         if saves or received:
             on_main(accelerator, lambda: self._save(step))
@@ -297,11 +296,11 @@ class Trainer:
         return step == 1 or evaluates or self._due(step, self.config.picture_every)
 
     def _best(self) -> MaskedModel:
-        """The model to evaluate and export: the average of its weights if there is one."""
+        """Return the model to evaluate and export: the one with averaged weights if there is an average."""
         return self.ema.module if self.ema else self.model
 
     def _state(self) -> dict[str, Any]:
-        """State that a checkpoint stores, and state that it is compared with."""
+        """Return the state that a checkpoint stores, and the identity that it is checked against."""
         per_step = self.config.batch_size * self.config.optim.accumulate * self.accelerator.num_processes
         identity = flatten(plain(dataclasses.asdict(self.model.config)))
         identity |= {"clips_per_step": per_step, "clips": self._clips}
@@ -309,13 +308,13 @@ class Trainer:
         return {"model": self.model, "optimizer": self.optimizer, "ema": ema, "identity": identity}
 
     def _check_weights(self, where: str) -> None:
-        """Stop all processes before NaN or infinity is saved, drawn, evaluated or exported.
+        """End all processes if a weight is NaN or infinite, before it is saved, drawn, evaluated or exported.
 
         Args:
-            where: The end of the message: where it was found and what to do.
+            where: End of the message: where the tensor was found and what to do.
 
         Raises:
-            UserError: On the main process, naming the first such tensor.
+            UserError: On the main process; it names the first such tensor.
             SystemExit: With code 2 on the others.
         """
         ema = self.ema.module if self.ema else None
@@ -341,7 +340,7 @@ class Trainer:
         try:
             with self.accelerator.autocast():
                 save_animation(model, clips, self.folder.animation)
-        except BadDataError as error:  # in a clip that nothing else has read: the run itself is whole
+        except BadDataError as error:  # in a clip that is only read here; the run is complete
             self.log.say(f"warning: no {self.folder.animation.name}: {error}")
 
     def _report(self, state: State, reason: str = "") -> None:
@@ -366,13 +365,13 @@ class Trainer:
             card=card.read_bytes() if card.is_file() else None,
         )
 
-    def _introduce(self, told: str, clips: int, held_out: int) -> None:
+    def _introduce(self, loaded: str, clips: int, held_out: int) -> None:
         config, accelerator = self.config, self.accelerator
         encoder, whole = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (self.model.encoder, self.model))
         height, width = config.image_size
         batch = self._state()["identity"]["clips_per_step"]
         self.log.say(f"mim4d {__version__}: {config.model}, {encoder:.1f} M of the model's {whole:.1f} M parameters")
-        self.log.say(f"weights: {told}" if not self.start else f"weights: checkpoint of step {self.start}")
+        self.log.say(f"weights: {loaded}" if not self.start else f"weights: checkpoint of step {self.start}")
         self.log.say(
             f"data: {clips} clips of {config.frames} frames x {len(config.cameras)} cameras at {width}x{height} "
             f"({config.data}, {config.version}, {config.split}), {held_out} held out"
@@ -388,7 +387,7 @@ class Trainer:
 
 
 def next_steps(folder: RunFolder, config: PretrainConfig) -> list[str]:
-    """Return the lines that a run ends with: its report, and commands to copy."""
+    """Return the last lines of a run's output: the path of its report, and commands to copy."""
     data = ["--data", "synthetic"] if config.data == "synthetic" else ["--data", "nuscenes"]
     data += ["--dataroot", config.dataroot] if config.dataroot else []
     if config.preset != "demo" or config.data != "synthetic":
@@ -403,15 +402,18 @@ def next_steps(folder: RunFolder, config: PretrainConfig) -> list[str]:
 
 
 def first_model(config: PretrainConfig, *, read_init: bool, method: Method = MIM4D) -> tuple[MaskedModel, str]:
-    """Build the model that a run starts with, on the CPU; also return one line on the source of its weights.
+    """Build the initial model of a run on the CPU.
 
     Args:
         config: The settings.
-        read_init: Whether to read ``config.init``: a checkpoint makes it needless.
-        method: What makes it.
+        read_init: Whether to read ``config.init``; not needed if a checkpoint is loaded afterwards.
+        method: Builds the model.
+
+    Returns:
+        The model, and one line on the source of its weights.
 
     Raises:
-        UserError: If the settings do not make a model, or the weights do not fit it.
+        UserError: If the settings make no model, or the weights do not fit it.
     """
     torch.manual_seed(config.seed)
     try:
@@ -429,14 +431,14 @@ def first_model(config: PretrainConfig, *, read_init: bool, method: Method = MIM
 
 
 def trained_model(folder: RunFolder, *, method: Method = MIM4D) -> MaskedModel:
-    """Load the model of a run from its newest checkpoint, on the CPU: the average of its weights if there is one.
+    """Load a run's model from its newest checkpoint on the CPU, with averaged weights if there is an average.
 
     Args:
-        folder: Of the run.
-        method: What made its model.
+        folder: Folder of the run.
+        method: Builds the model, as in the run.
 
     Raises:
-        UserError: If there is no run, no checkpoint, or it does not fit.
+        UserError: If there is no run or no checkpoint, or the checkpoint does not fit.
     """
     config = folder.read_config()
     newest = folder.newest()

@@ -115,8 +115,12 @@ OWN = {
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("ACCELERATE_MIXED_PRECISION", "fp16", "ACCELERATE_MIXED_PRECISION=fp16 is ignored: --precision fp32 decides"),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "is ignored: --optim.accumulate 2 decides"),
+        (
+            "ACCELERATE_MIXED_PRECISION",
+            "fp16",
+            "ACCELERATE_MIXED_PRECISION=fp16 is ignored; the run uses --precision fp32",
+        ),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "is ignored; the run uses --optim.accumulate 2"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", ""),  # launchers set it unasked
         ("ACCELERATE_MIXED_PRECISION", "no", ""),
     ],
