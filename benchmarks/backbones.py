@@ -1,9 +1,10 @@
-"""Which timm models have a masked forward: ``python -m benchmarks.backbones`` tries them and writes docs/backbones.md.
+"""Find out which timm models have a masked forward, and write docs/backbones.md: ``python -m benchmarks.backbones``.
 
-Each model is made with random weights at a small image size and checked, in training and in evaluation: what is hidden
-changes no visible feature and gets no gradient, hidden sites are zero, and with everything visible the maps are timm's
-to the last bit. A CNN is compared with itself on the visible rectangle cut out, a ViT with itself on all tokens, the
-hidden ones without attention. It resumes.
+Each model is built with random weights at a small image size and checked in training and in evaluation mode: hidden
+pixels must not change visible features nor get a gradient, features of hidden patches must be zero, and with all
+patches visible the maps must equal timm's bit for bit. The reference of a CNN is the dense model on the visible
+rectangle, cut out of the image; that of a ViT is the dense model whose attention ignores hidden tokens. Run the command
+again to resume.
 """
 
 import argparse
@@ -28,15 +29,16 @@ from mim4d.io.files import write_file
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/backbones.md"
 COST, TRIED = "## Time and memory of a step", "## Models tried"
-"""Headings of the page: benchmarks/masked.py writes the section of the first."""
+"""Headings of the page. benchmarks/masked.py writes the section under the first."""
 WORKS, REFUSED, FAILED, WRONG = "works", "refused", "fails", "wrong"
 
 
 def check(name: str) -> dict[str, Any]:
-    """Try one model.
+    """Check one model.
 
     Returns:
-        ``status`` (works, refused, fails, wrong), ``why``, and ``reference``: the difference to the reference.
+        ``status`` (works, refused, fails, wrong), ``why``, and, if it works, ``reference``: the relative difference to
+        the reference.
     """
     torch.manual_seed(0)
     try:
@@ -48,7 +50,7 @@ def check(name: str) -> dict[str, Any]:
         difference = (_attention_difference if vit else _crop_difference)(model, images)
     except NoMaskedForwardError as error:
         return {"status": REFUSED, "why": str(error)}
-    except Exception as error:  # not ours: such as a model that takes images of one size alone
+    except Exception as error:  # from the model, such as one that needs another image size
         return {"status": FAILED, "why": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"}
     if faults:
         return {"status": WRONG, "why": ", ".join(f"{what}: {value:.2g}" for what, value in faults.items())}
@@ -56,7 +58,7 @@ def check(name: str) -> dict[str, Any]:
 
 
 def randomise(model: nn.Module) -> None:
-    """Give norms statistics, and biases values, that are not those of a new model."""
+    """Change the statistics of norms and the biases, because in a new model they are 0 or 1 and hide faults."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
@@ -70,7 +72,7 @@ def randomise(model: nn.Module) -> None:
 
 
 def inputs(model: Any, vit: bool) -> tuple[Tensor, Tensor]:
-    """Two images, and a mask that shows about 60 % of their patches, as many in each: at least 4 x 4 patches."""
+    """Return two images of at least 4 x 4 patches, and a mask that shows the same number in each, about 60 %."""
     generator = torch.Generator().manual_seed(1)
     if vit:
         height, width = model.patch_embed.img_size
@@ -87,7 +89,7 @@ def inputs(model: Any, vit: bool) -> tuple[Tensor, Tensor]:
 
 
 def _faults(model: nn.Module, images: Tensor, visible: Tensor) -> Iterator[tuple[str, float]]:
-    """What is not as it has to be, by name, with its size."""
+    """Yield each broken rule, with the size of the error."""
     count = int(visible[0].sum())
     pixels = _to_pixels(visible, images)
     with torch.no_grad():
@@ -124,7 +126,7 @@ def _to_pixels(visible: Tensor, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _crop_difference(model: nn.Module, images: Tensor) -> float:
-    """Against the dense model on the only visible rectangle, 2 x 3 patches of 4 x 5."""
+    """Return the relative difference to the dense model on the visible rectangle: 2 x 3 patches of 4 x 5."""
     side = max(stage["reduction"] for stage in model.feature_info)  # type: ignore[union-attr]
     visible = torch.zeros(2, images.shape[2] // side, images.shape[3] // side, dtype=torch.bool)
     visible[:, 1:3, 1:4] = True
@@ -139,7 +141,7 @@ def _crop_difference(model: nn.Module, images: Tensor) -> float:
 
 @torch.no_grad()
 def _attention_difference(model: Any, images: Tensor) -> float:
-    """Against the dense model whose attention gives hidden tokens no weight."""
+    """Return the relative difference to the dense model whose attention ignores hidden tokens."""
     height, width = model.patch_embed.dynamic_feat_size(images.shape[-2:])
     visible = torch.rand(2, height, width, generator=torch.Generator().manual_seed(2)) < 0.5
     prefix = torch.ones(2, model.num_prefix_tokens, dtype=torch.bool)
@@ -151,7 +153,7 @@ def _attention_difference(model: Any, images: Tensor) -> float:
 
 
 def smallest_of_each_class() -> list[str]:
-    """The name with the fewest parameters of each model class of timm's."""
+    """Return the timm model with the fewest parameters of each class."""
     classes: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
     for name in timm.list_models(exclude_filters="mim4d_*"):
         with torch.device("meta"):
@@ -162,7 +164,7 @@ def smallest_of_each_class() -> list[str]:
 
 
 def replace_cost(text: str, cost: str) -> str:
-    """Return the page's text with another section of time and memory."""
+    """Replace the section of time and memory in the page's text."""
     start, end = text.index(COST), text.index(TRIED)
     return f"{text[:start]}{COST}\n\n{cost}\n\n{text[end:]}"
 
@@ -170,8 +172,8 @@ def replace_cost(text: str, cost: str) -> str:
 def _counted(results: list[dict[str, Any]]) -> str:
     count = {status: sum(r["status"] == status for r in results) for status in (WORKS, REFUSED, FAILED, WRONG)}
     return (
-        f"{count[WORKS]} have a masked forward, {count[REFUSED]} are refused by name, {count[FAILED]} fail for another "
-        f"reason and {count[WRONG]} are wrong"
+        f"{count[WORKS]} work, {count[REFUSED]} are refused, {count[FAILED]} fail for another reason and "
+        f"{count[WRONG]} are wrong"
     )
 
 
@@ -179,37 +181,41 @@ def page(results: dict[str, dict[str, Any]], shown: list[str]) -> str:
     """Return the page in Markdown, without the section of time and memory.
 
     Args:
-        results: Those of :func:`check`, by name.
-        shown: Names that get a row.
+        results: Results of :func:`check`, by name.
+        shown: Names of the models that get a row.
     """
     more = len(results) > len(shown)
-    others = (
-        f" Of all {len(results)} models tried so far, {_counted(list(results.values()))} (`--all`)." if more else ""
-    )
+    others = f" Of all {len(results)} models tried, {_counted(list(results.values()))}." if more else ""
     lines = [
         "# Which timm models can be pretrained",
         "",
-        f"Of {len(shown)} timm models, the smallest of each class in timm, **{_counted([results[n] for n in shown])}** "
-        f"(`python -m benchmarks.backbones`, timm {timm.__version__}, torch {torch.__version__.split('+')[0]}, random "
-        f"weights; `--all` adds all of up to 60 million parameters).{others} "
-        "Within a class a variant may be refused for a module that the smallest one does not have; "
-        "`mim4d-pretrain --model NAME` says so before the first step.",
+        "**Most CNNs and the plain ViTs of timm can be pretrained; windowed and hierarchical transformers cannot.** "
+        "CNNs may consist of convolutions, poolings, norms and pooled gates (such as squeeze-and-excitation); ViTs "
+        "must be of timm's `VisionTransformer` or `Eva` class (plain, DINOv2, DINOv3, EVA-02). Other models, such as "
+        "ViTs with relative position biases (BEiT) and CNNs with attention, are refused: `mim4d-pretrain --model NAME` "
+        "prints the reason before the first step.",
         "",
-        "CNNs of convolutions, poolings, norms and pooled gates work, and ViTs of timm's `VisionTransformer` and `Eva` "
-        "classes (plain, DINOv2, DINOv3, EVA-02). Windowed and hierarchical transformers, ViTs with relative position "
-        "biases (BEiT), and attention inside a CNN are refused before the first step.",
+        f"Of {len(shown)} timm models, the smallest of each class, **{_counted([results[n] for n in shown])}**.{others}"
+        " A larger variant may be refused because of a module that the smallest one of its class does not have. "
+        f"`python -m benchmarks.backbones` produced the list, with timm {timm.__version__}, torch "
+        f"{torch.__version__.split('+')[0]} and random weights; `--all` tries every model of up to 60 million "
+        "parameters.",
         "",
-        "A model *works* if, in training and in evaluation, hidden pixels change no visible feature and get no "
-        "gradient, both exactly, hidden sites are zero, and with everything visible the maps are timm's to the last "
-        "bit. The reference is, for a CNN, the dense model on the visible rectangle cut out and, for a ViT, the dense "
-        "model without attention to hidden tokens. CNNs that pad by reflection, or count padding in a pooling, differ "
-        "from it at the rectangle's border: there the cut-out image ends, and the masked one does not.",
+        "A model *works* if these rules hold in training and in evaluation mode: hidden pixels change no visible "
+        "feature and get no gradient, both exactly; features of hidden patches are zero; with all patches visible, the "
+        "maps equal timm's bit for bit. A model is *refused* if it has an operation that cannot be masked, which the "
+        "table names; it *fails* if it raises another error, and is *wrong* if it breaks a rule.",
+        "",
+        "As a further check, masked features are compared with a reference. For a CNN, it is the dense model on the "
+        "visible rectangle, cut out of the image; for a ViT, the dense model whose attention ignores hidden tokens. "
+        "CNNs that pad by reflection, or count padding in a pooling, differ from the reference at the border of the "
+        "rectangle, because the cut-out image ends there and the masked one does not.",
         "",
         COST,
         "",
         TRIED,
         "",
-        "| model | result | relative difference to the reference | why |",
+        "| model | result | relative difference to the reference | reason |",
         "| --- | --- | --- | --- |",
     ]
     order = (WRONG, WORKS, REFUSED, FAILED)
@@ -217,7 +223,9 @@ def page(results: dict[str, dict[str, Any]], shown: list[str]) -> str:
         result = results[name]
         reference = result.get("reference")
         difference = "" if reference is None else f"{reference:.0e}"
-        lines.append(f"| `{name}` | {result['status']} | {difference} | {result['why'].replace('|', ' ')} |")
+        _, _, operation = result["why"].partition(" has no masked forward, because of ")
+        reason = (operation or result["why"]).replace("|", " ")
+        lines.append(f"| `{name}` | {result['status']} | {difference} | {reason} |")
     return "\n".join(lines) + "\n"
 
 
@@ -225,9 +233,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Try which timm models have a masked forward, and write docs/backbones.md."
     )
-    parser.add_argument("names", nargs="*", help="models to try and to list; the smallest of each class if left out")
+    parser.add_argument("names", nargs="*", help="models to try and to list; default: the smallest of each class")
     parser.add_argument("--all", action="store_true", help="try every model of up to 60 million parameters")
-    parser.add_argument("--results", type=Path, default=ROOT / "build/backbones.json", help="where results are kept")
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "build/backbones.json", help="file of the results, read to resume"
+    )
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write")
     return parser
 

@@ -1,10 +1,10 @@
-"""Measure the time and memory that hiding patches saves, per family: forward and backward pass of the encoder.
+"""Measure the time and memory that hidden patches save in forward and backward passes, per family of encoders.
 
     python -m benchmarks.masked                 # one CPU thread; writes its table into docs/backbones.md
     python -m benchmarks.masked --device cuda --models mim4d_convnext_small mim4d_resnet50 --repeats 20
 
-Dense and masked passes alternate in one process, so that other load on the machine affects all alike. Memory is
-measured in a process per pass.
+Dense and masked passes alternate in one process, so that other load on the machine affects all of them. Memory is
+measured in one process per pass.
 """
 
 import multiprocessing
@@ -149,31 +149,31 @@ def measure(options: Options, name: str) -> dict[str, Any]:
 
 
 def summary(results: dict[str, dict[str, Any]]) -> str:
-    """Return the time of masked passes as a fraction of the dense time, in a sentence per kind of model."""
+    """Return one sentence per kind of model: the time of masked passes as a fraction of the dense time."""
 
     def worst(names: list[str]) -> str:
         rows = [(results[name]["seconds"], results[name]["visible"]) for name in names]
         excess = max(
             time_ / times[0] - share for times, shares in rows for time_, share in zip(times[1:], shares, strict=True)
         )
-        return f"the visible share + {max(0.0, excess):.2f}"
+        return f"the visible fraction of the dense time plus {max(0.0, excess):.2f}"
 
     vits, own = [n for n in results if n in VITS], [n for n in results if n.startswith("mim4d_")]
     others = [name for name in results if name not in (*vits, *own)]
     sentences = []
     if vits:
-        sentences.append(f"A ViT drops hidden tokens: its masked pass takes at most {worst(vits)} of the dense time.")
+        sentences.append(f"A ViT drops hidden tokens: a masked pass takes at most {worst(vits)}.")
     sentences += [f"`{name}` takes at most {worst([name])}." for name in own]
     if others:
         most = max(max(results[name]["seconds"][1:]) / results[name]["seconds"][0] for name in others)
-        sentences.append(f"Other CNNs compute whole maps, which takes up to {most:.2f} of the dense time.")
+        sentences.append(f"Other CNNs compute whole maps: up to {most:.2f} of the dense time.")
     return " ".join(sentences)
 
 
 def table(options: Options, results: dict[str, dict[str, Any]]) -> str:
     """Return the table in Markdown: dense time and memory, and those of masked passes as fractions of them."""
     unit = f"{options.threads} CPU thread{'s' * (options.threads > 1)}" if options.device == "cpu" else options.device
-    heads = [f"{hidden:g} hidden: time, memory" for hidden in options.hidden]
+    heads = [f"{100 * hidden:g} % hidden: time, memory" for hidden in options.hidden]
     lines = [
         summary(results),
         "",
@@ -190,9 +190,10 @@ def table(options: Options, results: dict[str, dict[str, Any]]) -> str:
     lines += [
         "",
         f"One forward and backward pass of the encoder on {options.images} images of {options.size[0]} x "
-        f"{options.size[1]} (a patch of 28 pixels: 252 x 700) on {unit}, torch {torch.__version__.split('+')[0]}: the "
-        f"fastest of {options.repeats} rounds, and the peak of memory beyond weights and images. Masked passes as "
-        "fractions of the dense one. `python -m benchmarks.masked` measures this.",
+        f"{options.size[1]} pixels (252 x 700 for patches of 28 pixels) on {unit}, torch "
+        f"{torch.__version__.split('+')[0]}: the fastest of {options.repeats} rounds, and peak memory without weights "
+        "and images. Masked passes are given as fractions of the dense pass. `python -m benchmarks.masked` measures "
+        "this.",
     ]
     return "\n".join(lines)
 

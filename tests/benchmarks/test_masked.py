@@ -24,8 +24,8 @@ RESULTS = {
 
 def test_the_summary_names_the_worst_ratio_of_each_kind():
     assert summary(RESULTS) == (
-        "A ViT drops hidden tokens: its masked pass takes at most the visible share + 0.05 of the dense time. "
-        "Other CNNs compute whole maps, which takes up to 1.50 of the dense time."
+        "A ViT drops hidden tokens: a masked pass takes at most the visible fraction of the dense time plus 0.05. "
+        "Other CNNs compute whole maps: up to 1.50 of the dense time."
     )
     assert "| 22.0 M | 4.00, 2.00 | 1.00, 1.00 | 0.55, 0.50 | 0.30, 0.25 |" in table(Options(), RESULTS)
 
