@@ -14,7 +14,9 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from ..data.tables import LIDAR, Fault, Table, TablesError, is_rotation, is_vector, open_devkit, shown
+from ..data.columns import Fault, Table, is_rotation, is_vector, shown
+from ..data.devkit import open_devkit
+from ..data.tables import LIDAR, raise_faults
 from ..errors import UserError
 from ..geometry import VoxelGrid
 from ..io.files import write_file
@@ -163,8 +165,7 @@ def _check_annotations(folder: Path) -> set[str]:
     faults: list[Fault] = []
     names = ("sample", "sample_annotation", "instance", "category", "attribute")
     sample, boxes, instance, category, attribute = (Table(folder / f"{name}.json", faults) for name in names)
-    if faults:
-        raise TablesError(folder, faults)
+    raise_faults(folder, faults)
     if not boxes.rows:
         raise UserError(f"{folder} has no annotations to train on or to score with")
     boxes.refer("sample_token", sample)
@@ -203,8 +204,7 @@ def _check_annotations(folder: Path) -> set[str]:
     ):
         values = boxes.column(name, _is_list_of_numbers(length), f"{length} numbers", [1.0] * length)
         possible.append([is_possible(value) for value in values])
-    if faults:
-        raise TablesError(folder, faults)
+    raise_faults(folder, faults)
     impossible = [row for row, good in enumerate(zip(*possible, strict=True)) if not all(good)]
     if impossible:
         first = boxes.rows[impossible[0]]
