@@ -173,6 +173,23 @@ def _check_annotations(folder: Path) -> set[str]:
     instance.refer("category_token", category)
     category.texts("name")
     attribute.texts("name")
+    _check_columns(boxes, attribute)
+    possible = _are_possible(boxes)
+    raise_faults(folder, faults)
+    impossible = [row for row, good in enumerate(possible) if not good]
+    if impossible:
+        first = boxes.rows[impossible[0]]
+        where = f"{folder / boxes.name}: {len(impossible)} of {len(boxes.rows)} boxes"
+        what = "expected sizes of 0.001 to 1000 m, finite positions and rotations"
+        box = f"token {shown(first['token'])}, size {shown(first['size'])}, translation {shown(first['translation'])}"
+        if len(impossible) == len(boxes.rows):
+            raise UserError(f"{where} are impossible: {what}; the first: {box}, rotation {shown(first['rotation'])}")
+        logger.warning("%s are impossible and skipped: %s; the first: %s", where, what, box)
+    return {boxes.rows[row]["token"] for row in impossible}
+
+
+def _check_columns(boxes: Table, attribute: Table) -> None:
+    """Check attributes, links to other boxes, visibility and numbers of points."""
     known, links = attribute.tokens(), boxes.tokens()
     boxes.column(
         "attribute_tokens",
@@ -196,6 +213,10 @@ def _check_annotations(folder: Path) -> set[str]:
     )
     for name in ("num_lidar_pts", "num_radar_pts"):
         boxes.column(name, lambda value: type(value) is int and -1 <= value < 2**31, "a number of points, or -1", 0)
+
+
+def _are_possible(boxes: Table) -> list[bool]:
+    """Return whether each box has a possible position, size and rotation; values of another type are faults."""
     possible = []
     for name, length, is_possible in (
         ("translation", 3, lambda value: is_vector(value, 3)),
@@ -204,17 +225,7 @@ def _check_annotations(folder: Path) -> set[str]:
     ):
         values = boxes.column(name, _is_list_of_numbers(length), f"{length} numbers", [1.0] * length)
         possible.append([is_possible(value) for value in values])
-    raise_faults(folder, faults)
-    impossible = [row for row, good in enumerate(zip(*possible, strict=True)) if not all(good)]
-    if impossible:
-        first = boxes.rows[impossible[0]]
-        where = f"{folder / boxes.name}: {len(impossible)} of {len(boxes.rows)} boxes"
-        what = "expected sizes of 0.001 to 1000 m, finite positions and rotations"
-        box = f"token {shown(first['token'])}, size {shown(first['size'])}, translation {shown(first['translation'])}"
-        if len(impossible) == len(boxes.rows):
-            raise UserError(f"{where} are impossible: {what}; the first: {box}, rotation {shown(first['rotation'])}")
-        logger.warning("%s are impossible and skipped: %s; the first: %s", where, what, box)
-    return {boxes.rows[row]["token"] for row in impossible}
+    return [all(row) for row in zip(*possible, strict=True)]
 
 
 def _is_list_of_numbers(length: int) -> Callable[[Any], bool]:

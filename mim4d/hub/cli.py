@@ -42,106 +42,122 @@ def make_parser(more: Sequence[Callable[[Any], None]] = ()) -> argparse.Argument
     """Build the parser of :func:`main`."""
     parser = ArgumentParser(
         prog="mim4d-hub",
-        description="Publish encoders on the Hugging Face Hub, fetch, export and convert them. Log in with "
-        "`hf auth login` or set HF_TOKEN; there is no flag for tokens, because other users can see command lines.",
+        description="Publish encoders (pretrained backbones) on the Hugging Face Hub; fetch, convert and export them. "
+        "To log in, run `hf auth login` or set HF_TOKEN; there is no flag for tokens, because other users can see "
+        "command lines.",
         example="mim4d-hub push runs/demo --repo ORG/NAME --dry-run",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_push, _add_list, _add_pull, _add_card, _add_convert, *more):
+        add(commands)
+    return parser
 
-    push = commands.add_parser(
+
+def _add_push(commands: Any) -> None:
+    parser = commands.add_parser(
         "push",
         help="publish the encoder of a run: config.json, model.safetensors and a model card",
         description="Publish the encoder of a run on the Hugging Face Hub: config.json, model.safetensors and a model "
         "card. Files that the repository already has are not uploaded again.",
         example="mim4d-hub push runs/demo --repo ORG/NAME --private --tag v1.0",
     )
-    push.add_argument("path", type=_path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
-    push.add_argument(
+    parser.add_argument("path", type=_path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
+    parser.add_argument(
         "--repo",
         type=_repo,
         metavar="ORG/NAME",
-        help="repository; created if new (default: the model's name in your team's hub, MIM4D_HUB, with the next tag)",
+        help="repository; created if new. Default: that of the model in your team's hub, with the next tag. The team's "
+        "hub is the organisation or folder in the environment variable MIM4D_HUB",
     )
-    push.add_argument("--private", action="store_true", help="create it as private; an existing public one is refused")
-    push.add_argument(
+    parser.add_argument(
+        "--private", action="store_true", help="create a private repository; a public one that exists is refused"
+    )
+    parser.add_argument(
         "--revision",
         type=_revision,
         metavar="BRANCH",
         help="branch; created if new (default: the repository's default branch)",
     )
-    push.add_argument("--tag", type=_revision, help="tag for the commit, such as v1.0")
-    push.add_argument(
+    parser.add_argument("--tag", type=_revision, help="tag for the commit, such as v1.0")
+    parser.add_argument(
         "--license",
         type=text,
         metavar="ID",
         help="licence of the weights, such as cc-by-nc-sa-4.0 (default: the run's)",
     )
-    push.add_argument("--dry-run", action="store_true", help="print the plan and change nothing; works offline")
-    push.set_defaults(run=_push)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing; works offline")
+    parser.set_defaults(run=_push)
 
-    shelf = commands.add_parser(
+
+def _add_list(commands: Any) -> None:
+    parser = commands.add_parser(
         "list",
-        help="list the encoders of your team's hub",
+        help="list the encoders of your team's hub: the organisation or folder in MIM4D_HUB",
         description="List the encoders of your team's hub (MIM4D_HUB): names for timm.create_model, training data, "
         "held-out scores, licences. Afterwards timm.list_pretrained shows these names too.",
         example="mim4d-hub list",
     )
-    shelf.set_defaults(run=_list)
+    parser.set_defaults(run=_list)
 
-    fetch = commands.add_parser(
+
+def _add_pull(commands: Any) -> None:
+    parser = commands.add_parser(
         "pull",
         help="fetch and verify an encoder, which can then be used offline",
         description="Fetch an encoder from the Hugging Face Hub and verify its tensors and checksum. Afterwards it can "
         "be used offline.",
         example="mim4d-hub pull ORG/NAME@v1.0 --out encoders/NAME",
     )
-    fetch.add_argument(
+    parser.add_argument(
         "repo", type=_repo_at, metavar="ORG/NAME[@REVISION]", help="repository, and its branch, tag or commit"
     )
-    fetch.add_argument("--revision", type=_revision, help="branch, tag or commit, in place of @REVISION")
-    fetch.add_argument("--out", type=_path, metavar="DIR", help="folder to copy it to (default: it stays in the cache)")
-    fetch.add_argument("--dry-run", action="store_true", help="print what would be fetched, and fetch nothing")
-    fetch.set_defaults(run=_pull)
+    parser.add_argument("--revision", type=_revision, help="branch, tag or commit, in place of @REVISION")
+    parser.add_argument(
+        "--out", type=_path, metavar="DIR", help="folder to copy the encoder to (default: only the cache)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be fetched, and fetch nothing")
+    parser.set_defaults(run=_pull)
 
-    card = commands.add_parser(
+
+def _add_card(commands: Any) -> None:
+    parser = commands.add_parser(
         "card",
         help="print or write the model card of a run's encoder",
         description="Print the model card of a run's encoder, or write it into the encoder's folder.",
         example="mim4d-hub card runs/demo --repo ORG/NAME --write",
     )
-    card.add_argument("path", type=_path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
-    card.add_argument("--repo", type=_repo, metavar="ORG/NAME", help="repository, for the lines of code in the card")
-    card.add_argument("--license", type=text, metavar="ID", help="licence of the weights (default: the run's)")
-    card.add_argument("--write", action="store_true", help="write it into the encoder's folder, for editing")
-    card.set_defaults(run=_card)
+    parser.add_argument("path", type=_path, metavar="RUN", help="a run of mim4d-pretrain, or a folder with an encoder")
+    parser.add_argument("--repo", type=_repo, metavar="ORG/NAME", help="repository, for the lines of code in the card")
+    parser.add_argument("--license", type=text, metavar="ID", help="licence of the weights (default: the run's)")
+    parser.add_argument("--write", action="store_true", help="write the card into the encoder's folder, for editing")
+    parser.set_defaults(run=_card)
 
-    convert = commands.add_parser(
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
         "convert",
         help="convert an OpenMMLab checkpoint to an encoder folder, or an encoder to an OpenMMLab checkpoint",
         description="Convert the image backbone of a MIM4D, UniPAD, mmdet or mmpretrain checkpoint to an encoder "
         "folder, or an encoder to a checkpoint for those codebases. Code that is pickled in a checkpoint is never run.",
         example="mim4d-hub convert unipad.pth encoders/unipad --license apache-2.0",
     )
-    convert.add_argument("source", type=_path, metavar="FROM", help="a .pth file, a run, or a folder with an encoder")
-    convert.add_argument("target", type=_path, metavar="TO", help="a folder, or a .pth file for OpenMMLab")
-    convert.add_argument("--license", type=text, metavar="ID", help="licence of the weights, for config.json")
-    convert.add_argument("--half", action="store_true", help="store float16 in the folder")
-    convert.add_argument(
+    parser.add_argument("source", type=_path, metavar="FROM", help="a .pth file, a run, or a folder with an encoder")
+    parser.add_argument("target", type=_path, metavar="TO", help="a folder, or a .pth file for OpenMMLab")
+    parser.add_argument("--license", type=text, metavar="ID", help="licence of the weights, for config.json")
+    parser.add_argument("--half", action="store_true", help="store float16 in the folder")
+    parser.add_argument(
         "--names",
         choices=("mmpretrain", "release"),
         default="mmpretrain",
         help="names of ConvNeXt blocks in a .pth file: those of mmpretrain, or of the MIM4D and UniPAD releases",
     )
-    convert.add_argument(
+    parser.add_argument(
         "--prefix",
         type=_prefix,
         help="prefix of the names in a .pth file (default: backbone. for mmpretrain, img_backbone. for release)",
     )
-    convert.add_argument("--dry-run", action="store_true", help="print what FROM contains, and write nothing")
-    convert.set_defaults(run=_convert)
-    for add in more:
-        add(commands)
-    return parser
+    parser.add_argument("--dry-run", action="store_true", help="print what FROM contains, and write nothing")
+    parser.set_defaults(run=_convert)
 
 
 def _path(value: str) -> Path:
