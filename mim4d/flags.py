@@ -174,7 +174,7 @@ def field_docs(kind: type[Any]) -> dict[str, str]:
 
 
 def _one_line(printed: str, prog: str) -> str:
-    """What tyro says in a box, as one line: its first section, and the flag that was perhaps meant."""
+    """Shorten tyro's boxed error to one line: its first section, and the flag that it suggests."""
     sections: list[str] = [""]
     for row in printed.splitlines()[1:]:  # after the title
         row = re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│|+╭╮╰╯ \t")
@@ -215,7 +215,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Break lines at spaces alone: a flag that is broken at its hyphens cannot be copied."""
+    """Break lines at spaces only, because a flag broken at a hyphen cannot be copied."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
@@ -279,16 +279,16 @@ def name_flags(message: str, settings: type[Any] | None = None) -> str:
 
 
 def as_flag(name: str) -> str:
-    """``--lift.depth-step`` of ``lift.depth_step``."""
+    """Return the flag of a setting: ``--lift.depth-step`` for ``lift.depth_step``."""
     return f"--{name.replace('_', '-')}"
 
 
 def flag_of(name: str, kind: type[Any]) -> str | None:
-    """The flag of a setting, ``--method.lift.depth-step`` of ``lift.depth_step``; None if there is none.
+    """Find the flag of a setting: ``--method.lift.depth-step`` for ``lift.depth_step``; None if there is none.
 
     Args:
-        name: The field's, with as many of the sections it is in as tell it apart.
-        kind: The dataclass of settings.
+        name: Name of the field, after enough of its sections to be unique.
+        kind: Dataclass of the settings.
     """
     fitting = [known for known in setting_names(kind) if f".{known}".endswith(f".{name}")]
     if fitting:
@@ -298,7 +298,7 @@ def flag_of(name: str, kind: type[Any]) -> str | None:
 
 
 def setting_names(kind: type[Any], prefix: str = "") -> list[str]:
-    """Dotted names of all settings of a dataclass and of the dataclasses in it."""
+    """Return the dotted names of all settings of a dataclass and of the dataclasses in it."""
     names = []
     for field in dataclasses.fields(kind):
         name = f"{prefix}{field.name}"
@@ -310,6 +310,6 @@ def setting_names(kind: type[Any], prefix: str = "") -> list[str]:
 
 
 def installed(name: str) -> str:
-    """How to start a command that is installed beside this Python: its name, or its path where that is not on PATH."""
+    """Return how to start a command of this Python environment: its name, or its path if it is not on PATH."""
     file = Path(sys.executable).parent / name
     return os.path.relpath(file) if file.is_file() and not shutil.which(name) else name

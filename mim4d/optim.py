@@ -8,8 +8,8 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 OFFSETS_SCALE = 0.1
-"""Learning rate of what says where a deformable attention looks, as a share of lr (Deformable DETR, arXiv 2010.04159,
-section 5). A few thousandths a step, all one way, would be metres in no time."""
+"""Learning rate of the sampling offsets of deformable attention, as a fraction of lr (Deformable DETR, arXiv
+2010.04159, section 5). At the full rate, small steps in the same direction soon add up to metres."""
 
 WARMUP_START = 1 / 3
 """Learning rate at the first step of the warm-up, as a fraction of its peak (MIM4D's published config)."""
@@ -22,24 +22,23 @@ class OptimConfig:
     """AdamW with linear warm-up and cosine decay."""
 
     lr: float = 4e-4
-    """Peak learning rate. The offsets of deformable attention have a tenth of it, the encoder ``backbone_scale``."""
+    """Peak learning rate. The encoder has backbone_scale of it, the offsets of deformable attention a tenth."""
     backbone_scale: float | None = None
-    """Learning rate of the encoder, as a fraction of lr. None: 0.03 with given weights (--init), to keep what they have
-    learned; 1 from scratch."""
+    """Learning rate of the encoder, as a fraction of lr. None: 0.03 with pretrained weights (--init), else 1."""
     layer_decay: float = 1.0
-    """Factor between the learning rates of an encoder's layer and the next deeper one. The deepest layer has the
-    encoder's full rate; at 1, all layers have. timm groups parameters into layers: the stem, then blocks."""
+    """Factor from the learning rate of an encoder layer to that of the layer before it. 1: the same for all."""
+    # The deepest layer has the encoder's full rate. timm groups parameters into layers: the stem, then blocks.
     weight_decay: float = 0.01
     """Decoupled weight decay; norms, biases, layer scales and learned queries have none."""
     clip_norm: float = 35.0
-    """The whole gradient is scaled down to this L2 norm where it is longer."""
+    """Largest L2 norm of the whole gradient; a longer one is scaled down."""
     warmup_steps: int = 500
     """Steps over which the learning rate grows linearly to its peak."""
     accumulate: int = 1
     """Batches whose gradients are averaged into one step."""
     ema_decay: float = 0.0
-    """Decay per step of a moving average of the weights that is evaluated and exported instead; 0 keeps none. At step n
-    the decay is at most 1 - n^(-2/3), so that the average soon forgets the first weights."""
+    """Decay per step of a moving average of the weights, which is evaluated and exported instead. 0: no average."""
+    # At step n the decay is at most 1 - n^(-2/3), so that the average soon forgets the first weights.
 
     def __post_init__(self) -> None:
         bounds = {
@@ -58,11 +57,13 @@ class OptimConfig:
 
 
 def lr_scale(step: int, steps: int, config: OptimConfig) -> float:
-    """The learning rate at a step, as a share of its peak: a function of the step alone, so nothing to save.
+    """Return the learning rate at a step, as a fraction of its peak.
+
+    It depends on the step only, so a checkpoint need not store it.
 
     Args:
-        step: Which step, counted from 1.
-        steps: The run's last step.
+        step: Number of the step, from 1.
+        steps: Number of the last step.
         config: The optimiser's settings.
     """
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - 1) / max(1, steps - 1))))
@@ -82,12 +83,12 @@ def _layer_scales(encoder: nn.Module, decay: float) -> dict[nn.Parameter, float]
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what learns in ``model``, in a group for each learning rate, with and without decay.
+    """Build AdamW for the trained parameters of ``model``, with one group per learning rate and weight decay.
 
-    Each group's ``peak`` is its learning rate at full scale.
+    The ``peak`` of a group is its learning rate at the peak of the schedule.
 
     Args:
-        model: Has its backbone under ``encoder``.
+        model: The model; its backbone is the module ``encoder``.
         config: The optimiser's settings.
     """
     backbone_scale = 1.0 if config.backbone_scale is None else config.backbone_scale
@@ -95,7 +96,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # Matrices and kernels; queries and position embeddings are parameters of their own, not called weight.
+            # Matrices and kernels. Queries and position embeddings have no decay; their names do not end with weight.
             decayed = parameter.ndim > 1 and name.endswith(".weight")
             scale = 1.0
             if name.startswith("encoder."):
@@ -118,6 +119,6 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, scale: float) -> None:
-    """Give every group its share of its peak learning rate."""
+    """Set the learning rate of every group to ``scale`` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * scale

@@ -32,21 +32,21 @@ class EvalConfig:
     """bev-seg: IoU of vehicles and map layers; det3d: nuScenes' NDS and mAP; hd-map: Chamfer AP of vectorised lines;
     probe: depth, vehicles and drivable area by ridge regression on the frozen backbone, solved without training."""
     preset: Literal["demo", "gpu24"] = "gpu24"
-    """What the other settings start from: demo, made for a CPU, the default for --data synthetic; gpu24, for one GPU of
-    24 GB."""
+    """Starting values of all other settings. gpu24: for one GPU of 24 GB; demo: for a CPU, the default for --data
+    synthetic."""
     backbone: str = "resnet50"
     """A timm name (resnet50, convnext_tiny, mim4d_convnext_small), or the folder of a run or of its encoder/."""
     init: str = "pretrained"
-    """The backbone's initial weights. random; pretrained: those that belong to --backbone in timm, on the Hub or in the
-    folder; or other weights of its architecture: a timm name, a Hub id, a file, a run or an encoder folder."""
+    """Initial weights of the backbone. random; pretrained: those of --backbone in timm, on the Hub or in the folder; or
+    other weights of the same architecture: a timm name, a Hub id, a file, a run or an encoder folder."""
     freeze: bool = False
-    """Keep the backbone fixed, as --task probe always does. Otherwise all is trained, the backbone at a lower rate."""
+    """Keep the backbone fixed, as --task probe always does. Otherwise it is trained too, at a lower learning rate."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
-    """nuscenes: a folder in nuScenes format; synthetic: a rendered world, made in a cache folder when it is missing."""
+    """nuscenes: a folder in nuScenes format; synthetic: a rendered world, made in a cache folder if it is missing."""
     dataroot: str = ""
-    """The folder that holds the version's tables, samples/ and maps/. Synthetic: empty for the cache folder."""
+    """Folder that holds the folder of tables, samples/ and maps/. Empty for synthetic data: the cache folder."""
     version: str = ""
-    """The folder of tables, such as v1.0-trainval. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
+    """Name of the folder of tables. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
     split: str = ""
     """Scenes to train on: an official split or scene names with commas. Empty: the version's training split."""
     val_split: str = ""
@@ -55,28 +55,28 @@ class EvalConfig:
     """Fraction of the training samples to train on, above 0 and at most 1: 0.1 uses a tenth of them. --seed chooses
     the samples: one of each scene before a second of any. A larger fraction contains all samples of a smaller one."""
     min_visibility: int = 2
-    """bev-seg: vehicles less visible than this are neither trained on nor scored; 2 leaves out those of which less than
-    40 % is seen (Cross-View Transformers' rule), 1 none (Lift-Splat-Shoot's)."""
+    """bev-seg and probe: ignore vehicles below this nuScenes visibility, 1 to 4, in training and scores. 2 ignores
+    those that are less than 40 % visible (as Cross-View Transformers), 1 ignores none (as Lift-Splat-Shoot)."""
     cameras: tuple[str, ...] = CAMERAS
-    """Cameras to use, by their channel's name."""
+    """Channels of the cameras to use."""
     lidar: str = LIDAR
-    """LiDAR at whose sweep labels are given, by its channel's name."""
+    """Channel of the LiDAR; labels are given at the times of its sweeps."""
     image_size: tuple[int, int] = (256, 704)
-    """Height and width in pixels, multiples of the coarsest stride; scaled to the width, then cut at the top."""
+    """Height and width in pixels, multiples of the coarsest stride; images are scaled to the width, cut at the top."""
     steps: int = 20000
     """Optimiser steps."""
     batch_size: int = 8
     """Samples per step."""
     turn: float = 22.5
-    """Augmentation: the bird's-eye view is turned by up to this many degrees, and mirrored; 0 for none of both."""
+    """Augmentation: rotate the bird's-eye view by up to this many degrees, and mirror it. 0: neither."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: mixed precision, where it is safe."""
+    """bf16: mixed precision where it is safe; fp32: float32 everywhere."""
     seed: int = 0
     """Seed of everything random: initial weights, labels used, order of samples, augmentation."""
     workers: int = 8
-    """Threads that read images ahead; 0 reads in turn."""
+    """Threads that read images in advance; 0 reads them in the main thread."""
     out: str = "runs/eval"
-    """The folder of the result."""
+    """Output folder."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             lr=1e-3, backbone_scale=0.2, weight_decay=0.05, warmup_steps=200, ema_decay=0.998
@@ -130,10 +130,10 @@ OFFICIAL = {
 
 
 def complete(config: EvalConfig) -> EvalConfig:
-    """Fill in what follows from other settings: version and splits.
+    """Fill in the settings that follow from others: version and splits.
 
     Raises:
-        UserError: If settings do not go together.
+        UserError: If settings contradict each other.
     """
     version = config.version or ("v1.0-mini" if config.data == "synthetic" else "v1.0-trainval")
     split, val_split = SPLITS.get(version, ("", ""))
@@ -155,9 +155,9 @@ def complete(config: EvalConfig) -> EvalConfig:
         official = [name for name in OFFICIAL if version.endswith(OFFICIAL[name])]
         if val_split not in official:
             raise UserError(
-                f"--val-split {val_split}: the nuscenes-devkit scores det3d on {', '.join(official)} of {version} alone"
+                f"--val-split {val_split}: the nuscenes-devkit scores det3d on {', '.join(official)} of {version} only"
             )
     if not split or not val_split or val_split == NO_SPLIT:
-        raise UserError(f"--version {version} has no split to learn from and to score on: name --split and --val-split")
+        raise UserError(f"--version {version} has no known splits: set --split to train on and --val-split to score on")
     freeze = config.freeze or config.task == PROBE
     return dataclasses.replace(config, version=version, split=split, val_split=val_split, freeze=freeze)

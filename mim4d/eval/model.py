@@ -48,8 +48,7 @@ class BEVConfig:
     voxel_channels: int = 64
     """Channels per voxel."""
     coarse: int = 1
-    """Width of a BEV feature in label cells; a label cell is 0.5 m wide for bev-seg, 0.8 m for det3d, 0.375 m for
-    hd-map."""
+    """Width of a BEV feature in label cells: 0.5 m each for bev-seg, 0.8 m for det3d, 0.375 m for hd-map."""
     channels: int = 128
     """Channels of the BEV trunk at full resolution; twice as many at half the resolution, four times below."""
 

@@ -17,15 +17,16 @@ class LossConfig:
     rgb: float = 10.0
     """Weight of the mean absolute colour error of direct and of temporal rendering (colours 0 to 1)."""
     depth: float = 10.0
-    """Weight of the mean absolute depth error of both (in scene units: metres / the volume's largest reach), against
-    LiDAR. With supervision rgb, against the depth of the lift where consistency supervises that."""
+    """Weight of the depth error of both, against LiDAR, or with supervision rgb against the depth of the lift."""
+    # The mean absolute error in units of the volume's largest reach. The lift's depth counts only if consistency
+    # supervises it.
     consistency: float = 0.0
     """Weight of the photometric consistency of the lift's depth between frames and between cameras."""
     lift_depth: float = 0.0
-    """Weight of the error of the lift's log depth against LiDAR, with supervision rgbd."""
+    """Weight of the error of the lift's log depth against LiDAR; needs supervision rgbd."""
     rendered_gradient: float = 1.0
-    """Share of the rendering terms' gradient that reaches the encoder, the neck and the depth network, 0 to 1. With 0,
-    rendering trains only what is thrown away after pretraining."""
+    """Fraction of the gradient of rgb and depth that reaches encoder, neck and depth network, 0 to 1."""
+    # With 0, rendering trains only modules that are discarded after pretraining.
 
     def __post_init__(self) -> None:
         for name in ("rgb", "depth", "consistency", "lift_depth"):

@@ -24,14 +24,14 @@ from .warp import warp
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """The method's settings. Where the published ones differ, see the preset ``paper``."""
+    """Settings of the method. The preset paper has the published values."""
 
     drop_path: float = 0.2
     """Stochastic depth rate of the backbone."""
     frozen: int = 0
-    """Parts of the backbone kept as they are, from the front: 0 none, 1 the stem, 2 the stem and first stage, ..."""
+    """Number of backbone parts that stay fixed, from the front: 0 none, 1 the stem, 2 stem and first stage, ..."""
     mask_ratio: float = 0.3
-    """Share of 32 px patches hidden in every image."""
+    """Fraction of the 32 px patches that are hidden in every image."""
     grid: VoxelGrid = field(default_factory=VoxelGrid)
     """The volume that frames are lifted into."""
     neck: NeckConfig = field(default_factory=NeckConfig)
@@ -56,14 +56,14 @@ class MethodConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(MethodConfig):
-    """All that the model is built from: the method's settings and those that it shares with the data."""
+    """Settings of the model: those of the method, and those that it shares with the data."""
 
     encoder: str = "mim4d_convnext_small"
     """The backbone's name in timm, one of mim4d's."""
     frames: int = FRAMES
-    """T, frames per clip; 1 leaves the temporal path out."""
+    """T, frames per clip; 1 turns the temporal path off."""
     supervision: Supervision = "rgbd"
-    """rgbd: rays through LiDAR points, colour and depth; rgb: rays through any pixels, colour alone."""
+    """rgbd: rays through LiDAR points, colour and depth; rgb: rays through any pixels, colour only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,11 +21,11 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class NeckConfig:
-    """What leaves the image branch."""
+    """Settings of the neck."""
 
     stages: tuple[int, ...] = (2, 3)
-    """Encoder stages used (0 to 3); the first one's stride (4, 8, 16 or 32 px) is the output's; must end with 3.
-    At a stride of 32 px the lift misses most voxels that are far away."""
+    """Encoder stages to join, 0 to 3, ending with 3; the output has the stride of the first: 4, 8, 16 or 32 px."""
+    # At a stride of 32 px the lift misses most distant voxels.
     channels: int = 256
     """Width C of the output."""
 

@@ -21,17 +21,17 @@ IMPORTANCE_INV_S = 64.0
 
 @dataclass(frozen=True, kw_only=True)
 class RenderConfig:
-    """Samples along rays, and how many rays at a time."""
+    """Settings of the rays and of the samples along them."""
 
     rays_per_view: int = 512
-    """Rays drawn an image a step."""
+    """Rays per image per step."""
     uniform_samples: int = 72
-    """Stratified samples a ray."""
+    """Stratified samples per ray."""
     importance_samples: int = 24
-    """Further samples a ray, where the surface seems to be."""
+    """Further samples per ray, near the estimated surface."""
     chunk: int = 0
-    """Rays computed at a time; their activations are recomputed in the backward pass, which bounds memory. 0: 256 on a
-    CPU (they fit its cache), 4096 on a GPU."""
+    """Rays rendered at a time, and again in the backward pass to save memory. 0: 256 on a CPU, 4096 on a GPU."""
+    # 256 rays fit the cache of a CPU.
 
     def __post_init__(self) -> None:
         # Importance sampling needs a piece between two samples.

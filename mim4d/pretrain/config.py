@@ -1,4 +1,4 @@
-"""The settings of a run: typed, readable from YAML, every one settable on the command line."""
+"""The settings of a run. Each can be set in a YAML file and on the command line."""
 
 import dataclasses
 import math
@@ -39,70 +39,70 @@ class PretrainConfig:
     """Pretrain an image backbone on multi-camera driving video in nuScenes format, by MIM4D."""
 
     preset: Literal["camera", "demo", "gpu24", "paper"] = "gpu24"
-    """What the other settings start from: gpu24, for one GPU of 24 GB; camera, the same without LiDAR, the default for
-    a root that has none; demo, made for a CPU, the default for --data synthetic; paper, as published, for 8 GPUs."""
+    """Starting values of all other settings. gpu24: for one GPU of 24 GB; camera: the same without LiDAR, the default
+    for data that has none; demo: for a CPU, the default for --data synthetic; paper: as published, for 8 GPUs."""
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
-    """nuscenes: a folder in nuScenes format; synthetic: a rendered world, made in a cache folder when it is missing."""
+    """nuscenes: a folder in nuScenes format; synthetic: a rendered world, made in a cache folder if it is missing."""
     dataroot: str = ""
-    """The folder that holds the version's tables, samples/ and sweeps/. Synthetic: empty for the cache folder."""
+    """Folder that holds the folder of tables, samples/ and sweeps/. Empty for synthetic data: the cache folder."""
     version: str = ""
-    """The folder of tables, such as v1.0-trainval. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
+    """Name of the folder of tables. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
     split: str = ""
     """Scenes to train on: an official split or scene names with commas. Empty: the version's training split."""
     val_split: str = ""
-    """Scenes held out to evaluate on. Empty: the version's validation split, where it is there; none: nothing."""
+    """Held-out scenes to evaluate on. Empty: the version's validation split, if there is one; none: no evaluation."""
     model: str = "mim4d_convnext_small"
     """The encoder: mim4d_convnext_*, mim4d_convnextv2_*, mim4d_resnet*, or a timm CNN or ViT, such as resnet50."""
     init: str = SCRATCH
     """Initial weights: scratch, a timm name (convnext_base.dinov3_lvd1689m), a Hub id, a file, or a run's encoder/."""
     frames: int = FRAMES
-    """Frames per clip; 1 leaves the temporal half of the method out."""
+    """Frames per clip; 1 turns the temporal part of the method off."""
     frame_gap: float = 0.5
     """Time from one frame to the next, seconds."""
     tolerance: float | None = None
-    """How far a frame may be from its wanted time, seconds; None: 0.4 of frame_gap, 0.49 with sweeps."""
+    """Largest deviation of a frame from its nominal time, seconds. None: 0.4 of --frame-gap, 0.49 with --sweeps."""
     sweeps: bool = False
-    """Take frames from all camera images, not keyframes alone (nuScenes: 12 per second in place of 2)."""
+    """Use all camera images as frames (nuScenes: 12 per second), not only key frames (2 per second)."""
     cameras: tuple[str, ...] = CAMERAS
-    """Cameras to use, by their channel's name."""
+    """Channels of the cameras to use."""
     lidar: str = LIDAR
-    """LiDAR to use, by its channel's name."""
+    """Channel of the LiDAR to use."""
     image_size: tuple[int, int] = (256, 704)
     """Height and width in pixels, multiples of the patch (32); images are scaled to the width and cut at the top."""
     lidar_floats: int = FLOATS_PER_POINT
     """Floats per point in LiDAR files without a header (nuScenes: x, y, z, intensity, ring)."""
     supervision: Supervision = "rgbd"
-    """rgbd: train on colour and LiDAR depth; rgb: on images alone; LiDAR, where there is some, only scores
+    """rgbd: train on colour and LiDAR depth; rgb: train on images only, and use LiDAR, if there is any, only to score
     held-out clips."""
     on_error: Literal["raise", "skip"] = "raise"
-    """A missing or broken file: stop and name it, or take another clip instead and count."""
+    """raise: stop at a missing or broken file and name it; skip: use another clip instead, and count it."""
     steps: int = 30000
     """Optimiser steps of the whole run."""
     batch_size: int = 2
     """Clips per batch on each process."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: mixed precision, where it is safe."""
+    """bf16: mixed precision where it is safe; fp32: float32 everywhere."""
     seed: int = 0
     """Seed of everything random: initial weights, order of clips, masks, rays."""
     workers: int = 6
-    """Data-loading processes per training process; 0 reads in the training process."""
+    """Data-loading processes per training process; 0 loads data in the training process."""
     out: str = "runs/pretrain"
     """The run folder."""
     log_every: int = 50
     """Steps between rows of metrics.jsonl. A row's values are those of its step."""
     save_every: int = 1000
-    """Steps between checkpoints; the last step always makes one."""
+    """Steps between checkpoints; the last step always saves one."""
     keep: int = 2
     """Number of newest checkpoints to keep."""
     picture_every: int = 1000
-    """Steps between pictures of one held-out clip; the last step makes one too. 0: none."""
+    """Steps between pictures of a held-out clip, also at the last step. 0: no pictures."""
     eval_every: int = 1000
-    """Steps between evaluations on held-out clips; the last step makes one too. 0: none."""
+    """Steps between evaluations on held-out clips, also at the last step. 0: no evaluation."""
     probe_every: int = 0
-    """Steps between ridge probes of the encoder, as mim4d-eval --task probe on 24 training and 12 held-out samples; the
-    last step makes one too. They need annotated boxes. 0: none."""
+    """Steps between probes of the encoder, as by mim4d-eval --task probe, on 24 training and 12 held-out samples; also
+    at the last step. Needs annotated boxes. 0: no probes."""
     eval_clips: int = 64
-    """Held-out clips to evaluate on, evenly spaced over the split, the same each time."""
+    """Number of held-out clips to evaluate on: evenly spaced over the split, and always the same."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -176,7 +176,9 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     _check_backbone(config)
     scratch = config.init == SCRATCH
     if scratch and config.method.frozen:
-        raise UserError("--method.frozen keeps initial weights, but --init scratch has none: give --init, or frozen 0")
+        raise UserError(
+            "--method.frozen keeps initial weights, but --init scratch has none: set --init, or --method.frozen 0"
+        )
     optim = config.optim
     if optim.backbone_scale is None:
         optim = dataclasses.replace(optim, backbone_scale=1.0 if scratch else GIVEN_SCALE)

@@ -9,9 +9,9 @@ from ..settings import NO_SPLIT, SPLITS
 PERIOD = 0.5
 """Seconds between key frames."""
 LOOK = 3
-"""Number of the renderer's look, counted up when the same settings give other files than before."""
+"""Version of the renderer, increased when the same settings give other files than before."""
 PLACES = (64, 16)
-"""How many different places the scenes of the training and the validation split happen in, at most."""
+"""Largest number of different places in the scenes of the training and of the validation split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class WorldConfig:
 
 DEMO_VERSION = "v1.0-trainval"
 DEMO_WORLD = WorldConfig(scenes=32, keyframes=6)
-"""The world of the demos of ``mim4d-pretrain`` and ``mim4d-eval``. Many short scenes: from eight long ones the temporal
-decoder memorises the scenes."""
+"""The world of the demos of ``mim4d-pretrain`` and ``mim4d-eval``. It has many short scenes, because the temporal
+decoder memorises eight long ones."""
 
 
 def check_version(version: str) -> None:
