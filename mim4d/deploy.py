@@ -209,7 +209,7 @@ def _images(batch: int, size: tuple[int, int]) -> Tensor:
 
 
 def _fastest(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:
-    """The shortest of three runs of each, in seconds; they alternate, so that other load meets both."""
+    """Return the shortest of three runs of each in seconds; runs alternate, so that other load affects both."""
 
     def timed(run: Callable[[], Any]) -> float:
         start = time.perf_counter()
@@ -278,7 +278,7 @@ def metadata_of(model: Maps, source: str) -> dict[str, str]:
 
 
 def trtexec(file: Path, size: tuple[int, int], *, dynamic_batch: bool, half: bool) -> str:
-    """The command that builds a TensorRT engine from an ONNX file.
+    """Return the command that builds a TensorRT engine from an ONNX file.
 
     >>> trtexec(Path("base.onnx"), (256, 704), dynamic_batch=False, half=False)
     'trtexec --onnx=base.onnx --saveEngine=base.engine'

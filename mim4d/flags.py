@@ -31,7 +31,7 @@ LARGEST = 2**63 - 1
 
 
 def whole_number(text: str) -> int:
-    """A whole number, also as ``1e6``.
+    """Parse a whole number, also written as ``1e6``.
 
     Raises:
         ValueError: If it is none, or fits no 64-bit integer.
@@ -52,7 +52,7 @@ def whole_number(text: str) -> int:
 
 
 def finite_number(text: str) -> float:
-    """A number that is neither NaN nor infinite.
+    """Parse a number that is neither NaN nor infinite.
 
     Raises:
         ValueError: If it is none.
@@ -140,7 +140,7 @@ def _given(default: Any) -> dict[str, Any]:
 
 
 def _grouped(default: Any, first: Sequence[str]) -> type[Any]:
-    """A dataclass of the same flags, which tyro lists as ``first``, "expert options" and the sections."""
+    """Return a dataclass of the same flags, which tyro lists as ``first``, "expert options" and the sections."""
     import tyro
 
     kind = type(default)

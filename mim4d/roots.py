@@ -114,7 +114,7 @@ def _cached(version: str, config: WorldConfig) -> Path:
 
 
 def _is_there(root: Path, version: str, world: dict[str, Any]) -> bool:
-    """Whether a root holds the whole world with these settings.
+    """Return whether a root holds the whole world with these settings.
 
     Raises:
         UserError: If it holds other data of this version.

@@ -71,7 +71,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, not yet checked.
+    """Return the settings in a YAML file, not yet checked.
 
     Raises:
         UserError: If it is missing or is not a mapping in YAML.
@@ -88,7 +88,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def overlay(base: Settings, values: dict[str, Any], source: Path) -> Settings:
-    """The config with a file's settings in place of its own.
+    """Return the config with a file's settings in place of its own.
 
     Raises:
         UserError: If a key is unknown or a value is not of the field's type, naming both and the file.

@@ -43,7 +43,7 @@ def open_backbone(source: str, image_size: tuple[int, int] | None = None) -> Any
 
 
 def _load(source: str, **arguments: Any) -> Any:
-    """The model of a source, with arguments for timm."""
+    """Return the model of a source, with arguments for timm."""
     try:
         if looks_like_path(source) or "/" in source or Path(source).expanduser().exists():
             return encoder_from_pretrained(source, features_only=True, **arguments)

@@ -142,17 +142,17 @@ def shown(value: Any, most: int = 60) -> str:
 
 
 def is_name(value: Any) -> bool:
-    """Whether a value is text that is not blank and can be printed in one line."""
+    """Return whether a value is text that is not blank and can be printed in one line."""
     return isinstance(value, str) and value.strip() != "" and not _CONTROL.search(value)
 
 
 def is_vector(value: Any, length: int, limit: float = FARTHEST) -> bool:
-    """Whether a value is a list of ``length`` finite numbers of magnitude at most ``limit``."""
+    """Return whether a value is a list of ``length`` finite numbers of magnitude at most ``limit``."""
     return isinstance(value, list) and len(value) == length and all(is_number(number, limit) for number in value)
 
 
 def is_number(value: Any, limit: float = FARTHEST) -> bool:
-    """Whether a value is a finite number of magnitude at most ``limit``.
+    """Return whether a value is a finite number of magnitude at most ``limit``.
 
     >>> is_number(1.5), is_number(float("nan")), is_number(True), is_number(3, limit=2)
     (True, False, False, False)
@@ -161,7 +161,7 @@ def is_number(value: Any, limit: float = FARTHEST) -> bool:
 
 
 def is_rotation(value: Any) -> bool:
-    """Whether a value is a quaternion that can be normalised."""
+    """Return whether a value is a quaternion that can be normalised."""
     return is_vector(value, 4, 1e6) and sum(part * part for part in value) > 1e-12
 
 

@@ -241,7 +241,7 @@ def _depth(high: int) -> int:
 
 
 def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether the image of a JPEG has its end marker; bytes behind it are ignored.
+    """Return whether the image of a JPEG has its end marker; bytes behind it are ignored.
 
     An end marker inside of a segment belongs to a thumbnail.
     """

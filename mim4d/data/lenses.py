@@ -93,7 +93,7 @@ def _interpret(model: str, column: str, values: list[float]) -> tuple[str, list[
 
 
 def _has_content(value: Any) -> bool:
-    """Whether a column holds anything other than zeros."""
+    """Return whether a column holds anything other than zeros."""
     try:
         return bool(np.any(np.array(value if value is not None else [], dtype=np.float64) != 0))
     except (TypeError, ValueError, OverflowError):

@@ -113,7 +113,7 @@ def _parse_npy(data: bytes) -> NDArray[np.floating]:
 
 
 def _is_float64(data: bytes) -> bool:
-    """Whether the content has plausible values as float64, but not as float32."""
+    """Return whether the content has plausible values as float64, but not as float32."""
     with np.errstate(invalid="ignore", over="ignore"):
         as_64, as_32 = (
             np.abs(np.frombuffer(data, dtype=kind, count=min(len(data), 4 * SAMPLE) // 8 * 8 // size))
@@ -189,7 +189,7 @@ def _other_layout(values: NDArray[np.float32], floats: int) -> int | None:
 
 
 def _alternates(features: list[NDArray[np.float64]], length: int, rows: int) -> bool:
-    """Whether every column of rows of ``length`` values changes its distribution with a period of ``rows`` rows."""
+    """Return whether all columns of rows of ``length`` values change their distribution every ``rows`` rows."""
     cycle = length * rows
     for place in range(length):
         columns = [feature[: len(feature) // cycle * cycle].reshape(-1, length)[:, place] for feature in features]

@@ -81,7 +81,7 @@ class VectorDecoder(nn.Module):
 
 
 def _linear(channels: int, out: int, bias: float) -> nn.Linear:
-    """A linear layer whose initial output is ``bias``."""
+    """Return a linear layer whose initial output is ``bias``."""
     layer = nn.Linear(channels, out)
     nn.init.zeros_(layer.weight)
     nn.init.constant_(layer.bias, bias)

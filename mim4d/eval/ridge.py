@@ -143,7 +143,7 @@ def fit(train: Gram, held_back: Gram, columns: slice) -> tuple[Linear, Linear]:
 
 
 def _own(solved: Sequence[Linear]) -> Linear:
-    """The function whose target k is that of solution k."""
+    """Return the function whose target k is that of solution k."""
     return Linear(
         torch.stack([linear.weight[:, k] for k, linear in enumerate(solved)], dim=1),
         torch.stack([linear.bias[k] for k, linear in enumerate(solved)]),

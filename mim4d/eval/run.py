@@ -45,14 +45,14 @@ def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = 
 
     Args:
         config: The settings.
-        data: Of an earlier run with the same root, splits and image size, to share what it has read; None to open it.
-        quiet: Say nothing on the way.
+        data: Data of an earlier run with the same root, splits and image size, to reuse its caches; None to open it.
+        quiet: Whether to print nothing.
 
     Returns:
-        What ``metrics.json`` holds: the task's figures by name, ``settings``, ``seconds`` and counts of samples.
+        The content of ``metrics.json``: the task's metrics by name, ``settings``, ``seconds`` and numbers of samples.
 
     Raises:
-        UserError: If something in the settings, the data or the folder is in the way.
+        UserError: If the settings, the data or the folder do not allow the run.
         ValueError: If ``data`` was opened for other settings.
     """
     config = complete(config)
@@ -63,7 +63,7 @@ def evaluate(config: EvalConfig, data: EvalData | None = None, *, quiet: bool = 
 def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool) -> Figures:
     began = time.monotonic()
     console = Console(stderr=True, highlight=False, quiet=quiet)
-    # The backbone comes first: opening the data may read tables or draw a world for minutes.
+    # The backbone comes first: to open the data may take minutes, for large tables or a new synthetic world.
     encoder, loaded = seeded_encoder(config)
     if data is None:
         if config.task != PROBE:
@@ -74,10 +74,10 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
         data = EvalData(config)
     data.check(config)
     run = ProbeRun(config, data, encoder) if config.task == PROBE else Run(config, data, encoder)
-    learnt, held_out = len(run.chosen), len(data.val)
+    trained_on, held_out = len(run.chosen), len(data.val)
     console.print(
         f"mim4d {__version__}: {config.task} with {config.backbone} ({config.init}, "
-        f"{'frozen' if config.freeze else 'trained'}), {learnt} of {len(data.train)} training samples, "
+        f"{'frozen' if config.freeze else 'trained'}), {trained_on} of {len(data.train)} training samples, "
         f"{held_out} held out",
         markup=False,
         soft_wrap=True,
@@ -86,22 +86,22 @@ def _evaluate(config: EvalConfig, out: Path, data: EvalData | None, quiet: bool)
         console.print(line, markup=False, soft_wrap=True)
     whole: Figures = {
         **run.run(out, console),
-        "samples": learnt,
+        "samples": trained_on,
         "val_samples": held_out,
         "seconds": round(time.monotonic() - began, 1),
         "mim4d": __version__,
         "settings": plain(dataclasses.asdict(config)),
     }
-    write_json(out / METRICS, whole, indent=1)  # last: where it is, all is
+    write_json(out / METRICS, whole, indent=1)  # last, because it marks a complete result
     return whole
 
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[Path]:
-    """Make and lock the folder of a run; a run that was interrupted starts again.
+    """Make and lock the folder of a run. An interrupted run starts again.
 
     Raises:
-        UserError: If it holds a result, another process writes there, or it cannot be made.
+        UserError: If the folder holds a result, is in use by another process, or cannot be made.
     """
     with locked_folder(out):
         if (out / METRICS).exists():
@@ -117,13 +117,13 @@ def make_task(config: EvalConfig) -> Task:
 
 
 def seeded_encoder(config: EvalConfig) -> tuple[nn.Module, str]:
-    """Build the backbone of a run; its random weights follow from the run's seed.
+    """Build the backbone of a run, with random weights that depend on the seed only.
 
     Returns:
         The backbone, and a line for the log as :func:`mim4d.eval.model.make_encoder` returns it.
 
     Raises:
-        UserError: If there is no such backbone, or its weights or maps cannot be used.
+        UserError: If the backbone does not exist, or its weights or maps cannot be used.
     """
     torch.manual_seed(config.seed)
     return make_encoder(config.backbone, config.init, image_size=config.image_size)

@@ -96,7 +96,7 @@ class VoxelGrid:
         return (points - self.low(points)) / constant(self.voxel, points) - 0.5
 
     def contains(self, points: Tensor) -> Tensor:
-        """Whether points lie in the box, which includes its low faces but not its high faces.
+        """Return whether points lie in the box, which includes its low faces but not its high faces.
 
         Args:
             points: [..., 3], metres in the ego frame.

@@ -93,7 +93,7 @@ def hub_error(
 
 
 def unreachable(error: Exception) -> bool:
-    """Whether the Hub gave no answer: there is no network, or offline mode is on."""
+    """Return whether the Hub gave no answer: there is no network, or offline mode is on."""
     return not any(
         isinstance(e, (HFValidationError, LocalTokenNotFoundError))
         or (isinstance(e, HfHubHTTPError) and e.response is not None and not isinstance(e, OfflineModeIsEnabled))
@@ -102,7 +102,7 @@ def unreachable(error: Exception) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and its causes: the client wraps errors in errors."""
+    """Yield an error and its causes: the client wraps errors in errors."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

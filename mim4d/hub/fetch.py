@@ -54,7 +54,7 @@ class HubRepo:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
     ) -> "HubRepo":
-        """The repository that ``org/name`` or ``org/name@revision`` names, also after ``hf-hub:``.
+        """Return the repository that ``org/name`` or ``org/name@revision`` names, also after ``hf-hub:``.
 
         Raises:
             WeightsError: If ``source`` and ``revision`` name two revisions.
@@ -113,12 +113,12 @@ def fetch(repo: HubRepo, filename: str) -> Path:
 
 
 def commit_of(path: Path, filename: str) -> str:
-    """The commit of a file from :func:`fetch`."""
+    """Return the commit of a file from :func:`fetch`."""
     return path.parents[filename.count("/")].name
 
 
 def _checksum_on_hub(path: Path, repo: HubRepo, filename: str) -> str:
-    """The Hub's sha256 (large files) or git hash (small files) of a cached file; empty if it is unknown."""
+    """Return the Hub's sha256 (large files) or git hash (small files) of a cached file; empty if it is unknown."""
     if path.is_symlink():
         checksum = Path(os.readlink(path)).name  # the cache stores contents under their checksums
     elif constants.HF_HUB_OFFLINE:  # a file system without symbolic links stores no checksums

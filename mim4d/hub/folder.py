@@ -60,11 +60,11 @@ class EncoderConfig:
         return self.values.get("mim4d") or {}
 
     def with_license(self, license: str) -> "EncoderConfig":
-        """A copy with another licence."""
+        """Return a copy with another licence."""
         return EncoderConfig({**self.values, "pretrained_cfg": {**self.values["pretrained_cfg"], "license": license}})
 
     def text(self) -> str:
-        """The content of the file."""
+        """Return the content of the file."""
         return json.dumps(self.values, indent=2) + "\n"
 
 
@@ -96,7 +96,7 @@ def _reject_constant(name: str) -> None:
 
 
 def find_folder(path: Path) -> Path:
-    """The encoder folder at a path: the folder ``encoder/`` of a run, or the path itself.
+    """Return the encoder folder at a path: the folder ``encoder/`` of a run, or the path itself.
 
     Raises:
         WeightsError: If neither holds an encoder.
@@ -193,7 +193,7 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:
 
 
 def timm_config(encoder: nn.Module, *, image_size: tuple[int, int] | None, license: str | None) -> dict[str, Any]:
-    """The ``config.json`` of an encoder, in timm's format.
+    """Return the ``config.json`` of an encoder, in timm's format.
 
     Args:
         encoder: A model from ``timm.create_model``.

@@ -13,7 +13,7 @@ OFFICIAL_VERSIONS = ("v1.0-trainval", "v1.0-mini", "v1.0-test")
 
 
 def license_of_data(data: str, version: str) -> str | None:
-    """The licence that training data imposes on weights.
+    """Return the licence that training data imposes on weights.
 
     Args:
         data: ``synthetic`` for the synthetic world, ``nuscenes`` for a folder in nuScenes format.
@@ -31,7 +31,7 @@ def license_of_data(data: str, version: str) -> str | None:
 
 
 def strictest(*licenses: str | None) -> str | None:
-    """The licence of weights to which several licences apply.
+    """Return the licence of weights to which several licences apply.
 
     Args:
         licenses: Of the data and of the first weights; None for an unknown one.
@@ -49,7 +49,7 @@ def strictest(*licenses: str | None) -> str | None:
 
 
 def hub_metadata(license: str | None) -> dict[str, str]:
-    """A licence as metadata of a model card: ``license``, and a name and link if the Hub has no identifier for it.
+    """Convert a licence to card metadata: ``license``, and a name and link if the Hub has no identifier for it.
 
     >>> hub_metadata("my licence")
     {'license': 'other', 'license_name': 'my-licence'}

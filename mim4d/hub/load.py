@@ -96,7 +96,7 @@ def build_encoder(
 def _team_weights(
     model: str, pretrained_cfg: Any, overlay: dict[str, Any] | None, cache_dir: str | Path | None
 ) -> EncoderWeights | None:
-    """The weights of the team's hub, if a name means them; None if the caller names other weights."""
+    """Return the weights of the team's hub, if a name means them; None if the caller names other weights."""
     if not isinstance(pretrained_cfg, (str, type(None))) or (overlay and any(map(overlay.get, SOURCES))):
         return None
     return from_team(f"{model}.{pretrained_cfg}" if pretrained_cfg else model, cache_dir=cache_dir)
@@ -115,7 +115,7 @@ def pretrained_weights(
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | Path | None = None,
 ) -> Weights:
-    """The weights of ``timm.create_model(model, pretrained=True, ...)``.
+    """Return the weights of ``timm.create_model(model, pretrained=True, ...)``.
 
     Args:
         model: mim4d's name of the architecture.

@@ -66,7 +66,7 @@ def split_backbone(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str
 
 
 def _prefix(names: Iterable[str], source: str) -> str:
-    """The prefix of a backbone's names; empty if there is none, or no backbone."""
+    """Return the prefix of a backbone's names; empty if there is none, or no backbone."""
     names = list(names)
     found = {
         name.removesuffix(first)

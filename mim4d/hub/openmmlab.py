@@ -43,7 +43,7 @@ class Converted:
 
 
 def _part(name: str) -> str:
-    """The part of a checkpoint that a dropped tensor belongs to: its module, or in the backbone its own name."""
+    """Return the part of a checkpoint that a dropped tensor belongs to: its module, or in the backbone its own name."""
     for prefix in BACKBONES:
         if name.startswith(prefix):
             return prefix + name.removeprefix(prefix).partition(".")[0]
@@ -104,7 +104,7 @@ def read_backbone(path: Path) -> Converted:
 
 
 def _family(backbone: Mapping[str, Tensor], path: Path) -> str:
-    """A pattern for mim4d's names of the architectures that a backbone may have."""
+    """Return a pattern for mim4d's names of the architectures that a backbone may have."""
     if "layer1.0.conv1.weight" in backbone:
         return "mim4d_resnet*"
     if any(name.startswith(("downsample_layers.", "stem.")) for name in backbone):

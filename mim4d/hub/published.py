@@ -58,7 +58,7 @@ def with_tags(model: str, own: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def is_ours(model: str, tag: str | None) -> bool:
-    """Whether a name means weights of the package or a release of the authors, which no hub replaces."""
+    """Return whether a name means weights of the package or a release of the authors, which no hub replaces."""
     if tag is None:
         return any(PACKAGED.glob(f"{model}.*"))
     return (PACKAGED / f"{model}.{tag}").is_dir() or f"{model}.{tag}" in RELEASED
@@ -73,7 +73,7 @@ def _packaged(folder: Path) -> dict[str, Any]:
 
 
 def no_weights_error(model: str, tag: str | None) -> WeightsError:
-    """The error of ``pretrained=True`` for a model or tag without weights."""
+    """Return the error of ``pretrained=True`` for a model or tag without weights."""
     which = f"{model}.{tag}" if tag else f"{model} without a tag"
     names = ", ".join(timm.list_models("mim4d_*", pretrained=True, include_tags=True))
     return WeightsError(

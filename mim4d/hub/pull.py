@@ -81,7 +81,7 @@ def verify(weights: EncoderWeights) -> int:
 
 
 def _create_model_args(weights: EncoderWeights) -> tuple[str, dict[str, Any]]:
-    """The name and checked arguments with which ``timm.create_model`` builds the model of weights."""
+    """Return the name and checked arguments with which ``timm.create_model`` builds the model of weights."""
     config = weights.config
     if not timm.is_model(config.model):
         raise WeightsError(f"{weights.source} is a {config.model}, which timm {timm.__version__} does not know")

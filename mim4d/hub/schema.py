@@ -89,7 +89,7 @@ def _matches(pattern: str) -> Check:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a value is one line of text without control characters."""
+    """Return whether a value is one line of text without control characters."""
     return isinstance(value, str) and len(value) <= 65_536 and value.isprintable()
 
 
@@ -98,7 +98,7 @@ def _is_dict(value: Any) -> bool:
 
 
 def _is_plain(value: Any, levels: int = MAX_DEPTH) -> bool:
-    """Whether a value is plain JSON, at most so many levels deep."""
+    """Return whether a value is plain JSON, at most so many levels deep."""
     if isinstance(value, dict):
         return levels > 0 and all(_is_text(name) and _is_plain(item, levels - 1) for name, item in value.items())
     if isinstance(value, list):
@@ -107,7 +107,7 @@ def _is_plain(value: Any, levels: int = MAX_DEPTH) -> bool:
 
 
 def _is_measured(value: Any) -> bool:
-    """Whether a value holds the first and last row of a log: numbers by name, ``step`` among them."""
+    """Return whether a value holds the first and last row of a log: numbers by name, ``step`` among them."""
     number = _number(-1e300, 1e300)
     return isinstance(value, dict) and all(
         isinstance(row, dict)

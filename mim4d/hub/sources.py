@@ -81,7 +81,7 @@ def from_anywhere(source: str) -> Weights:
 
 
 def is_team_name(name: str) -> bool:
-    """Whether weights of this name come from the team's hub: one is named, and the name is not the package's own.
+    """Return whether a name means weights of the team's hub: there is one, and the name is not the package's own.
 
     Raises:
         UserError: If the setting of the hub is wrong.
@@ -121,7 +121,7 @@ def from_team(name: str, *, cache_dir: str | Path | None = None) -> "EncoderWeig
 
 
 def looks_like_path(source: str) -> bool:
-    """Whether a string can only be the path of a file or folder, not a timm name and not ``org/name``.
+    """Return whether a string can only be the path of a file or folder, not a timm name and not ``org/name``.
 
     >>> looks_like_path("runs/demo"), looks_like_path("org/name"), looks_like_path("w.pth")
     (True, False, True)
@@ -138,7 +138,7 @@ def looks_like_path(source: str) -> bool:
 
 
 def not_found(source: str) -> str:
-    """The message for a path that does not exist; with a hint if it may have been meant for the Hub."""
+    """Return the message for a path that does not exist; with a hint if it may have been meant for the Hub."""
     hint = f" (for a repository on the Hub: {HUB_PREFIX}{source})" if re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) else ""
     return f"no such file or folder: {source}{hint}"
 
@@ -162,7 +162,7 @@ def from_hub_id(source: str, repo: HubRepo) -> EncoderWeights:
 
 
 def is_pretrained_name(name: str) -> bool:
-    """Whether timm has weights by this name, with or without a tag."""
+    """Return whether timm has weights by this name, with or without a tag."""
     names = timm.list_pretrained()
     return name in names or name in {tagged.partition(".")[0] for tagged in names}
 
@@ -206,7 +206,7 @@ def from_hub(repo: HubRepo) -> EncoderWeights:
 
 
 def create_model_args(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The name and checked arguments with which ``timm.create_model`` builds the model of an encoder folder.
+    """Return the name and checked arguments with which ``timm.create_model`` builds the model of an encoder folder.
 
     timm's own ``local-dir:`` accepts every argument that a folder names, and older versions prefer a pickle in it.
 
@@ -271,6 +271,6 @@ def _download(url: str, cache_dir: str | Path | None) -> dict[str, Tensor]:
 
 
 def _known_entries(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a pretrained config that were checked and that this version of timm knows."""
+    """Return the entries of a pretrained config that were checked and that this version of timm knows."""
     known = {f.name for f in dataclasses.fields(PretrainedCfg)} & PRETRAINED.keys()
     return {name: value for name, value in cfg.items() if name in known}

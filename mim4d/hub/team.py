@@ -55,7 +55,7 @@ def set_hub(place: str | Path | None) -> None:
 
 
 def team_hub() -> TeamHub | None:
-    """The team's hub: of :func:`mim4d.hub.use`, else of ``MIM4D_HUB``, else of the config file; None if none is named.
+    """Return the team's hub from :func:`mim4d.hub.use`, ``MIM4D_HUB`` or the config file, in this order; None if unset.
 
     Raises:
         UserError: If the value is neither an organisation nor a folder, or the config file cannot be read.
@@ -70,7 +70,7 @@ def team_hub() -> TeamHub | None:
 
 
 def config_file() -> Path:
-    """The user's config file: ``mim4d/config.yaml`` in ``XDG_CONFIG_HOME``, which is ``~/.config`` if unset."""
+    """Return the user's config file: ``mim4d/config.yaml`` in ``XDG_CONFIG_HOME``, which is ``~/.config`` if unset."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "mim4d" / "config.yaml"
 
 
@@ -93,5 +93,5 @@ def _hub(place: str, set_by: str) -> TeamHub:
 
 
 def _is_path(place: str) -> bool:
-    """Whether a place is written as a path; the name of an organisation never is, even if such a folder exists."""
+    """Return whether a place is written as a path; an organisation's name is none, even if such a folder exists."""
     return "://" not in place and ("/" in place or place.startswith(("~", ".")))

@@ -109,7 +109,7 @@ class Backbone(BaseModule):
         return timm.create_model(self.arch, num_classes=0, drop_path_rate=self.drop_path_rate)
 
     def _parts(self, encoder: Any) -> dict[str, nn.Module]:
-        """An encoder's modules by OpenMMLab's names, up to the last of ``out_indices``."""
+        """Return an encoder's modules by OpenMMLab's names, up to the last of ``out_indices``."""
         raise NotImplementedError
 
     def _stages(self) -> Iterator[tuple[list[nn.Module], nn.Sequential]]:
@@ -326,7 +326,7 @@ def _weights(init_cfg: Mapping[str, Any]) -> Weights:
 
 
 def _registries() -> Iterator[Any]:
-    """The registries of the packages that are installed."""
+    """Yield the registries of the packages that are installed."""
     if find_spec("mmengine"):
         from mmengine.registry import MODELS
 

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, their checksums, and the cache folder."""
+"""Atomic writes of files and folders, checksums, and the cache folder."""
 
 import hashlib
 import os
@@ -135,7 +135,7 @@ def _sync(path: Path) -> None:
 
 
 def sha256_of(content: Path | bytes) -> str:
-    """The sha256 of a file or of bytes, as the Hub uses it for large files.
+    """Return the sha256 of a file or of bytes, as the Hub uses it for large files.
 
     Returns:
         64 hexadecimal digits.
@@ -147,7 +147,7 @@ def sha256_of(content: Path | bytes) -> str:
 
 
 def git_blob_of(content: Path | bytes) -> str:
-    """The hash that git gives a file or bytes, as the Hub uses it for small files.
+    """Return the hash that git gives a file or bytes, as the Hub uses it for small files.
 
     Returns:
         40 hexadecimal digits: the sha1 of ``blob``, the size and the content.
@@ -170,7 +170,7 @@ def _digest(content: Path | bytes, digest: "hashlib._Hash") -> str:
 
 
 def cache_folder() -> Path:
-    """The folder for files that can be made again: ``MIM4D_CACHE``, or ``~/.cache/mim4d``.
+    """Return the folder for files that can be made again: ``MIM4D_CACHE``, or ``~/.cache/mim4d``.
 
     Raises:
         UserError: If the path begins with ``~`` and the user has no home folder.

@@ -47,7 +47,7 @@ class TimeLeft:
             self._known, self._left = now, (now - self._began) / (done - self._start) * (total - done)
 
     def seconds(self) -> float | None:
-        """The estimate in seconds, counted down since the last update; None until one item is done."""
+        """Return the estimate in seconds, counted down since the last update; None until one item is done."""
         return None if self._left is None else max(0.0, self._left - (self._clock() - self._known))
 
 

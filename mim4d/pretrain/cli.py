@@ -79,7 +79,7 @@ def _starting_point(head: argparse.Namespace) -> PretrainConfig:
 
 
 def _fitting_preset(head: argparse.Namespace, values: dict[str, Any]) -> str:
-    """The preset for the data: demo for a synthetic world, camera for a root that has no LiDAR, else gpu24."""
+    """Return the preset for the data: demo for a synthetic world, camera for a root that has no LiDAR, else gpu24."""
     data, root, version = (getattr(head, name) or values.get(name) for name in ("data", "dataroot", "version"))
     if data == "synthetic":
         return "demo"

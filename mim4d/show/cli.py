@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of :func:`main`."""
+    """Return the parser of :func:`main`."""
     parser = ArgumentParser(
         prog="mim4d-show",
         description="Show the features of a backbone in colour: for each stage, the first three principal components "
@@ -74,7 +74,7 @@ def _show(given: argparse.Namespace) -> None:
 
 
 def find_images(path: Path) -> list[Path]:
-    """The images to show: a file, some of a folder, or the middle image of each camera of a folder in nuScenes format.
+    """Return the images to show: a file, some of a folder, or the middle one of each camera of a nuScenes folder.
 
     Raises:
         UserError: If there are none.

@@ -76,7 +76,7 @@ def principal_components(maps: Tensor) -> Components:
 
 
 def random_mask(shape: tuple[int, int, int]) -> Tensor:
-    """A mask [N, h, w], True where visible, with :data:`HIDDEN` of each image's patches hidden; always the same."""
+    """Return a mask [N, h, w], True where visible, that is always the same and hides :data:`HIDDEN` of each image."""
     n, h, w = shape
     order = torch.rand(n, h * w, generator=torch.Generator().manual_seed(0)).argsort(1).argsort(1)
     return (order >= round(HIDDEN * h * w)).view(n, h, w)

@@ -63,7 +63,7 @@ class _Builder:
         self._footprints: list[Polygon] = []
 
     def _free(self, footprint: Polygon) -> bool:
-        """Whether a footprint overlaps no road and no other footprint."""
+        """Return whether a footprint overlaps no road and no other footprint."""
         if self._roads.query(footprint, predicate="intersects").size:
             return False
         return not shapely.intersects(footprint, self._footprints).any()
