@@ -52,8 +52,8 @@ def main(options: Options) -> None:
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             model._apply(empty)
-            per_clip = kept(model, partial(forward, model, map_tensors(clip, empty), config))
-            chunk = kept(model, partial(march, model))
+            per_clip = saved_bytes(model, partial(forward, model, map_tensors(clip, empty), config))
+            chunk = saved_bytes(model, partial(march, model))
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
     state = 4 * whole + 12 * trained
@@ -88,8 +88,8 @@ def march(model: MIM4D) -> tuple[Tensor, ...]:
     return renderer._march(table, torch.zeros(CHUNK, 3), directions, torch.full((CHUNK,), 41.0), first, distances)
 
 
-def kept(model: nn.Module, run: Callable[[], object]) -> int:
-    """Return the bytes that autograd keeps of a run, without the parameters."""
+def saved_bytes(model: nn.Module, run: Callable[[], object]) -> int:
+    """Return the bytes that autograd saves for the backward pass of a run, without the parameters."""
     seen = {p.untyped_storage()._cdata: 0 for p in model.parameters()}
     held: list[Tensor] = []  # so that no address is reused
 

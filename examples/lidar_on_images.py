@@ -1,6 +1,6 @@
 """Draw the LiDAR of one clip into its images, to check a data set by eye before training.
 
-    python examples/lidar_on_images.py                # the demo's world or a tiny one, drawn if needed
+    python examples/lidar_on_images.py                # the demo's world or a tiny one, made if needed
     python examples/lidar_on_images.py --dataroot /data/nuscenes --version v1.0-mini --split mini_train
 
 Points must lie on the objects that they belong to: poles, kerbs, cars. If not, poses, times or calibration are wrong.

@@ -23,7 +23,7 @@ def time_loading(case: Case, device: str, root: Path) -> dict[str, Any]:
     Args:
         case: The preset.
         device: Where the steps run.
-        root: Folder of the world, which is drawn if it does not exist.
+        root: Folder of the world, which is made if it does not exist.
 
     Returns:
         Milliseconds per step with and without the loader, their difference (the wait for data), and the throughput of
