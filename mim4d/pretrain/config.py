@@ -44,7 +44,7 @@ class PretrainConfig:
     data: Literal["nuscenes", "synthetic"] = "nuscenes"
     """nuscenes: a folder in nuScenes format; synthetic: a rendered world, made in a cache folder if it is missing."""
     dataroot: str = ""
-    """Folder that holds the folder of tables, samples/ and sweeps/. Empty for synthetic data: the cache folder."""
+    """Folder with tables (such as v1.0-trainval/), samples/ and sweeps/. Empty for synthetic data: the cache folder."""
     version: str = ""
     """Name of the folder of tables. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
     split: str = ""
