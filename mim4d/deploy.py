@@ -57,7 +57,7 @@ class Verified:
     """An exported model that computes what torch computes."""
 
     content: bytes
-    """Of the file."""
+    """Bytes of the file."""
     difference: float
     """Largest difference from torch in float32."""
     largest: float
@@ -255,7 +255,7 @@ def _require(*modules: str) -> None:
 
 
 def metadata_of(model: Maps, source: str) -> dict[str, str]:
-    """What a user of the file must know: outputs, normalisation and licence, as text by name.
+    """Return the metadata of an exported file: outputs, normalisation and licence, as text by name.
 
     Args:
         model: The backbone.

@@ -46,7 +46,7 @@ def check_image_size(image_size: tuple[int, int], patch: int = 1) -> None:
 
 
 def preset_lines(preset: str, data: str, device: str) -> Iterator[str]:
-    """What to know of a preset: that it follows from the data, and that it is made for another device."""
+    """Yield log lines about a preset: that it follows from the data, or is made for another device."""
     if preset == "demo" and data == "synthetic":
         yield "preset: demo, the default for --data synthetic; --preset gpu24 has the settings for one GPU"
     if preset == "camera":
@@ -83,7 +83,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, or nested too deeply
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold settings, one `name: value` a line")
+        raise UserError(f"{path} must hold settings, one `name: value` per line")
     return values
 
 

@@ -39,26 +39,26 @@ from .view import voxel_projections
 STRIDE = 8
 """Smallest stride of the cells, pixels."""
 DEPTHS = (1.0, 60.0)
-"""Nearest and farthest depth that counts, metres."""
+"""Range of depths that count, metres."""
 RAISED, MARGIN = 0.5, 1.0
-"""LiDAR points this high above the ground hide what is this much farther, metres."""
+"""A LiDAR point higher above the ground than the first hides what is farther by the second, metres."""
 FINE = VoxelGrid(x=(-50.0, 50.0), y=(-50.0, 50.0), z=(-1.0, 3.0), voxel=(0.5, 0.5, 4.0))
 """Raster in which rays look up the drivable area."""
 BEV = VoxelGrid(x=(-50.0, 50.0), y=(-50.0, 50.0), z=(-1.0, 3.0), voxel=(1.0, 1.0, 2.0))
 """Cells in BEV, and the two voxels above each."""
 WAVES = 6
-"""Cosines along each axis in the features of position alone."""
+"""Number of cosines along each axis in the features of position."""
 PATCH = 4
-"""Colours along each side of a cell in the features of raw pixels."""
+"""Number of colours along each side of a cell in the features of raw pixels."""
 ROWS = 2000
-"""Most cells of a sample that are fitted, for each of depth, image and BEV, drawn at random; all are scored."""
+"""Largest number of cells per sample to fit for each of depth, image and BEV, chosen at random; all are scored."""
 FIGURES = (
     *("depth_r2", "depth_abs_rel", "vehicle_ap", "drivable_ap"),
     *("bev_vehicle_ap", "bev_vehicle_iou", "bev_drivable_iou"),
 )
-"""What a probe measures, 0 to 1."""
+"""Figures that a probe measures, 0 to 1."""
 POSITION, PIXELS, ALL = "position alone", "raw pixels", "all stages"
-"""Names of the features that are free, and of all maps together."""
+"""Names of the two baseline features, which need no backbone, and of all maps together."""
 
 
 class Rows(NamedTuple):
@@ -71,7 +71,7 @@ class Rows(NamedTuple):
 
 
 Observation = Mapping[str, Rows]
-"""Of one sample: the cells of ``depth`` (K = 1), ``image`` and ``bev`` (K = 2, vehicle and drivable, 0 or 1)."""
+"""Cells of one sample for ``depth`` (K = 1), and for ``image`` and ``bev`` (K = 2: vehicle and drivable, 0 or 1)."""
 
 
 class ProbeTruth(NamedTuple):
@@ -80,7 +80,7 @@ class ProbeTruth(NamedTuple):
     seen: NDArray[np.void]
     """Vehicles that count, [boxes] of :data:`mim4d.eval.labels.BOX`."""
     hidden: NDArray[np.void]
-    """Vehicles that are hardly visible, likewise."""
+    """Vehicles that are hardly visible, [boxes] of the same type."""
     drivable: NDArray[np.bool_] | None
     """[Y, X] of :data:`FINE`; None without a map."""
     bev: NDArray[np.bool_]
@@ -88,7 +88,7 @@ class ProbeTruth(NamedTuple):
 
 
 class ProbeReader:
-    """Reads the ground truth of the probes."""
+    """Reader of the ground truth of probes."""
 
     name = "probe"
 
@@ -116,16 +116,16 @@ class Cells(NamedTuple):
     """Targets of the cells of all V maps of a sample, each [V, h, w]."""
 
     depth: Tensor
-    """Of the nearest LiDAR point, metres; inf without one."""
+    """Depth of the nearest LiDAR point, metres; inf without one."""
     vehicle: Tensor
-    """Bool, as all that follow."""
+    """Bool, as all fields below."""
     drivable: Tensor
     counts: Tensor
     """Whether vehicle and drivable count."""
 
 
 def image_cells(clip: Clip, truth: ProbeTruth, size: tuple[int, int]) -> Cells:
-    """Find the targets in the image, see the module.
+    """Compute the targets in the images; the module's docstring defines them.
 
     Args:
         clip: One clip of one frame, with its LiDAR.
@@ -219,7 +219,7 @@ class Observer:
         self.stride = next((stride for stride in strides if stride >= STRIDE), strides[-1])
         image, bev = (columns_of(strides, channels, heights) for heights in (1, BEV.shape[0]))
         self.columns = {"depth": image, "image": image, "bev": bev}
-        """Of each kind of cells, by name of the features."""
+        """Columns of each kind of cells, by name of the features."""
 
     def __call__(
         self, maps: Sequence[Tensor], clip: Clip, truth: ProbeTruth, rows: int | None, seed: int
@@ -230,7 +230,7 @@ class Observer:
             maps: [V, C_i, h_i, w_i], coarsest last.
             clip: One clip of one frame, with its LiDAR.
             truth: Its annotations.
-            rows: Most cells of each kind, drawn at random; None for all.
+            rows: Largest number of cells of each kind, chosen at random; None for all.
             seed: Of the draw.
         """
         height, width = clip.image_size
@@ -332,7 +332,7 @@ def solve_probes(
     }
 
     def predict(samples: Iterable[Observation], which: int, kinds: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of each kind: predictions [features, K, cells] of all or of trial fits, and targets [K, cells]."""
+        """Return predictions [features, K, cells] of the final or the trial fits, and targets [K, cells], by kind."""
         parts: dict[str, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in kinds}
         for observation in samples:
             for kind, found in parts.items():

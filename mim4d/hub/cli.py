@@ -265,7 +265,9 @@ def _card(given: argparse.Namespace) -> None:
         return
     file = weights.folder / CARD
     if file.exists() and file.read_bytes() != text.encode():
-        raise UserError(f"{file} is there already and says something else: remove it first, or print the new one")
+        raise UserError(
+            f"{file} exists and differs from the new card: remove it, or leave --write out to print the new one"
+        )
     write_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
     _print(str(file))
 

@@ -25,9 +25,9 @@ class Loaded:
     """Names of tensors that were not loaded."""
 
     missing: list[str]
-    """In the model, but not in the weights."""
+    """Tensors that are in the model, but not in the weights."""
     unused: list[str]
-    """In the weights, but not in the model."""
+    """Tensors that are in the weights, but not in the model."""
 
 
 def build_encoder(

@@ -147,7 +147,7 @@ class Pulled:
     folder: Path
     """Holds ``config.json`` and ``model.safetensors``."""
     license: str | None
-    """Of the weights; None if their config has none."""
+    """Licence of the weights; None if their config has none."""
     tensors: int
     """Number of tensors. Names, shapes and types are those of the architecture, and all values are finite."""
     checksum: str | None

@@ -55,7 +55,7 @@ class PushPlan:
     revision: str | None
     tag: str | None
     message: str
-    """Of the commit."""
+    """Message of the commit."""
     files: list[PlannedFile]
     creates_repo: bool
     creates_branch: bool
@@ -90,7 +90,7 @@ class Pushed:
     """The result of a push."""
 
     url: str
-    """Of the commit that holds the weights."""
+    """Address of the commit that holds the weights."""
     committed: bool
     """Whether this push made that commit."""
 

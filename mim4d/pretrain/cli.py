@@ -67,7 +67,7 @@ def _starting_point(head: argparse.Namespace) -> PretrainConfig:
     values = read_yaml(source) if source else {}
     name = values.get("preset", _fitting_preset(head, values)) if head.preset is None else head.preset
     if name not in [*PRESETS]:  # a list from a file cannot be looked up in a dict
-        raise UserError(f"--preset {name}: there are {', '.join(PRESETS)}")
+        raise UserError(f"--preset {name}: expected one of {', '.join(PRESETS)}")
     base = PRESETS[name]
     if head.resume:
         written = values.pop("out", base.out)

@@ -70,7 +70,7 @@ class SceneJob:
 
 @dataclass(frozen=True)
 class Stage:
-    """What does not move in a scene, with its shadows; made once per process and scene."""
+    """The static part of a scene, with its shadows; made once per process and scene."""
 
     scene: Scene
     still: Shapes

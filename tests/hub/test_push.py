@@ -158,7 +158,7 @@ def test_an_edited_card_is_not_written_over(client, run_folder):
     card.write_text(card.read_text() + "\nMore.\n")
     code, _, error = client(calls.run, *write)
     assert code == 2
-    assert "says something else" in error
+    assert "differs from the new card" in error
     assert card.read_text().endswith("More.\n")
 
 

@@ -118,8 +118,8 @@ def test_every_field_says_what_it_is(kind):
         ("method: {mask_ratio: 1.5}", "mask_ratio = 1.5 must be at least 0 and below 1"),
         ("[1, 2]", "must hold settings"),
         ("a: b: c", "is not YAML"),
-        ("preset: huge", "--preset huge: there are camera, demo, gpu24, paper"),
-        ("preset: [a]", "--preset ['a']: there are camera, demo, gpu24, paper"),
+        ("preset: huge", "--preset huge: expected one of camera, demo, gpu24, paper"),
+        ("preset: [a]", "--preset ['a']: expected one of camera, demo, gpu24, paper"),
     ],
 )
 def test_a_wrong_config_file_is_refused_by_name(text, message, tmp_path):
@@ -176,7 +176,7 @@ def test_a_config_file_that_is_not_text_is_named(tmp_path):
         ("--supervision red", "invalid choice 'red' for argument '--supervision'. Expected one of ('rgbd', 'rgb')"),
         ("--data", "--data: expected one argument (see mim4d-pretrain --help)"),
         ("--config=", "--config is empty: give a YAML file of settings"),
-        ("--preset=", "--preset : there are camera, demo, gpu24, paper"),
+        ("--preset=", "--preset : expected one of camera, demo, gpu24, paper"),
         ("--stepps 3", "--stepps, 3; did you mean --steps?"),
         ("--steps", "--steps"),
         ("--data synthetic --world.scenes 0", "--world.scenes 0 must be at least 1"),
