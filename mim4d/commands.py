@@ -7,7 +7,7 @@ from . import deploy
 from .hub import cli
 
 DEVKIT = ("nuscenes", "pyquaternion")
-"""Modules that come with the nuscenes-devkit alone."""
+"""Modules that only the nuscenes-devkit installs."""
 
 
 def pretrain() -> None:
@@ -31,7 +31,7 @@ def data() -> None:
 
 
 def show() -> None:
-    """``mim4d-show``."""
+    """Run ``mim4d-show``."""
     _start("show")
 
 

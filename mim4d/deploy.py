@@ -35,7 +35,7 @@ CAMERAS = 6
 
 
 class Maps(nn.Module):
-    """A backbone whose output is its pyramid alone: one map per stride, coarsest last."""
+    """A backbone whose only output is its pyramid: one map per stride, coarsest last."""
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ConvNeXt and ConvNeXt-V2 (arXiv 2201.03545, 2301.00808) with a masked forward that computes visible patches alone.
+"""ConvNeXt and ConvNeXt-V2 (arXiv 2201.03545, 2301.00808) with a masked forward that computes visible patches only.
 
 From the stem to the last block the visible patches are a batch of small images, [A, k, k, C] with k x k sites each.
 Only the depthwise convolution needs their neighbours, so it places them in whole images.

@@ -130,7 +130,7 @@ def _vit(
     num_visible: int | None,
     indices: tuple[int, ...] | None,
 ) -> list[Tensor]:
-    """Compute maps [N, C, h, w] of a ViT from the tokens of visible patches alone."""
+    """Compute maps [N, C, h, w] of a ViT from the tokens of visible patches only."""
     if type(inner.patch_embed) is not PatchEmbed or inner.patch_embed.proj.kernel_size != inner.patch_embed.proj.stride:
         raise NoMaskedForwardError("a stem in which patches overlap")
     side = inner.patch_embed.proj.stride[0]

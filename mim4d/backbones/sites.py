@@ -27,7 +27,7 @@ _POINTWISE = re.compile(
     r"|clamp_min|clamp_max|minimum|maximum|addcmul|addcdiv|lerp|relu6|gelu|celu|selu|softplus|logsigmoid|threshold|prelu"
     r"|dropout2d|feature_dropout|alpha_dropout|contiguous|clone|to|float|half|bfloat16|double|type|type_as|detach)"
 )
-"""Names of functions whose result at a site depends on that site alone."""
+"""Names of functions whose result at a site depends only on that site."""
 _ZERO_STAYS = re.compile(
     r"(__[ir]?mul__|(mul|relu|silu|hardswish|leaky_relu|elu|mish|dropout)_?|relu6|gelu|tanh|neg|abs|square|contiguous"
     r"|clone|to|float|half|bfloat16|double|type|type_as|detach)"

@@ -112,7 +112,7 @@ def ridge(gram: Gram, columns: slice, penalties: Sequence[float]) -> list[Linear
 
 
 def squared_error(gram: Gram, columns: slice, linear: Linear) -> Tensor:
-    """Return the mean squared error [K] of a linear function on the rows of ``gram``, from its sums alone."""
+    """Return the mean squared error [K] of a linear function on the rows of ``gram``, from its sums only."""
     residual = gram.products.new_zeros(len(gram.mean), gram.targets)  # the error as a function of (features, targets)
     residual[: gram.features][columns] = -linear.weight
     residual[gram.features :].fill_diagonal_(1)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the seed of a clip alone.
+"""Random numbers that depend only on the seed of a clip.
 
 The generator is counter-based: number i of stream s for seed k is a hash of (k, s, i). So the mask, target frame and
 rays of a clip do not depend on its batch, on the number of processes, on the device or on where a run was resumed, and
