@@ -1,4 +1,4 @@
-"""The protocol of the comparison: initialisations, data, tasks and sizes, which determine the results."""
+"""The protocol of the comparison: pretrainings, data, evaluations and sizes, which determine the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,61 +6,81 @@ from typing import Any, Literal
 
 from mim4d.eval.config import DEMO as EVALUATION
 from mim4d.eval.config import EvalConfig
-from mim4d.method.model import MIM4D
+from mim4d.method.losses import LossConfig
 from mim4d.pretrain.config import PretrainConfig
 from mim4d.pretrain.presets import DEMO, GPU24
-from mim4d.pretrain.trainer import Method
 from mim4d.world import WorldConfig
 
-from .methods import NoTemporalPath, Pixels, Timeless, Unwarped
+Weights = Literal["imagenet", "scratch"]
+"""Weights before the pretraining: ImageNet's of an EfficientNet-Lite0, or random ones of a ResNet-18."""
+MODELS: Mapping[Weights, str] = {"imagenet": "tf_efficientnet_lite0", "scratch": "mim4d_resnet18"}
 
-
-@dataclass(frozen=True)
-class Start:
-    """How the initial weights of a backbone are pretrained."""
-
-    change: Callable[[PretrainConfig], PretrainConfig] = lambda config: config
-    """Changes MIM4D's settings."""
-    method: Method = MIM4D
-    """Builds the model."""
-
-
-def _frames(config: PretrainConfig, frames: int) -> PretrainConfig:
-    """Change the clip length but not the total number of images: adapt the batch size, then the steps if uneven."""
-    images = config.frames * config.batch_size
-    batch = max(1, round(images / frames))
-    steps = round(config.steps * images / (frames * batch))
-    return replace(config, frames=frames, batch_size=batch, steps=steps)
+CONSISTENCY = LossConfig(rgb=0.0, depth=0.0, consistency=4.0)
+Change = Callable[[PretrainConfig], PretrainConfig]
 
 
 def _method(config: PretrainConfig, **changes: Any) -> PretrainConfig:
     return replace(config, method=replace(config.method, **changes))
 
 
-RANDOM = "random"
-"""The initialisation without pretraining."""
-STARTS: Mapping[str, Start] = {
-    "pixels": Start(lambda config: _method(_frames(config, 1), mask_ratio=0.6), Pixels),
-    "single": Start(lambda config: _frames(config, 1)),
-    "mim4d": Start(),
-}
-"""Pretrainings that are compared with each other and with random weights, each with ``Size.seeds`` seeds."""
-ABLATIONS: Mapping[str, Start] = {
-    "whole": Start(),
-    "no_temporal": Start(method=NoTemporalPath),
-    "no_colour": Start(lambda config: _method(config, loss=replace(config.method.loss, rgb=0.0))),
-    "no_depth": Start(lambda config: replace(config, supervision="rgb")),
-    "no_warp": Start(method=Unwarped),
-    "no_time": Start(method=Timeless),
-    "mask_0": Start(lambda config: _method(config, mask_ratio=0.0)),
-    "mask_60": Start(lambda config: _method(config, mask_ratio=0.6)),
-    "frames_2": Start(lambda config: _frames(config, 2)),
-    "frames_4": Start(lambda config: _frames(config, 4)),
-}
-"""MIM4D, whole and with one change each; pretrained for fewer steps than STARTS, because there are many."""
-EVERY = {**STARTS, **ABLATIONS}
+def _loss(config: PretrainConfig, **changes: Any) -> PretrainConfig:
+    return _method(config, loss=replace(config.method.loss, **changes))
 
-Task = Literal["bev-seg", "det3d", "hd-map"]
+
+def frames(config: PretrainConfig, number: int) -> PretrainConfig:
+    """Change the length of clips but not the number of images seen: change the batch size, then the steps if uneven."""
+    images = config.frames * config.batch_size
+    batch = max(1, round(images / number))
+    return replace(config, frames=number, batch_size=batch, steps=round(config.steps * images / (number * batch)))
+
+
+PRETRAININGS: Mapping[str, Change] = {
+    "colour": lambda config: _method(frames(config, 1), loss=LossConfig(rgb=10.0, depth=0.0)),
+    "decoder": lambda config: _method(config, loss=LossConfig(rgb=10.0, depth=0.0)),
+    "camera": lambda config: config,
+    "lidar": lambda config: replace(
+        _method(config, loss=LossConfig(rgb=10.0, depth=10.0, lift_depth=4.0)), supervision="rgbd"
+    ),
+}
+"""Changes of the camera-only settings, by the name of the pretraining."""
+ABLATIONS: Mapping[str, Change] = {
+    "both": lambda config: _loss(config, rgb=1.0, depth=10.0, rendered_gradient=1.0),
+    "rendered": lambda config: _loss(config, rgb=1.0, depth=10.0, rendered_gradient=0.0),
+    "frames_2": lambda config: frames(config, 2),
+    "frames_4": lambda config: frames(config, 4),
+    "mask_0": lambda config: _method(config, mask_ratio=0.0),
+    "mask_60": lambda config: _method(config, mask_ratio=0.6),
+    "rate_10": lambda config: replace(config, optim=replace(config.optim, backbone_scale=0.1)),
+    "rate_0": lambda config: replace(config, optim=replace(config.optim, backbone_scale=0.0)),
+}
+"""Changes of one part of ``camera``, from ImageNet weights."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the weights of a backbone come from."""
+
+    weights: Weights
+    pretraining: str = ""
+    """A key of PRETRAININGS or ABLATIONS; empty for none."""
+
+    @property
+    def name(self) -> str:
+        """Name in results and folders, such as imagenet-camera."""
+        return f"{self.weights}-{self.pretraining}" if self.pretraining else self.weights
+
+    def change(self, config: PretrainConfig) -> PretrainConfig:
+        """Return the settings of the pretraining."""
+        return {**PRETRAININGS, **ABLATIONS}[self.pretraining](config)
+
+
+STARTS = [Start(weights, pretraining) for weights in MODELS for pretraining in ("", *PRETRAININGS)]
+"""What is compared, with ``Size.seeds`` seeds each."""
+ABLATED = [Start("imagenet", pretraining) for pretraining in ABLATIONS]
+"""``camera`` with one change each, with one seed, scored by probes."""
+EVERY = {start.name: start for start in (*STARTS, *ABLATED)}
+
+Task = Literal["probe", "bev-seg", "det3d", "hd-map"]
 Mode = Literal["frozen", "full"]
 
 
@@ -84,28 +104,16 @@ class Size:
 
     name: str
     pretraining: PretrainConfig
-    """MIM4D's settings; the seed is replaced in each run."""
+    """The camera-only settings; model, initial weights and seed are replaced in each run."""
     evaluation: Mapping[Task, EvalConfig]
     """Settings per task, without the steps; world, version and image size are those of the pretraining."""
     evaluation_steps: Mapping[float, int]
     """Steps by fraction of labels: more labels need more steps."""
-    cells: tuple[Cell, ...]
-    """Evaluations of random weights and of each of STARTS."""
-    ablation_steps: int
-    """Pretraining steps of each of ABLATIONS."""
-    ablation_cells: tuple[Cell, ...]
-    """Evaluations of each of ABLATIONS."""
+    probes: tuple[Cell, ...] = (Cell("probe", "frozen", 1.0), Cell("probe", "frozen", 0.1))
+    """Evaluations that need no training, of each of EVERY."""
+    heads: tuple[Cell, ...]
+    """Evaluations with a trained head, of each of STARTS; they begin when all probes are done."""
     seeds: int = 3
-    """Seeds of random weights and of each of STARTS."""
-    yardstick_seeds: int = 5
-    """Seeds of random weights, which measure the spread due to seeds alone."""
-    ablation_seeds: int = 1
-    scored_clips: int = 32
-    """Number of held-out clips for scores without labels."""
-
-    def cells_of(self, start: str) -> tuple[Cell, ...]:
-        """Return the evaluations of an initialisation."""
-        return self.ablation_cells if start in ABLATIONS else self.cells
 
 
 def _grid(tasks: Sequence[Task], modes: Sequence[Mode], labels: Sequence[float]) -> tuple[Cell, ...]:
@@ -113,34 +121,40 @@ def _grid(tasks: Sequence[Task], modes: Sequence[Mode], labels: Sequence[float])
 
 
 _TASKS: tuple[Task, ...] = ("bev-seg", "det3d", "hd-map")
-_CPU_EVALUATION = replace(EVALUATION, precision="bf16", workers=0)
-_COARSE = replace(_CPU_EVALUATION, model=replace(EVALUATION.model, coarse=4))
+_CPU_EVALUATION = replace(EVALUATION, workers=0)
+_COARSE = replace(_CPU_EVALUATION, precision="bf16", model=replace(EVALUATION.model, coarse=4))
 CPU = Size(
     name="cpu",
     pretraining=replace(
         DEMO,
-        model="mim4d_resnet18",  # trains faster from scratch on a CPU than the small ConvNeXts
-        precision="bf16",
-        steps=750,
+        supervision="rgb",
+        frame_gap=0.5,
+        steps=400,
         workers=0,
         log_every=10,
         save_every=50,
         keep=1,
         picture_every=0,
-        eval_every=0,
-        world=WorldConfig(scenes=160, keyframes=5),
+        eval_every=100,
+        eval_clips=16,
+        probe_every=100,
+        method=replace(
+            DEMO.method,
+            loss=CONSISTENCY,
+            neck=replace(DEMO.method.neck, stages=(1, 2, 3)),
+            lift=replace(DEMO.method.lift, depth_range=(1.0, 61.0)),
+        ),
+        world=WorldConfig(scenes=80, keyframes=6),
     ),
     evaluation={
+        "probe": _CPU_EVALUATION,
         "bev-seg": _COARSE,
-        "det3d": replace(_CPU_EVALUATION, task="det3d"),
+        "det3d": replace(_CPU_EVALUATION, task="det3d", precision="bf16"),
         # Not rotated: within few steps, the queries learn little more than where roads usually are.
         "hd-map": replace(_COARSE, task="hd-map", turn=0.0),
     },
-    evaluation_steps={0.01: 700, 0.1: 700, 1.0: 1400},
-    # Other fractions for bev-seg only, whose heads train fastest; 1 % of this world is six samples.
-    cells=(*_grid(_TASKS, ["frozen", "full"], [0.1]), *_grid(["bev-seg"], ["frozen"], [1.0, 0.01])),
-    ablation_steps=250,
-    ablation_cells=(Cell("bev-seg", "frozen", 0.1), Cell("det3d", "frozen", 0.1)),
+    evaluation_steps={0.1: 700, 1.0: 1400},
+    heads=_grid(_TASKS, ["frozen", "full"], [0.1, 1.0]),
 )
 """Sized for 2 CPU cores."""
 
@@ -150,20 +164,20 @@ GPU = Size(
         GPU24,
         data="synthetic",
         version="v1.0-trainval",
-        model="mim4d_resnet50",
+        supervision="rgb",
+        frame_gap=0.5,
         batch_size=4,
-        steps=12000,
+        steps=10000,
         log_every=100,
         picture_every=0,
-        eval_every=0,
+        eval_every=1000,
+        probe_every=1000,
+        method=replace(GPU24.method, loss=CONSISTENCY, neck=replace(GPU24.method.neck, stages=(1, 2, 3))),
         world=WorldConfig(scenes=850, keyframes=10, scale=0.5),
     ),
-    evaluation={task: EvalConfig(task=task) for task in _TASKS},
-    evaluation_steps=dict.fromkeys((0.01, 0.1, 1.0), 6000),
-    cells=_grid(_TASKS, ["frozen", "full"], [0.1, 0.01, 1.0]),
-    ablation_steps=4000,
-    ablation_cells=_grid(_TASKS, ["frozen", "full"], [0.1]),
-    scored_clips=128,
+    evaluation={task: EvalConfig(task=task) for task in ("probe", *_TASKS)},
+    evaluation_steps=dict.fromkeys((0.1, 1.0), 6000),
+    heads=_grid(_TASKS, ["frozen", "full"], [0.1, 1.0]),
 )
 """Sized for one GPU of at least 24 GB."""
 

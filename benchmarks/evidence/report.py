@@ -19,8 +19,8 @@ from mim4d.eval.labels import write_json
 from mim4d.io.files import make_folder, write_file
 
 Results = Mapping[str, Any]
-"""The content of ``results.json``: ``cells`` (by initialisation, task, mode and share of labels), ``unlabelled`` (by
-initialisation), ``protocol``, ``command``, ``machine`` and ``hours``."""
+"""The content of ``results.json``: ``cells`` (by start, task, mode and share of labels), ``depth`` and ``curves`` (by
+start), ``gates``, ``protocol``, ``command``, ``machine`` and ``hours``."""
 
 
 class Summary(TypedDict):
@@ -43,44 +43,55 @@ class Column:
     digits: int = 1
 
 
-MAIN = {"random": "random", "pixels": "2D pixels", "single": "single frame", "mim4d": "MIM4D"}
-RECIPES = {"pixels": " (SparK's recipe)", "single": " (UniPAD's recipe)"}
+WEIGHTS = {"imagenet": "ImageNet", "scratch": "random"}
+"""Weights before the pretraining."""
+NONE = ""
+COLOUR, DECODER, CAMERA, LIDAR = "colour", "decoder", "camera", "lidar"
+PRETRAININGS = {
+    NONE: "before",
+    COLOUR: "colour of single frames",
+    DECODER: "colour and temporal decoder",
+    CAMERA: "cameras alone",
+    LIDAR: "LiDAR",
+}
 ABLATIONS = {
-    "no_temporal": "no temporal path",
-    "no_colour": "no colour loss",
-    "no_depth": "no depth loss",
-    "no_warp": "no ego-motion warp",
-    "no_time": "no continuous time",
-    "mask_0": "nothing masked",
-    "mask_60": "60 % masked",
+    "both": "with rendering of colour that trains the backbone",
+    "rendered": "with rendering of colour that does not",
     "frames_2": "2 frames",
     "frames_4": "4 frames",
+    "mask_0": "nothing masked",
+    "mask_60": "60 % masked",
+    "rate_10": "backbone's rate 0.1 of the rest's",
+    "rate_0": "backbone fixed",
 }
-WHOLE = "whole"
-NAMES = MAIN | {WHOLE: "MIM4D, same short pretraining"} | ABLATIONS
 MODES = {"frozen": "frozen", "full": "fine-tuned"}
 TASKS = {
+    "probe": "Probes",
     "bev-seg": "BEV segmentation",
     "det3d": "3D detection",
     "hd-map": "HD map",
 }
 HEADLINES = {
-    "bev-seg": (
-        Column("iou_vehicle", "vehicle IoU"),
-        Column("ap_vehicle", "vehicle AP"),
-        Column("iou_drivable", "drivable IoU"),
+    "probe": (
+        Column("depth_r2", "depth R2"),
+        Column("vehicle_ap", "vehicle AP, image"),
+        Column("bev_vehicle_ap", "vehicle AP, BEV"),
     ),
-    "det3d": (Column("NDS", "NDS"), Column("mAP", "mAP"), Column("mAP_uncut", "uncut mAP", digits=2)),
+    "bev-seg": (Column("iou_vehicle", "vehicle IoU"), Column("iou_drivable", "drivable IoU")),
+    "det3d": (Column("NDS", "NDS"), Column("mAP", "mAP", digits=2), Column("mAP_uncut", "uncut mAP", digits=2)),
     "hd-map": (Column("map_AP", "map AP"),),
 }
 OTHERS = {
+    "probe": (
+        Column("depth_abs_rel", "depth error ↓"),
+        Column("drivable_ap", "drivable AP, image"),
+        Column("bev_vehicle_iou", "vehicle IoU, BEV"),
+        Column("bev_drivable_iou", "drivable IoU, BEV"),
+    ),
     "bev-seg": (
-        Column("iou_best_vehicle", "best vehicle IoU"),
+        Column("ap_vehicle", "vehicle AP"),
         Column("iou_crossing", "crossing IoU"),
         Column("iou_divider", "divider IoU"),
-        Column("ap_drivable", "drivable AP"),
-        Column("ap_divider", "divider AP"),
-        Column("ap_crossing", "crossing AP"),
     ),
     "det3d": (
         Column("mATE", "mATE ↓, m", 1, 2),
@@ -95,44 +106,39 @@ OTHERS = {
         Column("map_AP_crossing", "crossing AP"),
     ),
 }
-DRAWN = ("ap_vehicle", "iou_drivable", "mAP_uncut", "map_AP")
-"""The figures of HEADLINES that are plotted."""
-UNLABELLED = (
-    Column("depth_abs_rel", "depth error ↓, %"),
-    Column("depth_delta", "depth within 1.25, %"),
-    Column("temporal_rgb", "dropped frame: colour ↓"),
-    Column("mean_rgb", "from the mean"),
-    Column("zero_rgb", "from nothing"),
-    Column("temporal_depth", "dropped frame: depth ↓, m", 1, 2),
-    Column("mean_depth", "from the mean, m", 1, 2),
-    Column("zero_depth", "from nothing, m", 1, 2),
-    Column("flow_epe", "flow error ↓, m/s", 1, 2),
-    Column("zero_flow_epe", "of zero flow, m/s", 1, 2),
-    Column("moving_vehicles", "moving vehicles", 1, 0),
+PROBE = ("probe", "frozen", 1.0)
+"""The evaluation that the summary, the gates and the plot show."""
+PROBED = HEADLINES["probe"]
+DEPTH = (
+    Column("lift_delta", "lift within 1.25"),
+    Column("lift_abs_rel", "lift error ↓"),
+    Column("direct_delta", "rendered within 1.25"),
+    Column("direct_abs_rel", "rendered error ↓"),
 )
-GAIN = ("mim4d", "random")
-"""The difference shown in the table of headline figures."""
-VERDICTS = (GAIN, ("mim4d", "single"))
-"""The differences shown in the summary."""
-SHORT = {
-    "bev-seg": Column("iou_vehicle", "vehicle IoU"),
-    "det3d": Column("mAP", "detection mAP", digits=2),
-    "hd-map": Column("map_AP", "HD-map AP"),
-}
-"""The figure of each task in the summary: the one that papers lead with."""
-SHORT_LABELS = 0.1
-CAVEATS = {
-    "0.1.0": "These figures were measured before a fault was fixed. During MIM4D's pretraining, BatchNorm took its "
-    "mean and variance from all frames together, the dropped frame included. So the features of the other frames "
-    "held information about the frame that is rebuilt from them, and the task was easier than intended. No label and "
-    "no held-out image leaked. Only MIM4D drops a frame: its scores may rise or fall when they are measured again.",
-}
-"""Known faults of published figures, by the version that produced them."""
-GAINS = (GAIN, ("single", "random"), ("pixels", "random"), ("mim4d", "single"), ("single", "pixels"))
+"""Depth on held-out clips, against LiDAR."""
+GAINS = ((CAMERA, NONE), (LIDAR, NONE), (CAMERA, COLOUR), (CAMERA, DECODER))
+"""The differences shown in the tables, each of the same first weights."""
 ENOUGH_SEEDS = 3
 """Least number of seeds for a confidence interval."""
 CONFIDENCE = 0.95
 NOTHING = "\N{EN DASH}"
+
+
+class Gate(TypedDict):
+    """A result that the project set itself as an aim, whichever way it comes out."""
+
+    value: float | None
+    """None if it was not measured."""
+    aim: float
+    spread: float | None
+    """Sample standard deviation over seeds; None for fewer than two."""
+    held: bool | None
+    """Whether the value reaches the aim, and a difference also twice its spread; None if it was not measured."""
+
+
+def name_of(weights: str, pretraining: str) -> str:
+    """Name of a start in the results."""
+    return f"{weights}-{pretraining}" if pretraining else weights
 
 
 def summarise(figures_by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Summary]:
@@ -202,72 +208,88 @@ def sign(summary: Summary) -> int:
     return 1 if summary["mean"] > 0 else -1
 
 
+def gates(results: Results) -> dict[str, Gate]:
+    """Return the gates by name; differences are between figures of the same first weights, paired by seed."""
+    found: dict[str, Gate] = {}
+    for name, figure, aim in (("lift", "lift_delta", 0.85), ("rendered", "direct_delta", 0.85)):
+        start = name_of("imagenet", CAMERA if name == "lift" else "rendered")
+        found[f"depth_of_cameras_alone_{name}_within_1.25"] = _gate(_depth(results, start, figure), aim)
+    aims = {"imagenet": {"depth_r2": 0.03, "vehicle_ap": 0.02, "bev_vehicle_ap": 0.02}}
+    aims["scratch"] = {"depth_r2": 0.40, "vehicle_ap": 0.25}
+    for weights, figures in aims.items():
+        for figure, aim in figures.items():
+            gained = gain(results, name_of(weights, CAMERA), weights, *PROBE, figure)
+            found[f"{weights}_{figure}_of_cameras_alone_over_before"] = _gate(gained, aim, difference=True)
+    camera, lidar = (
+        gain(results, name_of("imagenet", each), "imagenet", *PROBE, "depth_r2") for each in (CAMERA, LIDAR)
+    )
+    share = camera["mean"] / lidar["mean"] if camera and lidar and lidar["mean"] > 0 else None
+    found["imagenet_depth_r2_share_of_lidars_gain"] = {
+        "value": share,
+        "aim": 0.9,
+        "spread": None,
+        "held": None if share is None else share >= 0.9,
+    }
+    for task, figure, aim in (("bev-seg", "iou_vehicle", 0.087), ("det3d", "mAP", 0.035), ("hd-map", "map_AP", 0.014)):
+        gained = gain(results, name_of("scratch", CAMERA), "scratch", task, "frozen", 1.0, figure)
+        found[f"scratch_{task}_{figure}_of_cameras_alone_over_before"] = _gate(gained, aim, difference=True)
+    return found
+
+
+def _gate(summary: Summary | None, aim: float, *, difference: bool = False) -> Gate:
+    if summary is None:
+        return {"value": None, "aim": aim, "spread": None, "held": None}
+    value, spread = summary["mean"], summary["spread"]
+    held = value >= aim and (not difference or (spread is not None and value > 2 * spread))
+    return {"value": value, "aim": aim, "spread": spread, "held": held}
+
+
+def _depth(results: Results, start: str, figure: str) -> Summary | None:
+    return next((row["figures"].get(figure) for row in results["depth"] if row["init"] == start), None)
+
+
 def verdict(results: Results) -> str:
-    """Return one sentence: in how many headline scores MIM4D differs from random weights and from single frames."""
-    counts = {over: [which for _, which in _headline_differences(results, over)] for over in ("random", "single")}
+    """Return one sentence: how pretraining from cameras alone changes the probes of each of the first weights."""
     parts = []
-    if signs := counts["random"]:
-        parts.append(f"MIM4D pretraining is {_counted(signs, 'random weights')}")
-    if signs := counts["single"]:
-        part = f"it is {_counted(signs, 'single-frame pretraining')}"
-        if signs.count(1) <= math.ceil((1 - CONFIDENCE) * len(signs) - 1e-9):
-            part += ", which chance alone explains: the temporal part shows no gain yet"
-        parts.append(part)
+    for weights, title in WEIGHTS.items():
+        gained = [
+            (column, difference)
+            for column in PROBED
+            if (difference := gain(results, name_of(weights, CAMERA), weights, *PROBE, column.figure))
+        ]
+        if gained:
+            said = [f"{column.title} by {_with_interval(change, column).strip('*')}" for column, change in gained]
+            seeds = _seeds({len(change["seeds"]) for _, change in gained})
+            parts.append(f"from {title} weights, {', '.join(said[:-1])} and {said[-1]} points ({seeds})")
     if not parts:
-        return "Nothing has been measured with enough seeds yet."
-    return f"On held-out synthetic video, {'; '.join(parts)}."
-
-
-def _counted(signs: Sequence[int], other: str) -> str:
-    return f"better than {other} in {signs.count(1)} of {len(signs)} scores and worse in {signs.count(-1) or 'none'}"
-
-
-def _headline_differences(results: Results, over: str) -> list[tuple[str, int]]:
-    """Names and signs of the differences of all headline scores between MIM4D and another initialisation."""
-    return [
-        (f"{column.title} ({MODES[mode]}, {_percent(labels)} of labels)", sign(found))
-        for task in TASKS
-        for column in HEADLINES[task]
-        for mode, labels in _measured(results, task, MAIN)
-        if (found := gain(results, "mim4d", over, task, mode, labels, column.figure)) and interval(found)
-    ]
-
-
-def _significant(results: Results) -> str:
-    """Name the headline scores whose interval excludes 0, such as: Better than random: NDS (frozen, 10 % of labels)."""
-    text = ""
-    for over in ("random", "single"):
-        for word, wanted in (("Better", 1), ("Worse", -1)):
-            names = [name for name, which in _headline_differences(results, over) if which == wanted]
-            if names:
-                text += f" {word} than {MAIN[over]}: {', '.join(names)}."
-    return text
+        return "Nothing has been measured yet."
+    return f"On held-out synthetic video, pretraining from cameras alone changes probes as follows: {'; '.join(parts)}."
 
 
 def summary(results: Results) -> str:
-    """Return the summary in Markdown: the verdict, and a table of one score per task, frozen and fine-tuned."""
+    """Return the summary in Markdown: the verdict, and a table of three probes from both first weights."""
+    measured = {cell["init"] for cell in results["cells"]}
+    shown = [each for each in PRETRAININGS if measured & {name_of(weights, each) for weights in WEIGHTS}]
     rows = []
-    for task, column in SHORT.items():
-        for mode in MODES:
-            cell = (task, mode, SHORT_LABELS, column.figure)
-            means = [find(results, init, *cell) for init in ("random", "single", "mim4d")]
+    for weights, title in WEIGHTS.items():
+        for column in PROBED:
+            cell = (*PROBE, column.figure)
+            means = [find(results, name_of(weights, each), *cell) for each in shown]
             if any(means):
-                shown = [f"{column.scale * m['mean']:.{column.digits}f}" if m else NOTHING for m in means]
-                differences = [_with_interval(gain(results, init, over, *cell), column) for init, over in VERDICTS]
-                rows.append([f"{column.title}, {MODES[mode]}", *shown, *differences])
-    head = ["score, backbone", *(MAIN[init] for init in ("random", "single", "mim4d")), *map(_minus, VERDICTS)]
+                values = [f"{column.scale * m['mean']:.{column.digits}f}" if m else NOTHING for m in means]
+                difference = gain(results, name_of(weights, CAMERA), weights, *cell)
+                rows.append([f"{column.title}, from {title} weights", *values, _with_interval(difference, column)])
+    head = ["probe of the frozen backbone", *(PRETRAININGS[each] for each in shown), _minus(GAINS[0])]
     about = results["protocol"]
-    headline_scores = sum(len(_rows(results, task, HEADLINES[task], (GAIN,))) for task in TASKS)
     read = (
-        f"The table shows {len(rows)} of the {headline_scores} headline scores; docs/evidence.md lists all of them. "
-        f"Scores in percent, with {_percent(SHORT_LABELS)} of the labels. Random: no pretraining; single frame: "
-        "UniPAD's recipe, without a temporal part. Frozen: only a small head trains; fine-tuned: the backbone too. "
-        "Differences: mean over seeds [95 % confidence interval], bold if the interval excludes "
-        f"0.{_significant(results)} Backbone {about['backbone']}; produced by `{results['command']}`, "
-        f"mim4d {results['mim4d']}."
+        "In percent. Depth R2: explained variance of log depth at LiDAR points; AP: vehicle cells in the image and in "
+        "bird's-eye view; all by ridge regression on the frozen maps, solved without training. Cameras alone: "
+        "neighbouring frames and cameras supervise the depth. Difference: mean over seeds, from "
+        f"{ENOUGH_SEEDS} seeds on with its 95 % confidence interval, bold if that excludes 0. "
+        f"{about['pretraining_steps']} steps on images of {about['images']} pixels; produced by "
+        f"`{results['command']}`, mim4d {results['mim4d']}."
     )
-    caveat = CAVEATS.get(results["mim4d"])
-    return "\n\n".join([f"**{verdict(results)}**", _markdown(head, rows), read, *([caveat] if caveat else [])])
+    return "\n\n".join([f"**{verdict(results)}**", _markdown(head, rows), read])
 
 
 def _with_interval(difference: Summary | None, column: Column) -> str:
@@ -281,38 +303,49 @@ def _with_interval(difference: Summary | None, column: Column) -> str:
 
 
 def table(results: Results) -> str:
-    """Return all headline figures by initialisation in Markdown, with MIM4D's difference to random weights."""
-    rows = [row for task in TASKS for row in _rows(results, task, HEADLINES[task], (GAIN,))]
-    return "\n\n".join([_markdown([*HEAD, *MAIN.values(), _minus(GAIN)], rows), _read(results), _made(results)])
+    """Return all headline figures by pretraining in Markdown, with the gain of cameras alone, and the gates."""
+    rows = [
+        row
+        for weights in WEIGHTS
+        for task in TASKS
+        for row in _rows(results, weights, task, HEADLINES[task], GAINS[:1])
+    ]
+    head = [*HEAD, *PRETRAININGS.values(), _minus(GAINS[0])]
+    return "\n\n".join([_markdown(head, rows), _read(results), _gates(results), _made(results)])
 
 
 def details(results: Results) -> str:
-    """Return all figures in Markdown: scores with their differences, ablations, and figures that need no labels."""
-    parts = [_read(results), "Best IoU uses the threshold at which IoU is highest."]
+    """Return all figures in Markdown: scores with their differences, depth, ablations, curves over steps."""
+    parts = [_read(results)]
+    head = [*HEAD, *PRETRAININGS.values(), *map(_minus, GAINS)]
     for task, title in TASKS.items():
-        rows = _rows(results, task, (*HEADLINES[task], *OTHERS[task]), GAINS)
-        head = [*HEAD, *(title + RECIPES.get(init, "") for init, title in MAIN.items()), *map(_minus, GAINS)]
+        columns = (*HEADLINES[task], *OTHERS[task])
+        rows = [row for weights in WEIGHTS for row in _rows(results, weights, task, columns, GAINS)]
         parts += _section(title, _markdown(head, rows) if rows else None)
+    parts += _section("Depth of held-out clips", _depths(results))
     parts += _section("Ablations", _ablations(results))
-    parts += _section("Without labels", _unlabelled(results))
+    parts += _section("Over steps", _curves(results))
     return "\n\n".join([*parts, _made(results)])
 
 
-HEAD = ("score", "backbone", "labels")
+HEAD = ("score", "first weights", "backbone", "labels")
 
 
-def _rows(results: Results, task: str, columns: Sequence[Column], gains: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Return a row per figure, mode and fraction of labels that was measured."""
+def _rows(
+    results: Results, weights: str, task: str, columns: Sequence[Column], gains: Sequence[tuple[str, str]]
+) -> list[list[str]]:
+    """Return a row per figure, mode and fraction of labels that was measured from these first weights."""
+    starts = [name_of(weights, pretraining) for pretraining in PRETRAININGS]
     rows = []
     for column in columns:
-        for mode, labels in _measured(results, task, MAIN):
+        for mode, labels in _measured(results, task, starts):
             cell = (task, mode, labels, column.figure)
-            found = [find(results, init, *cell) for init in MAIN]
-            differences = [gain(results, init, over, *cell) for init, over in gains]
+            found = [find(results, start, *cell) for start in starts]
+            differences = [gain(results, name_of(weights, a), name_of(weights, b), *cell) for a, b in gains]
             if any(found):
                 shown = [_number(summary, column, difference=False) for summary in found]
                 shown += [_number(summary, column, difference=True) for summary in differences]
-                rows.append([column.title, MODES[mode], _percent(labels), *shown])
+                rows.append([column.title, WEIGHTS[weights], MODES[mode], _percent(labels), *shown])
     return rows
 
 
@@ -323,22 +356,28 @@ def _measured(results: Results, task: str, inits: Iterable[str]) -> list[tuple[s
 
 
 def _minus(pair: tuple[str, str]) -> str:
-    return f"{NAMES[pair[0]]} - {NAMES[pair[1]]}"
+    return f"{PRETRAININGS[pair[0]]} - {PRETRAININGS[pair[1]]}"
 
 
 def _read(results: Results) -> str:
-    counts, of_random = (
-        {len(f["seeds"]) for c in results["cells"] if c["init"] in inits for f in c["figures"].values()}
-        for inits in (set(MAIN) - {"random"}, {"random"})
-    )
-    beside = f" ({_numbers(of_random)} of random weights)" if counts and of_random != counts else ""
+    counts = {len(f["seeds"]) for c in results["cells"] for f in c["figures"].values()}
     return (
-        "Percent unless a unit is given: mean ± sample standard deviation over "
-        f"{_seeds(counts or of_random) or 'no seeds yet'}{beside}; ↓: lower is better. IoU uses a threshold of 0.5; AP "
-        "needs none. nuScenes' mAP ignores precision and recall below 10 %; uncut mAP does not. Differences are paired "
-        "by seed: same labelled samples, same initial head. Bold: the 95 % confidence interval of the difference "
-        f"(Student's t, at least {ENOUGH_SEEDS} seeds) excludes 0, which happens by chance in 1 of 20."
+        f"Percent unless a unit is given: mean ± sample standard deviation over {_seeds(counts) or 'no seeds yet'}; ↓: "
+        "lower is better. IoU uses a threshold of 0.5; AP needs none. nuScenes' mAP ignores precision and recall below "
+        "10 %; uncut mAP does not. Differences are paired by seed: same labelled samples, same initial head. Bold: the "
+        f"95 % confidence interval of the difference (Student's t, at least {ENOUGH_SEEDS} seeds) excludes 0, which "
+        "happens by chance in 1 of 20."
     )
+
+
+def _gates(results: Results) -> str:
+    """Return the aims that the project set itself, and what was measured."""
+    words = {True: "yes", False: "no", None: NOTHING}
+    rows = []
+    for name, gate in results["gates"].items():
+        value, spread = (NOTHING if each is None else f"{each:.3f}" for each in (gate["value"], gate["spread"]))
+        rows.append([name.replace("_", " "), value, f"{gate['aim']:g}", spread, words[gate["held"]]])
+    return _markdown(["gate", "measured", "aim", "spread", "held"], rows)
 
 
 def _section(title: str, text: str | None) -> list[str]:
@@ -346,45 +385,60 @@ def _section(title: str, text: str | None) -> list[str]:
 
 
 def _ablations(results: Results) -> str | None:
-    columns = [
-        ((task, mode, labels, column.figure), column)
-        for task in TASKS
-        for mode, labels in _measured(results, task, ABLATIONS)
-        for column in HEADLINES[task]
+    whole = name_of("imagenet", CAMERA)
+    starts = {name_of("imagenet", each): title for each, title in ABLATIONS.items()}
+    cells = [
+        (("probe", mode, labels, c.figure), c) for mode, labels in _measured(results, "probe", starts) for c in PROBED
     ]
-    columns = [(cell, column) for cell, column in columns if any(find(results, init, *cell) for init in ABLATIONS)]
     rows = []
-    for init, title in ABLATIONS.items():
-        gains = [gain(results, init, WHOLE, *cell) for cell, _ in columns]
+    for start, title in starts.items():
+        gains = [gain(results, start, whole, *cell) for cell, _ in cells]
         if any(gains):
-            shown = [_number(g, column, difference=True) for g, (_, column) in zip(gains, columns, strict=True)]
+            shown = [_number(g, column, difference=True) for g, (_, column) in zip(gains, cells, strict=True)]
             rows.append([title, _numbers(_counts(gains)), *shown])
-    steps = results["protocol"]["pretraining_steps_of_ablations"]
     text = (
-        "Differences to MIM4D (30 % masked, 3 frames) when one part is removed or one setting changed, with the same "
-        f"seeds; all pretrained for {steps} steps. One seed cannot separate an effect from chance."
+        "Differences to cameras alone (3 frames, 30 % masked, no rendering) from ImageNet weights when one part is "
+        "changed, with the same seeds. One seed cannot separate an effect from chance."
     )
-    head = ["ablation", "seeds", *(f"{c.title}, {MODES[cell[1]]}, {_percent(cell[2])}" for cell, c in columns)]
+    head = ["change", "seeds", *(f"{column.title}, {_percent(cell[2])} of labels" for cell, column in cells)]
     return f"{text}\n\n{_markdown(head, rows)}" if rows else None
 
 
-def _unlabelled(results: Results) -> str | None:
-    figures = {row["init"]: row["figures"] for row in results["unlabelled"]}
+def _titles() -> dict[str, str]:
+    """Titles of all starts with a pretraining."""
+    titles = {
+        name_of(weights, each): f"{PRETRAININGS[each]}, from {title} weights"
+        for weights, title in WEIGHTS.items()
+        for each in PRETRAININGS
+        if each
+    }
+    return titles | {name_of("imagenet", each): f"cameras alone, {title}" for each, title in ABLATIONS.items()}
+
+
+def _depths(results: Results) -> str | None:
     rows = []
-    for init, title in NAMES.items():
-        found = [figures.get(init, {}).get(column.figure) for column in UNLABELLED]
-        if init == "no_colour":  # its colours are untrained
-            found = [None if c.figure.endswith("_rgb") else f for f, c in zip(found, UNLABELLED, strict=True)]
+    for start, title in _titles().items():
+        found = [_depth(results, start, column.figure) for column in DEPTH]
         if any(found):
-            shown = [_number(f, column, difference=False) for f, column in zip(found, UNLABELLED, strict=True)]
+            shown = [_number(f, column, difference=False) for f, column in zip(found, DEPTH, strict=True)]
             rows.append([title, _numbers(_counts(found)), *shown])
     text = (
-        "Errors on held-out scenes against the world's exact geometry. Dropped frame: colour (mean absolute error; 100 "
-        "is black for white) and depth, rendered from the rebuilt volume, from the mean of the warped other frames, "
-        "and from empty features. Flow: error on moving vehicles, compared with predicting no motion."
+        "Depth of the lift and of rendering at LiDAR points, with the same share of patches hidden as in training: the "
+        "fraction within a factor of 1.25, and the mean absolute relative error."
     )
-    head = ["pretraining", "seeds", *[column.title for column in UNLABELLED]]
-    return f"{text}\n\n{_markdown(head, rows)}" if rows else None
+    return f"{text}\n\n{_markdown(['pretraining', 'seeds', *(c.title for c in DEPTH)], rows)}" if rows else None
+
+
+def _curves(results: Results) -> str | None:
+    steps = sorted({int(step) for found in results["curves"] for step in found["steps"]})
+    columns = {column.figure: column for column in PROBED}
+    rows = []
+    for found in results["curves"]:
+        column = columns[found["figure"]]
+        shown = [_number(found["steps"].get(str(step)), column, difference=False) for step in steps]
+        rows.append([_titles()[found["init"]], column.title, *shown])
+    text = "Probes in training, on 24 labelled and 12 held-out samples: their levels differ from those above."
+    return f"{text}\n\n{_markdown(['pretraining', 'probe', *map(str, steps)], rows)}" if rows else None
 
 
 def _percent(share: float) -> str:
@@ -433,15 +487,15 @@ def _made(results: Results) -> str:
 
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; markers differ too.
-COLOURS = {"random": "#5f5f5f", "pixels": "#D55E00", "single": "#009E73", "mim4d": "#0072B2"}
-MARKERS = {"random": "o", "pixels": "s", "single": "^", "mim4d": "D"}
+COLOURS = {NONE: "#5f5f5f", COLOUR: "#D55E00", DECODER: "#CC79A7", CAMERA: "#0072B2", LIDAR: "#009E73"}
+MARKERS = {NONE: "o", COLOUR: "s", DECODER: "v", CAMERA: "D", LIDAR: "^"}
 SEEDS = "#9a9a9a"
 LEAST_RANGE = 2.0
 """Least range of an axis in percentage points, so that noise does not look like a gain."""
 
 
 def plot(results: Results, file: Path) -> None:
-    """Plot the headline figures of every initialisation and seed, one panel per score, mode and fraction of labels.
+    """Plot the probes of every pretraining and seed, a row of panels for each of the first weights.
 
     Args:
         results: May be incomplete.
@@ -450,42 +504,42 @@ def plot(results: Results, file: Path) -> None:
     Raises:
         UserError: If the file cannot be written.
     """
-    tasks = [task for task in TASKS if _measured(results, task, MAIN)] or ["bev-seg"]
-    columns = [(task, column) for task in tasks for column in HEADLINES[task] if column.figure in DRAWN]
-    rows = sorted(
-        {row for task in tasks for row in _measured(results, task, MAIN)} or {("frozen", 1.0)},
-        key=lambda row: (list(MODES).index(row[0]), row[1]),
-    )
-    figure = Figure(figsize=(8, 1.9 * len(rows) + 0.5), dpi=200, layout="constrained", facecolor="white")
-    axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for (mode, labels), line in zip(rows, axes, strict=True):
-        for axis, (task, column) in zip(line, columns, strict=True):
-            _draw(axis, results, task, mode, labels, column.figure)
-        line[0].set_ylabel(f"{MODES[mode]}, {_percent(labels)} of labels\npercent points", fontsize=7.5)
-    for axis, (_, column) in zip(axes[0], columns, strict=True):
+    measured = {cell["init"] for cell in results["cells"]}
+    shown = [weights for weights in WEIGHTS if any(name_of(weights, each) in measured for each in PRETRAININGS)]
+    shown = shown or list(WEIGHTS)
+    figure = Figure(figsize=(8, 1.9 * len(shown) + 0.9), dpi=200, layout="constrained", facecolor="white")
+    axes = figure.subplots(len(shown), len(PROBED), squeeze=False)
+    for weights, line in zip(shown, axes, strict=True):
+        for axis, column in zip(line, PROBED, strict=True):
+            _draw(axis, results, weights, column.figure)
+        line[0].set_ylabel(f"from {WEIGHTS[weights]} weights\npercent", fontsize=7.5)
+    for axis, column in zip(axes[0], PROBED, strict=True):
         axis.set_title(column.title, fontsize=9)
     figure.align_ylabels(axes[:, 0])
-    figure.supxlabel("Large: mean over seeds. Small: each seed. Dotted: random.", fontsize=7.5, color="#404040")
+    figure.supxlabel("Large: mean over seeds. Small: each seed. Dotted: before.", fontsize=7.5, color="#404040")
     write_file(file, lambda partial: figure.savefig(partial, format="png"))
 
 
-def _draw(axis: Axes, results: Results, task: str, mode: str, labels: float, figure: str) -> None:
+def _draw(axis: Axes, results: Results, weights: str, figure: str) -> None:
     values = []
-    for place, init in enumerate(MAIN):
-        found = find(results, init, task, mode, labels, figure)
+    for place, pretraining in enumerate(PRETRAININGS):
+        found = find(results, name_of(weights, pretraining), *PROBE, figure)
         if found:
             seeds = [100 * value for value in found["seeds"].values()]
             values += seeds
             mean = 100 * found["mean"]
-            if init == "random":
-                axis.axhline(mean, color=COLOURS[init], linewidth=0.8, linestyle=":")
+            if not pretraining:
+                axis.axhline(mean, color=COLOURS[pretraining], linewidth=0.8, linestyle=":")
             axis.plot([place + 0.25] * len(seeds), seeds, "o", color=SEEDS, markersize=2.5)
-            axis.plot([place], [mean], MARKERS[init], color=COLOURS[init], markersize=6)
-    axis.set_xlim(-0.5, len(MAIN) - 0.25)
-    axis.set_xticks(range(len(MAIN)), [title.replace(" ", "\n") for title in MAIN.values()])
-    for label, init in zip(axis.get_xticklabels(), MAIN, strict=True):
-        label.set_color(COLOURS[init])
+            axis.plot([place], [mean], MARKERS[pretraining], color=COLOURS[pretraining], markersize=6)
+    axis.set_xlim(-0.5, len(PRETRAININGS) - 0.25)
+    axis.set_xticks(range(len(PRETRAININGS)), list(SHORT.values()))
+    for label, pretraining in zip(axis.get_xticklabels(), PRETRAININGS, strict=True):
+        label.set_color(COLOURS[pretraining])
     _finish(axis, values)
+
+
+SHORT = {NONE: "before", COLOUR: "colour", DECODER: "decoder", CAMERA: "cameras", LIDAR: "LiDAR"}
 
 
 def _finish(axis: Axes, values: Sequence[float]) -> None:

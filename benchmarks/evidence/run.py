@@ -1,16 +1,16 @@
 """Run all pretrainings and evaluations of the comparison in parallel processes; finished ones are not repeated.
 
 ``OUT/pretraining/START-SEED/`` is a run of ``mim4d-pretrain``, ``OUT/cells/START-SEED/TASK-MODE-LABELS/`` one of
-``mim4d-eval``; their output goes to ``OUT/logs/START-SEED.txt``. The report is updated whenever a job ends.
+``mim4d-eval``; their output goes to ``OUT/logs/START-SEED.txt``. The report is updated whenever a job ends. Probes of
+all starts come first, since they cost little; then the tasks with trained heads.
 """
 
 import itertools
-import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -25,10 +25,10 @@ from mim4d.errors import UserError
 from mim4d.eval.config import EvalConfig
 from mim4d.eval.config import complete as complete_cell
 from mim4d.eval.data import EvalData
-from mim4d.eval.labels import write_json
 from mim4d.eval.run import evaluate, read_figures
 from mim4d.io.files import make_folder
-from mim4d.io.pool import Task, run_in_processes
+from mim4d.io.pool import Task as PoolTask
+from mim4d.io.pool import run_in_processes
 from mim4d.pretrain.config import PretrainConfig, flatten, plain, to_dict
 from mim4d.pretrain.config import complete as complete_pretraining
 from mim4d.pretrain.folder import RunFolder
@@ -37,53 +37,70 @@ from mim4d.pretrain.trainer import train
 from mim4d.roots import synthetic_root
 from mim4d.version import __version__
 
-from .protocol import ABLATIONS, EVERY, RANDOM, STARTS, Cell, Size
-from .report import MAIN, summarise, write_report
-from .strip import strip
-from .unlabelled import unlabelled
+from .imagenet import FILE as WEIGHTS
+from .imagenet import efficientnet_lite0
+from .protocol import ABLATED, EVERY, MODELS, STARTS, Cell, Size, Start, Task
+from .report import PROBED, Summary, gates, summarise, write_report
 
-ELSEWHERE = ("out", "dataroot", "workers")
-"""Settings that do not change the result."""
+ELSEWHERE = ("out", "dataroot", "workers", "init")
+"""Settings that do not change the result, or that the name of the start fixes."""
 FRESH_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_ARENA_MAX": "1"}
 """Make the C library keep freed memory: mapping new memory is slow on some machines."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All work of one initialisation and seed: pretraining, scores without labels, evaluations."""
+    """All work of one start and seed: pretraining and evaluations."""
 
     size: Size
     out: Path
-    start: str
+    start: Start
     seed: int
+    which: tuple[Cell, ...]
+    """Its evaluations."""
 
     @property
     def name(self) -> str:
         """Name of its folders."""
-        return f"{self.start}-{self.seed}"
+        return f"{self.start.name}-{self.seed}"
 
     @property
     def pretraining(self) -> Path:
         """Folder of its pretraining run."""
         return self.out / "pretraining" / self.name
 
+    @property
+    def model(self) -> str:
+        """Timm's name of the backbone."""
+        return MODELS[self.start.weights]
+
+    def init(self, random: str) -> str:
+        """Initial weights: a file, or the word of a command for random ones."""
+        return random if self.start.weights == "scratch" else str(self.out / WEIGHTS)
+
     def pretraining_config(self) -> PretrainConfig:
         """Return the complete settings of its pretraining."""
-        steps = self.size.ablation_steps if self.start in ABLATIONS else self.size.pretraining.steps
-        config = replace(self.size.pretraining, steps=steps, seed=self.seed, out=str(self.pretraining))
-        return complete_pretraining(EVERY[self.start].change(config))
+        config = replace(
+            self.size.pretraining,
+            model=self.model,
+            init=self.init("scratch"),
+            seed=self.seed,
+            out=str(self.pretraining),
+        )
+        return complete_pretraining(self.start.change(config))
 
     def cells(self) -> dict[Cell, EvalConfig]:
         """Return its evaluations with their complete settings."""
-        return {cell: self._cell_config(cell) for cell in self.size.cells_of(self.start)}
+        return {cell: self._cell_config(cell) for cell in self.which}
 
     def _cell_config(self, cell: Cell) -> EvalConfig:
-        random = self.start == RANDOM
+        pretrained = bool(self.start.pretraining)
         return complete_cell(
             replace(
                 on_data_of(self.size.pretraining, self.size.evaluation[cell.task]),
-                backbone=self.size.pretraining.model if random else str(self.pretraining / "encoder"),
-                init="random" if random else "pretrained",
+                task=cell.task,
+                backbone=str(self.pretraining / "encoder") if pretrained else self.model,
+                init="pretrained" if pretrained else self.init("random"),
                 freeze=cell.mode == "frozen",
                 labels=cell.labels,
                 steps=self.size.evaluation_steps[cell.labels],
@@ -101,21 +118,32 @@ def on_data_of(pretraining: PretrainConfig, config: EvalConfig) -> EvalConfig:
     return replace(config, **shared)
 
 
-def jobs_of(size: Size, out: Path, starts: Sequence[str]) -> list[Job]:
-    """Return all jobs in order of importance: one seed of all initialisations before the next."""
-    every = [(start, seed) for seed in range(size.seeds) for start in (RANDOM, *STARTS)]
-    every += [(start, seed) for seed in range(size.ablation_seeds) for start in ABLATIONS]
-    every += [(RANDOM, seed) for seed in range(size.seeds, size.yardstick_seeds)]
-    return [Job(size, out, start, seed) for start, seed in every if start in starts]
+def jobs_of(size: Size, out: Path, starts: Collection[str]) -> list[list[Job]]:
+    """Return the jobs in two rounds, probes and trained heads, each in order of importance: seed by seed.
+
+    Ablations have one seed, and probes only.
+    """
+
+    def each(cells: tuple[Cell, ...], starts_by_seed: Iterable[tuple[int, Sequence[Start]]]) -> list[Job]:
+        return [
+            Job(size, out, start, seed, cells)
+            for seed, group in starts_by_seed
+            for start in group
+            if cells and start.name in starts
+        ]
+
+    first, *others = range(size.seeds)
+    seeds = [(first, STARTS), *((seed, STARTS) for seed in others)]
+    return [each(size.probes, [seeds[0], (first, ABLATED), *seeds[1:]]), each(size.heads, seeds)]
 
 
-def compare(size: Size, out: Path, starts: Sequence[str], workers: int, command: str) -> None:
+def compare(size: Size, out: Path, starts: Collection[str], workers: int, command: str) -> None:
     """Run all unfinished jobs and write the report.
 
     Args:
         size: Size of the comparison.
         out: Folder for everything.
-        starts: Names of the initialisations to compare.
+        starts: Names of what to compare.
         workers: Number of processes.
         command: The command line, for the report.
 
@@ -141,30 +169,33 @@ def _alone(out: Path) -> Iterator[None]:
         raise UserError(f"another comparison is running in {out}: wait for it, or choose another --out") from error
 
 
-def _do_all(size: Size, out: Path, starts: Sequence[str], workers: int, command: str) -> None:
-    jobs = jobs_of(size, out, starts)
-    for job in jobs_of(size, out, (RANDOM, *EVERY)):  # the report includes everything in the folder
+def _do_all(size: Size, out: Path, starts: Collection[str], workers: int, command: str) -> None:
+    rounds = jobs_of(size, out, starts)
+    for job in itertools.chain(*jobs_of(size, out, EVERY)):  # the report includes everything in the folder
         _check(job)
+    if any(job.start.weights == "imagenet" for job in rounds[0]):
+        efficientnet_lite0(out)
     console = Console(stderr=True, highlight=False)
     root = synthetic_root(size.pretraining.dataroot, size.pretraining.version, size.pretraining.world)
-    console.print(f"{len(jobs)} jobs on {root} in {workers} processes; logs in {out / 'logs'}", soft_wrap=True)
+    total = sum(map(len, rounds))
+    console.print(f"{total} jobs on {root} in {workers} processes; logs in {out / 'logs'}", soft_wrap=True)
     os.environ.update(FRESH_MEMORY)  # for the worker processes
     began = time.monotonic()
     failed: list[str] = []
     count = itertools.count(1)
 
-    def ended(task: Task, error: Exception | None) -> None:
+    def ended(task: PoolTask, error: Exception | None) -> None:
         job, how = task[0], "done"
         if error is not None:
             how = f"FAILED: {' '.join(str(error).split()) or type(error).__name__}"
             failed.append(f"{job.name} {how}")
         write_report(results(size, out, command), out)
-        write_strip(size, out)
         minutes = (time.monotonic() - began) / 60
-        console.print(f"{next(count)}/{len(jobs)} {job.name}, {minutes:.0f} min: {how}", soft_wrap=True)
+        console.print(f"{next(count)}/{total} {job.name}, {minutes:.0f} min: {how}", soft_wrap=True)
 
     threads = max(1, (os.cpu_count() or 1) // workers)
-    run_in_processes(run_job, [(job, threads) for job in jobs], workers, ended)
+    for jobs in rounds:
+        run_in_processes(run_job, [(job, threads) for job in jobs], workers, ended)
     if failed:
         raise UserError(f"{failed[0]} (see {out / 'logs'}). Run the same command again to resume")
 
@@ -176,25 +207,16 @@ def run_job(job: Job, threads: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with _output_to(log):
         try:
-            if job.start != RANDOM:
-                _pretrain(job)
-            for config in job.cells().values():
+            folder = RunFolder(job.pretraining)
+            if job.start.pretraining and not folder.encoder.exists():
+                train(job.pretraining_config(), resume=folder.config.exists())
+            for cell, config in job.cells().items():
                 if read_figures(Path(config.out)) is None:
-                    data = _data(complete_cell(on_data_of(job.size.pretraining, EvalConfig(task="bev-seg"))))
-                    evaluate(config, data)
+                    task: Task = "probe" if cell.task == "probe" else "bev-seg"  # all heads read the same
+                    evaluate(config, _data(complete_cell(on_data_of(job.size.pretraining, EvalConfig(task=task)))))
         except BaseException:
             traceback.print_exc()  # the parent process gets only the message
             raise
-
-
-def _pretrain(job: Job) -> None:
-    config, method = job.pretraining_config(), EVERY[job.start].method
-    folder = RunFolder(job.pretraining)
-    if not folder.encoder.exists():
-        train(config, resume=folder.config.exists(), method=method)
-    scores = job.pretraining / "unlabelled.json"
-    if not scores.exists():
-        write_json(scores, unlabelled(job.pretraining, method, clips=job.size.scored_clips))
 
 
 @lru_cache(maxsize=1)
@@ -227,7 +249,7 @@ def _check(job: Job) -> None:
         UserError: If they were not.
     """
     folder = RunFolder(job.pretraining)
-    pretrained = job.start != RANDOM
+    pretrained = bool(job.start.pretraining)
     if pretrained and folder.config.exists():
         _compare(to_dict(folder.read_config()), to_dict(job.pretraining_config()), folder.root)
     for config in job.cells().values():
@@ -249,57 +271,69 @@ def _compare(then: dict[str, Any], now: dict[str, Any], made: Path) -> None:
 
 
 def results(size: Size, out: Path, command: str) -> dict[str, Any]:
-    """Return the content of ``results.json``: figures so far by initialisation and evaluation, and the protocol."""
+    """Return the content of ``results.json``: figures so far by start and evaluation, gates, and the protocol."""
     cells: dict[tuple[str, Cell], dict[int, Mapping[str, Any]]] = {}
-    scores: dict[str, dict[int, Mapping[str, Any]]] = {}
+    runs: dict[str, dict[int, list[dict[str, Any]]]] = {}
     seconds = 0.0
     counts: dict[str, Any] = {}
-    for job in jobs_of(size, out, (RANDOM, *EVERY)):
-        file = job.pretraining / "unlabelled.json"
-        if file.exists():
-            scores.setdefault(job.start, {})[job.seed] = json.loads(file.read_text())
-            seconds += read_metrics(RunFolder(job.pretraining).metrics)[-1]["seconds"]
+    for job in itertools.chain(*jobs_of(size, out, EVERY)):
+        folder = RunFolder(job.pretraining)
+        if folder.encoder.exists() and job.seed not in runs.setdefault(job.start.name, {}):
+            rows = runs[job.start.name][job.seed] = read_metrics(folder.metrics)
+            seconds += rows[-1]["seconds"]
         for cell, config in job.cells().items():
             figures = read_figures(Path(config.out))
             if figures is not None:
-                cells.setdefault((job.start, cell), {})[job.seed] = figures
+                cells.setdefault((job.start.name, cell), {})[job.seed] = figures
                 seconds += figures["seconds"]
                 counts |= {f"{100 * cell.labels:g} %": figures["samples"], "held out": figures["val_samples"]}
     first = size.pretraining
-    return {
+    found = {
         "mim4d": __version__,
         "size": size.name,
         "command": command,
         "machine": machine(),
         "hours": round(seconds / 3600, 2),
         "protocol": {
-            "backbone": first.model,
+            "backbones": ", ".join(MODELS.values()),
             "images": "{} x {}".format(*first.image_size),
             "labelled samples": dict(sorted(counts.items(), key=lambda item: (item[0] == "held out", item[1]))),
             "pretraining_steps": first.steps,
             "images_seen": first.steps * first.batch_size * first.frames * len(first.cameras),
-            "pretraining_steps_of_ablations": size.ablation_steps,
             "evaluation_steps": {f"{100 * share:g} %": steps for share, steps in size.evaluation_steps.items()},
         },
         "cells": [
             {"init": start, **asdict(cell), "figures": summarise(by_seed)} for (start, cell), by_seed in cells.items()
         ],
-        "unlabelled": [{"init": start, "figures": summarise(by_seed)} for start, by_seed in scores.items()],
+        "depth": [
+            {"init": start, "figures": summarise({seed: last_scores(rows) for seed, rows in by_seed.items()})}
+            for start, by_seed in runs.items()
+            if by_seed
+        ],
+        "curves": [
+            {"init": start, "figure": column.figure, "steps": curve(by_seed, f"probe_{column.figure}")}
+            for start, by_seed in runs.items()
+            for column in PROBED
+            if by_seed
+        ],
     }
+    return found | {"gates": gates(found)}
 
 
-def write_strip(size: Size, out: Path) -> None:
-    """Write ``strip.jpg``: the segmentations of the first seed's heads on frozen backbones, as far as they exist."""
-    cells = [cell for cell in size.cells_of("mim4d") if (cell.task, cell.mode) == ("bev-seg", "frozen")]
-    shown = max(cells, key=lambda cell: cell.labels, default=None)
-    pictures = {
-        MAIN[job.start]: picture
-        for job in jobs_of(size, out, list(MAIN))
-        for cell, config in job.cells().items()
-        if job.seed == 0 and cell == shown and (picture := Path(config.out) / "picture.png").exists()
-    }
-    if pictures:
-        strip(pictures, out / "strip.jpg")
+def last_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the last held-out scores ``val_*`` of a run, without their prefix."""
+    scored = [row for row in rows if any(name.startswith("val_") for name in row)]
+    return {name[4:]: value for name, value in scored[-1].items() if name.startswith("val_")} if scored else {}
+
+
+def curve(rows_by_seed: Mapping[int, Sequence[Mapping[str, Any]]], name: str) -> dict[str, Summary]:
+    """Return a figure by step, which is text as in JSON, each with its spread over seeds."""
+    values: dict[int, dict[int, Mapping[str, Any]]] = {}
+    for seed, rows in rows_by_seed.items():
+        for row in rows:
+            if name in row:
+                values.setdefault(row["step"], {})[seed] = {name: row[name]}
+    return {str(step): summarise(by_seed)[name] for step, by_seed in sorted(values.items())}
 
 
 def machine() -> str:
