@@ -26,6 +26,8 @@ class EvalConfig:
 
     Settings come from the preset, then from the flags; later ones win. The output folder gets metrics.json, losses.json
     and picture.png; for det3d also the submission and the devkit's summary of it.
+
+    To score several backbones and compare them, see mim4d-eval compare --help.
     """
 
     task: Literal["bev-seg", "det3d", "hd-map", "probe"]
@@ -120,6 +122,26 @@ DEMO = EvalConfig(
 """For a CPU, on the world of mim4d-pretrain's demo."""
 
 PRESETS = {"demo": DEMO, "gpu24": EvalConfig(task="bev-seg")}
+
+
+SCRATCH, IMAGENET = "scratch", "imagenet"
+"""Values of ``--with`` of ``mim4d-eval compare``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What to compare, and how."""
+
+    backbones: tuple[str, ...]
+    """Each a value of ``--backbone``, or ``NAME=WEIGHTS`` for ``--backbone NAME --init WEIGHTS``."""
+    extra: tuple[str, ...] = ()
+    """:data:`SCRATCH` and :data:`IMAGENET`: further rows for every architecture among the backbones."""
+    labels: tuple[float, ...]
+    """Fractions of the labelled samples."""
+    seeds: int = 3
+    """Number of seeds."""
+    settings: EvalConfig
+    """Of all cells; ``seed`` is the first seed. Backbone, init, labels and folder are set for each cell."""
 
 
 OFFICIAL = {

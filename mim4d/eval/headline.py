@@ -36,13 +36,13 @@ def headline(figures: dict[str, Any], out: Path, arguments: Sequence[str]) -> li
     """
     settings = figures["settings"]
     init = settings["init"]
-    lines = [f"{_listed(figures)} ({f'{init} weights' if init in (RANDOM, PRETRAINED) else f'weights of {init}'})"]
+    lines = [f"{listed(figures)} ({f'{init} weights' if init in (RANDOM, PRETRAINED) else f'weights of {init}'})"]
     if init == RANDOM:
         return lines
     for file in sorted(out.parent.glob("*/metrics.json")):
         other = _read(file)
         if other and _alike(settings, other["settings"]) and other["settings"]["init"] == RANDOM:
-            return [*lines, f"{_listed(other)} (random weights, {file.parent})"]
+            return [*lines, f"{listed(other)} (random weights, {file.parent})"]
     command = [installed("mim4d-eval"), *_without(arguments, "--init", "--out"), "--init", RANDOM]
     return [*lines, f"baseline: {shlex.join([*command, '--out', _beside(out)])}"]
 
@@ -62,7 +62,8 @@ def _beside(out: Path) -> str:
     return next(name for name in names if not (Path(name) / "metrics.json").exists())
 
 
-def _listed(figures: dict[str, Any]) -> str:
+def listed(figures: dict[str, Any]) -> str:
+    """The main figures of a run in percent, with their names."""
     named = HEADLINES[figures["settings"]["task"]]
     return ", ".join(
         f"{text} {100 * figures[name]:.1f} %" for name, text in named.items() if figures.get(name) is not None

@@ -113,6 +113,8 @@ def check(words: list[str], strict: bool) -> None:
         data.make_parser().parse_args(rest)
     elif program == "mim4d-world":
         tyro.cli(world.Options, args=rest)
+    elif words[:2] == ["mim4d-eval", "compare"]:
+        evaluation.parse_comparison(rest[1:])
     elif program == "mim4d-eval":
         evaluation.parse(rest)
     elif program.startswith("mim4d-"):
