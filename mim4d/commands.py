@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from . import deploy
+from . import deploy, release
 from .hub import cli
 
 DEVKIT = ("nuscenes", "pyquaternion")
@@ -35,7 +35,7 @@ def show() -> None:
     _start("show")
 
 
-HUB = (deploy.add_command,)
+HUB = (deploy.add_command, release.add_command)
 """Functions that add commands of higher layers to ``mim4d-hub``."""
 
 

@@ -168,9 +168,16 @@ class Toy:
         elif program == "export":
             self.client(calls.set_hub, rest[0].removeprefix("MIM4D_HUB="))
         elif program == "mim4d-hub":
-            code, out, err = self.client(calls.run, *rest)
+            data = ["--dataroot", str(self.root), "--version", "v1.0-mini", "--preset", "demo", "--seeds", "1"]
+            code, out, err = self.client(calls.run, *rest, *(data if rest[0] == "release" else []))
             assert code == 0, err
             assert out
+        elif words[:2] == ["mim4d-eval", "compare"]:
+            count = next(place for place, word in enumerate(rest) if word.startswith("--"))
+            backbones = [name if Path(name).exists() else f"{name}=random" for name in rest[1:count]]
+            small = ["--seeds", "1", *evaluation.SIZES, "--data", "nuscenes", "--dataroot", str(self.root)]
+            evaluate(["compare", *backbones, *rest[count:], *small, "--out", "runs/compare"])
+            assert Path("runs/compare/plot.png").is_file()
         elif program == "mim4d-eval":
             named = not Path(rest[rest.index("--backbone") + 1]).exists()
             offline = ["--init", "random"] if named else []

@@ -34,9 +34,15 @@ def test_help_lists_what_matters_first_and_fits_the_terminal(command, width, cap
     assert "--precision" in page[expert:]
 
 
-COMMANDS = {"mim4d-data": checking.main, "mim4d-hub": commands.hub, "mim4d-world": world.main}
+COMMANDS = {
+    "mim4d-data": checking.main,
+    "mim4d-eval": evaluation.main,
+    "mim4d-hub": commands.hub,
+    "mim4d-world": world.main,
+}
 PARSE = {
     "mim4d-data": lambda argv: checking.make_parser().parse_args(argv),
+    "mim4d-eval": lambda argv: evaluation.parse_comparison(argv[1:]),
     "mim4d-hub": lambda argv: make_parser(commands.HUB).parse_args(argv),
     "mim4d-world": lambda argv: parse_flags(world.Options, argv, prog="mim4d-world"),
 }
@@ -45,8 +51,8 @@ PARSE = {
 @pytest.mark.parametrize("width", [60, 80])
 @pytest.mark.parametrize(
     "command",
-    ["mim4d-world", "mim4d-data", "mim4d-data check", "mim4d-hub"]
-    + [f"mim4d-hub {name}" for name in ("push", "list", "pull", "card", "convert", "export")],
+    ["mim4d-world", "mim4d-data", "mim4d-data check", "mim4d-eval compare", "mim4d-hub"]
+    + [f"mim4d-hub {name}" for name in ("push", "list", "pull", "card", "convert", "export", "release")],
 )
 def test_help_shows_an_example_that_the_command_accepts(command, width, capsys, monkeypatch):
     name, *subcommand = command.split()

@@ -17,7 +17,7 @@ LAYERS = (
     ("method", "optim", "data", "world", "deploy", "show"),
     ("roots",),
     ("eval",),
-    ("pretrain", "integrations"),
+    ("pretrain", "integrations", "release"),
     ("commands",),
 )
 """What stands on what, from the ground up. Parts of one layer do not import each other."""

@@ -8,12 +8,13 @@ import re
 from typing import Any
 
 import timm
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import yaml_dump
 from timm.models import PretrainedCfg
 
 from .folder import EncoderConfig
 from .licensing import NUSCENES, OFFICIAL_VERSIONS, hub_metadata
+from .scores import PICTURE, ReleaseScores
 
 TAGS = ["image-feature-extraction", "timm", "mim4d", "autonomous-driving", "self-supervised-learning", "bird-eye-view"]
 PIPELINE = "image-feature-extraction"
@@ -33,31 +34,54 @@ _MEASURES = {
 """Meaning of a measure by the ending of its name."""
 
 
-def make_card(config: EncoderConfig, repo: str | None = None) -> str:
+def make_card(config: EncoderConfig, repo: str | None = None, scores: ReleaseScores | None = None) -> str:
     """A model card in Markdown, with the Hub's metadata.
 
     Args:
         config: The encoder's config.
         repo: ``org/name``, for the code examples; None for a folder that is not published.
+        scores: Of the encoder; None if it was not scored.
     """
     made = config.provenance
     parts = [
-        f"---\n{_metadata(config).to_yaml()}\n---",
+        f"---\n{_metadata(config, scores).to_yaml()}\n---",
         f"# {repo.partition('/')[2] if repo else config.model}",
         _summary(config),
         "## Use\n\n" + _use(config, repo),
+        *(["## Scores\n\n" + _scores(scores)] if scores else []),
         "## Training\n\n" + _training(made),
-        *(["## Measured in training\n\n" + table] if (table := _measured(made)) else []),
         "## Limits\n\n" + _limits(config),
         "## Licence\n\n" + _licence(config.pretrained_cfg.get("license"), made),
+        *(["## Measured in training\n\n" + table] if (table := _measured(made)) else []),
         *(["## Settings\n\n" + _settings(made["settings"])] if made.get("settings") else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(config: EncoderConfig) -> ModelCardData:
+def _scores(scores: ReleaseScores) -> str:
+    picture = f"![Scores, with their 95 % intervals]({PICTURE})"
+    return "\n\n".join([*scores.tables, picture, "Measured by `mim4d-hub release`."])
+
+
+def _results(scores: ReleaseScores) -> list[EvalResult]:
+    """The scores as metadata, from which the Hub and the table of a collection read them."""
+    return [
+        EvalResult(
+            task_type=PIPELINE,
+            dataset_type=result.task,
+            dataset_name=f"{result.data}, {100 * result.labels:.3g} % of the labels",
+            metric_type=result.name,
+            metric_value=round(result.mean, 1),
+            metric_name=result.name,
+        )
+        for result in scores.results
+    ]
+
+
+def _metadata(config: EncoderConfig, scores: ReleaseScores | None) -> ModelCardData:
     made = config.provenance
     license: dict[str, Any] = hub_metadata(config.pretrained_cfg.get("license"))
+    scored: dict[str, Any] = {"model_name": config.model, "eval_results": _results(scores)} if scores else {}
     return ModelCardData(
         library_name="timm",
         pipeline_tag=PIPELINE,
@@ -65,6 +89,7 @@ def _metadata(config: EncoderConfig) -> ModelCardData:
         **license,
         datasets=_datasets(made) or None,
         base_model=_base_model(made.get("init") or ""),
+        **scored,
     )
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from timm.models import PretrainedCfg, _registry
+from yaml import YAMLError
 
 from ..errors import UserError, WeightsError
 from ..io.files import cache_folder, write_bytes
 from ..version import __version__
 from .faults import hub_error, unreachable
 from .fetch import HubRepo, fetch
-from .folder import CONFIG, FAMILY, WEIGHTS, EncoderConfig, read_config
+from .folder import CARD, CONFIG, FAMILY, WEIGHTS, EncoderConfig, read_config
 from .published import BASE_CFG, is_ours
 from .schema import PRETRAINED
 from .team import TeamHub, set_hub, team_hub
@@ -79,6 +80,27 @@ def scores(made: dict[str, Any]) -> str:
         if line := ", ".join(texts[name].format(value) for name, value in found.items() if value is not None):
             return line
     return ""
+
+
+def collection_table(hub: TeamHub, entries: list[Entry]) -> str:
+    """A table of encoders in Markdown, with the scores in the metadata of their cards."""
+    lines = ["| model | data | scores | licence |", "| --- | --- | --- | --- |"]
+    for entry in entries:
+        _, _, data, held_out, license = entry.row()
+        name = f"`{entry.name}`" if hub.folder else f"[`{entry.name}`]({constants.ENDPOINT}/{hub.place}/{entry.model})"
+        lines.append(f"| {name} | {data} | {_card_scores(hub, entry) or held_out} | {license} |")
+    return "\n".join(lines)
+
+
+def _card_scores(hub: TeamHub, entry: Entry) -> str:
+    """The scores in the metadata of a card, such as ``depth R2 83.9 %``; empty if it has none."""
+    where = hub.where(entry.model, entry.tag)
+    try:
+        file = Path(where) / CARD if hub.folder else fetch(HubRepo.parse(where), CARD)
+        results = getattr(ModelCard(file.read_text(encoding="utf-8")).data, "eval_results", None) or []
+    except (UserError, OSError, ValueError, YAMLError):  # a card that was edited, or is missing
+        return ""
+    return ", ".join(f"{result.metric_name} {result.metric_value} % ({result.dataset_name})" for result in results)
 
 
 def published() -> list[Entry]:

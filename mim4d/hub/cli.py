@@ -17,11 +17,12 @@ from ..errors import UserError, printable
 from ..flags import ArgumentParser, report_user_errors, text
 from ..io.files import sha256_of, write_file
 from .card import make_card
-from .catalog import HEADINGS, published
+from .catalog import HEADINGS, collection_table, published
 from .folder import CARD, CONFIG, EncoderConfig
 from .openmmlab import read_backbone, write_checkpoint
 from .pull import contents, open_encoder, pull, rewrite
 from .push import Publisher, push_to_folder
+from .scores import read_scores
 from .sources import EncoderWeights
 from .team import VARIABLE, team_hub
 
@@ -97,6 +98,7 @@ def _add_list(commands: Any) -> None:
         "held-out scores, licences. Afterwards timm.list_pretrained shows these names too.",
         example="mim4d-hub list",
     )
+    parser.add_argument("--markdown", action="store_true", help="print the table for the README of your organisation")
     parser.set_defaults(run=_list)
 
 
@@ -229,6 +231,9 @@ def _list(given: argparse.Namespace) -> None:
     if not entries:
         _print(f"{hub.place} holds no encoders yet: mim4d-hub push RUN publishes one")
         return
+    if given.markdown:
+        _print(collection_table(hub, entries))
+        return
     rows = [HEADINGS, *(entry.row() for entry in entries)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     for row in rows:
@@ -259,7 +264,8 @@ def _pull(given: argparse.Namespace) -> None:
 def _card(given: argparse.Namespace) -> None:
     weights = open_encoder(given.path)
     config = weights.config
-    text = make_card(config.with_license(given.license) if given.license else config, given.repo)
+    scores = read_scores(weights.folder, config)
+    text = make_card(config.with_license(given.license) if given.license else config, given.repo, scores)
     if not given.write:
         _print(text.removesuffix("\n"))
         return

@@ -1,4 +1,6 @@
-"""Publish encoders: exactly three files, in one commit, and no commit if nothing has changed.
+"""Publish encoders in one commit, and without one if nothing has changed.
+
+The files are ``config.json``, ``model.safetensors`` and the card; of a released encoder also its scores and report.
 
 In a team's folder, a commit is a folder ``NAME.TAG``, and ``NAME`` is a copy of the newest.
 """
@@ -26,6 +28,7 @@ from .fetch import TIMEOUT
 from .folder import CARD, CONFIG, WEIGHTS, EncoderConfig, save_encoder
 from .licensing import hub_metadata
 from .pull import open_encoder
+from .scores import PICTURE, REPORT, SCORES, read_scores
 
 State = Literal["new", "changed", "unchanged", "kept", "unknown"]
 """A file compared with the one on the Hub. "kept": the card was edited on the Hub, and stays while the weights are
@@ -276,9 +279,11 @@ def push_to_folder(
 
 
 def _holds(folder: Path, files: dict[str, Path | bytes]) -> bool:
-    """Whether a folder has these weights and their config; its card may have been edited."""
+    """Whether a folder has these weights, their config and scores; its card may have been edited."""
     return all(
-        (folder / name).is_file() and sha256_of(folder / name) == sha256_of(files[name]) for name in (CONFIG, WEIGHTS)
+        (folder / name).is_file() and sha256_of(folder / name) == sha256_of(content)
+        for name, content in files.items()
+        if name != CARD
     )
 
 
@@ -301,10 +306,13 @@ def _files(folder: Path, config: EncoderConfig, repo: str | None, license: str |
         raise WeightsError(f"{card} is a link, and links are not published: replace it with the card itself")
     if license and card.is_file() and _license_of(card) != hub_metadata(license)["license"]:
         raise WeightsError(f"{card} names another licence than {license}: change it there, or remove the card")
+    scores = read_scores(folder, config)
+    beside = [name for name in (SCORES, PICTURE, REPORT) if scores and (folder / name).is_file()]
     return {
         CONFIG: config.text().encode(),
         WEIGHTS: folder / WEIGHTS,
-        CARD: card.read_bytes() if card.is_file() else make_card(config, repo).encode(),
+        CARD: card.read_bytes() if card.is_file() else make_card(config, repo, scores).encode(),
+        **{name: (folder / name).read_bytes() for name in beside},
     }
 
 
@@ -322,7 +330,7 @@ def _compare(files: dict[str, Path | bytes], remote: Any, *, keep_card: bool) ->
     Args:
         files: By name.
         remote: The Hub's description of the commit; None for a new repository.
-        keep_card: Whether a card that was edited on the Hub stays while the weights are unchanged.
+        keep_card: Whether a card that was edited on the Hub stays while weights and scores are unchanged.
     """
     on_hub = {file.rfilename: file for file in remote.siblings} if remote else {}
 
@@ -334,7 +342,8 @@ def _compare(files: dict[str, Path | bytes], remote: Any, *, keep_card: bool) ->
         return "unchanged" if same else "changed"
 
     states = {name: state(name) for name in files}
-    if states[CARD] == "changed" and states[WEIGHTS] == "unchanged" and keep_card:
+    same = states[WEIGHTS] == states.get(SCORES, "unchanged") == "unchanged"
+    if states[CARD] == "changed" and same and keep_card:
         states[CARD] = "kept"
     return states
 

@@ -114,7 +114,7 @@ def test_without_lidar_no_depth_is_reported_anywhere(run_cache, tmp_path, capsys
     assert any("held out: direct rgb " in line for line in lines)
     board = EventAccumulator(str(out / "tensorboard")).Reload()
     made = json.loads((out / "encoder/config.json").read_text())["mim4d"]["measured"]
-    card = make_card(check_folder(out / "encoder")).partition("## Measured")[2].partition("## Limits")[0]
+    card = make_card(check_folder(out / "encoder")).partition("## Measured")[2].partition("## Settings")[0]
     names = (
         {name for row in metrics(out) for name in row} | set(board.Tags()["scalars"]) | {*made["first"], *made["last"]}
     )
