@@ -13,9 +13,9 @@ from typing import Any, TypedDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import t as student_t
 
 from mim4d.eval.labels import write_json
+from mim4d.eval.paired import estimate
 from mim4d.io.files import make_folder, write_file
 
 Results = Mapping[str, Any]
@@ -120,7 +120,6 @@ GAINS = ((CAMERA, NONE), (LIDAR, NONE), (CAMERA, COLOUR), (CAMERA, DECODER))
 """The differences shown in the tables, each of the same first weights."""
 ENOUGH_SEEDS = 3
 """Least number of seeds for a confidence interval."""
-CONFIDENCE = 0.95
 NOTHING = "\N{EN DASH}"
 
 
@@ -186,18 +185,12 @@ def gain(results: Results, init: str, over: str, task: str, mode: str, labels: f
 
 
 def interval(summary: Summary) -> tuple[float, float] | None:
-    """Return the 95 % confidence interval of a mean difference, by Student's t over the seeds.
-
-    The half-width is t(0.975, n - 1) s / sqrt(n), with s the sample standard deviation of n seeds.
-
-    Returns:
-        None for fewer than three seeds.
-    """
-    n, spread = len(summary["seeds"]), summary["spread"]
-    if spread is None or n < ENOUGH_SEEDS:
+    """Return the 95 % confidence interval of a mean difference over the seeds; None for fewer than three seeds."""
+    if len(summary["seeds"]) < ENOUGH_SEEDS:
         return None
-    half = float(student_t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
-    return summary["mean"] - half, summary["mean"] + half
+    mean, half = estimate(list(summary["seeds"].values()))
+    assert half is not None
+    return mean - half, mean + half
 
 
 def sign(summary: Summary) -> int:
