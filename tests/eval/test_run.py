@@ -186,7 +186,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (("--dataroot", ""), "--data nuscenes needs --dataroot"),
         (("--version", "v1.0-trainval"), "--version v1.0-trainval is not in"),
         (("--version", "v1.0-testt"), "--version v1.0-testt is not in"),
-        (("--dataroot", "/no/such/root", "--version", "v1.0-test"), "name --split and --val-split"),
+        (("--dataroot", "/no/such/root", "--version", "v1.0-test"), "set --split to train on and --val-split"),
         (("--val-split", "scene-9999"), "split scene-9999: neither a split"),
         (("--task", "det3d", "--val-split", "scene-0103", "--steps", "1"), "cannot score"),
         (("--batch-size", "1e9"), "--batch-size 1000000000 must be at most 1024"),
