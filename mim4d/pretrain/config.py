@@ -26,6 +26,7 @@ from ..optim import OptimConfig
 from ..roots import check_root
 from ..settings import NO_SPLIT, SPLITS, check_image_size, flatten, nearest, plain
 from ..world.config import WorldConfig
+from .trackers import PACKAGES, TENSORBOARD, check_trackers
 
 SCRATCH = "scratch"
 """The value of ``init`` for random weights."""
@@ -90,6 +91,8 @@ class PretrainConfig:
     """The run folder."""
     log_every: int = 50
     """Steps between rows of metrics.jsonl. A row's values are those of its step."""
+    log_with: str = TENSORBOARD
+    """Where the rows go beside metrics.jsonl: tensorboard, wandb and mlflow, with commas."""
     save_every: int = 1000
     """Steps between checkpoints; the last step always saves one."""
     keep: int = 2
@@ -114,6 +117,14 @@ class PretrainConfig:
         check_bounds(self, {"batch_size": (1, 1024), "frames": (1, 1000), "workers": (0, 1024)})
         check_bounds(self, {"lidar_floats": (3, 64)})
         check_image_size(self.image_size)
+        unknown = [name for name in self.trackers if name not in PACKAGES]
+        if unknown or not self.trackers:
+            raise ValueError(f"log_with = {self.log_with} must be one or more of {', '.join(PACKAGES)}, with commas")
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names in ``log_with``."""
+        return [name.strip() for name in self.log_with.split(",") if name.strip()]
 
     def model_config(self) -> ModelConfig:
         """Return the settings of the model."""
@@ -155,6 +166,7 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     """
     version = config.version or ("v1.0-mini" if config.data == "synthetic" else "v1.0-trainval")
     split = config.split or SPLITS.get(version, ("", ""))[0]
+    check_trackers(config.trackers)
     if not config.out.strip():
         raise UserError("--out is empty: give the run folder, such as --out runs/pretrain")
     if config.data == "nuscenes" and not config.dataroot:
@@ -246,7 +258,7 @@ def to_dict(config: PretrainConfig) -> dict[str, Any]:
 
 MAY_CHANGE = {
     *("dataroot", "val_split", "on_error", "steps", "batch_size", "workers", "precision", "out", "keep"),
-    *("log_every", "save_every", "picture_every", "eval_every", "probe_every", "eval_clips"),
+    *("log_every", "log_with", "save_every", "picture_every", "eval_every", "probe_every", "eval_clips"),
     *(f"optim.{field.name}" for field in dataclasses.fields(OptimConfig) if field.name != "ema_decay"),
 }
 """Settings that a resumed run may change, because they change neither the model nor the data. With all of them

@@ -1,8 +1,8 @@
-"""The logs of a run: ``metrics.jsonl``, TensorBoard, and a progress bar or plain lines in the terminal."""
+"""The logs of a run: ``metrics.jsonl``, TensorBoard, other trackers, and a bar or plain lines in the terminal."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ..errors import UserError
 from ..io.files import write_file
 from ..io.progress import Bar
+from .trackers import Tracker
 
 Row = Mapping[str, float]
 """One logged step: ``step`` and its measurements."""
@@ -95,7 +96,16 @@ def _read_rows(path: Path) -> tuple[list[dict[str, float]], int]:
 class RunLog:
     """All logs of a run; they do nothing on processes other than the main one."""
 
-    def __init__(self, folder: Path, *, steps: int, start: int, main: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        steps: int,
+        start: int,
+        main: bool,
+        tensorboard: bool = True,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
         """Open the run's logs.
 
         Args:
@@ -103,6 +113,8 @@ class RunLog:
             steps: The run's last step.
             start: The step that the run resumes from.
             main: Whether this is the main process.
+            tensorboard: Whether to write TensorBoard's files.
+            trackers: Other trackers; each first gets the rows of a resumed run that it does not have yet.
         """
         self._console = Console(stderr=True, highlight=False, quiet=not main)
         self._main = main
@@ -112,7 +124,11 @@ class RunLog:
         self._metrics = MetricsFile(folder / "metrics.jsonl", after=start)
         self._board_folder = folder / "tensorboard"
         with _writing(self._board_folder):
-            self._board = SummaryWriter(self._board_folder, purge_step=start + 1)
+            self._board = SummaryWriter(self._board_folder, purge_step=start + 1) if tensorboard else None
+        self._trackers = trackers
+        if trackers:
+            for row in read_metrics(folder / "metrics.jsonl"):
+                self._track(row)
         if self._metrics.damaged:
             self.say(f"warning: {self._metrics.damaged} damaged lines of {folder / 'metrics.jsonl'} are ignored")
         self._bar = Bar(self._console, "step", start=start, total=steps)
@@ -126,8 +142,11 @@ class RunLog:
         if self._main:
             self._bar.stop()
             self._metrics.close()
+            for tracker in self._trackers:
+                tracker.close(failed=error is not None)
             with suppress(UserError) if error else nullcontext(), _writing(self._board_folder):
-                self._board.close()
+                if self._board:
+                    self._board.close()
 
     def last(self, name: str) -> float:
         """Return a value from the last row of the run that is resumed; 0 if there is none."""
@@ -161,8 +180,9 @@ class RunLog:
         self._metrics.write(row)
         with _writing(self._board_folder):
             for name, value in row.items():
-                if name != "step":
+                if name != "step" and self._board:
                     self._board.add_scalar(_board_name(name), value, step)
+        self._track(row)
         shown = _listed({name: value for name, value in row.items() if not name.startswith("val_")})
         held_out = _listed({name[4:]: value for name, value in row.items() if name.startswith("val_")})
         self._bar.update(step, self._steps, shown)
@@ -170,9 +190,17 @@ class RunLog:
             self.say(f"step {step}/{self._steps}  held out: {held_out}")
 
     def picture(self, step: int, path: Path) -> None:
-        """Add a picture to TensorBoard."""
-        with Image.open(path) as image, _writing(self._board_folder):
-            self._board.add_image("held_out", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        """Add a picture to TensorBoard and the other trackers."""
+        if self._board:
+            with Image.open(path) as image, _writing(self._board_folder):
+                self._board.add_image("held_out", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        for tracker in self._trackers:
+            tracker.picture(step, path)
+
+    def _track(self, row: Row) -> None:
+        values = {_board_name(name): value for name, value in row.items() if name != "step"}
+        for tracker in self._trackers:
+            tracker.row(int(row["step"]), values)
 
 
 _SHOWN = {"rgb": "rgb {:.3f}", "depth": "depth {:.2f} m"}

@@ -11,7 +11,7 @@ from ..hub.licensing import license_of_data, strictest
 from ..hub.sources import looks_like_path
 from .config import SCRATCH, PretrainConfig, to_dict
 
-_OF_THIS_MACHINE = ("dataroot", "out", "workers")
+_OF_THIS_MACHINE = ("dataroot", "out", "workers", "log_with")
 """Settings that describe the machine of a run, not its result."""
 
 

@@ -36,7 +36,7 @@ from ..optim import lr_scale, make_optimizer, set_lr
 from ..settings import flatten, plain, preset_lines
 from ..version import __version__
 from .checkpoint import check_checkpoint, first_not_finite, load_checkpoint, load_strict, newest_whole, save_checkpoint
-from .config import SCRATCH, PretrainConfig, complete
+from .config import SCRATCH, PretrainConfig, complete, to_dict
 from .datasets import open_data
 from .evaluate import evaluate
 from .folder import RunFolder
@@ -47,6 +47,7 @@ from .pictures import save_animation, save_picture
 from .processes import StopAgreement, StopSignal, average_statistics, end_all, on_main, own_settings
 from .provenance import license_of_run, provenance
 from .report import State, write_report
+from .trackers import TENSORBOARD, Tracker
 
 Method = Callable[[ModelConfig], MaskedModel]
 """Builds the model of a run from its settings."""
@@ -153,7 +154,12 @@ class Trainer:
 
         on_main(accelerator, lambda: self.folder.open(config))
         main = accelerator.is_main_process
-        self.log = RunLog(self.folder.root, steps=config.steps, start=self.start, main=main)
+        trackers: list[Tracker] = []
+        on_main(accelerator, lambda: trackers.extend(self._open_trackers()))
+        board = TENSORBOARD in config.trackers
+        self.log = RunLog(
+            self.folder.root, steps=config.steps, start=self.start, main=main, tensorboard=board, trackers=trackers
+        )
         self.meter = Meter(accelerator, seconds=self.log.last("seconds"), skipped=self.log.last("skipped"))
         self._seconds_before = self.log.last("seconds")
         self.agreement = StopAgreement(accelerator, self.start)
@@ -173,6 +179,12 @@ class Trainer:
         if held_out is None:
             raise UserError(f"probe_every = {self.config.probe_every} needs held-out scenes: name them by --val-split")
         self._probe = OnlineProbe(clips.config, clips.config.split, held_out.config.split)
+
+    def _open_trackers(self) -> list[Tracker]:
+        """Start or resume the run of each tracker other than TensorBoard."""
+        settings = flatten(to_dict(self.config))
+        names = [name for name in self.config.trackers if name != TENSORBOARD]
+        return [Tracker(name, self.folder.root, settings) for name in names]
 
     def run(self) -> None:
         """Run the remaining steps, then export the encoder."""
@@ -393,9 +405,10 @@ def next_steps(folder: RunFolder, config: PretrainConfig) -> list[str]:
     if config.preset != "demo" or config.data != "synthetic":
         data += ["--version", config.version]
     score = ["--task", "bev-seg", "--backbone", str(folder.root), "--freeze", *data, "--out", f"{folder.root}-eval"]
+    curves = f"curves:   {shlex.join([installed('tensorboard'), '--logdir', str(folder.root)])}"
     return [
         f"done; see {folder.report}",
-        f"curves:   {shlex.join([installed('tensorboard'), '--logdir', str(folder.root)])}",
+        *([curves] if TENSORBOARD in config.trackers else []),
         f"score it: {shlex.join([installed('mim4d-eval'), *score])}",
         f"use it:   {folder.timm_line()}",
     ]
