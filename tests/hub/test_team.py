@@ -1,11 +1,8 @@
 """The team's hub: names that load for everybody who names it, and for nobody else; each user is a fresh process."""
 
-import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,9 @@ from mim4d.hub.catalog import register_names
 from mim4d.hub.folder import save_encoder
 from mim4d.pretrain.cli import parse
 from tests.hub import calls
+from tests.hub.calls import digest
 from tests.hub.conftest import Client
+from tests.hub.fresh import Fresh
 from tests.hub.server import Fault, HubServer
 
 ROOT = Path(__file__).parents[2]
@@ -29,19 +28,15 @@ CREATE = """
 import json, sys
 import mim4d, timm
 from tests.hub import calls
-from tests.hub.test_team import digest
 model = timm.create_model(sys.argv[1], pretrained=True).eval()
-print(json.dumps([digest(calls.features(model)), model.pretrained_cfg.get("tag"), model.pretrained_cfg.get("license")]))
+cfg = model.pretrained_cfg
+print(json.dumps([calls.digest(calls.features(model)), cfg.get("tag"), cfg.get("license")]))
 """
 NAMES = "import mim4d, timm; print(timm.list_pretrained('mim4d_*'))"
 
 
 def encoder(seed: int):
     return calls.shaken(timm.create_model(NAME, **calls.SMALL), seed)
-
-
-def digest(features: list[list[float]]) -> str:
-    return hashlib.sha256(json.dumps(features).encode()).hexdigest()
 
 
 def expected(seed: int) -> str:
@@ -68,19 +63,23 @@ def own(environment, tmp_path_factory) -> dict[str, str]:
     return {**environment, "XDG_CONFIG_HOME": f"{home}/config", "MIM4D_CACHE": f"{home}/cache", "PYTHONPATH": str(ROOT)}
 
 
+@pytest.fixture(scope="module")
+def plain(own) -> dict[str, str]:
+    return {**{name: value for name, value in os.environ.items() if name != "MIM4D_HUB"}, **own}
+
+
+@pytest.fixture(scope="module")
+def _fresh(plain, tmp_path_factory):
+    fresh = Fresh(plain, tmp_path_factory.mktemp("printed"))
+    yield fresh
+    fresh.close()
+
+
 @pytest.fixture
-def user(own, hub, cache):
+def user(plain, hub, cache, _fresh):
     """Starts a process in which code runs; returns (code, output, errors)."""
-    shutil.rmtree(own["MIM4D_CACHE"], ignore_errors=True)
-    plain = {name: value for name, value in os.environ.items() if name != "MIM4D_HUB"}
-
-    def start(code: str, *argv: str, **extra: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-c", code, *argv]
-        env = {**plain, **own, **extra}
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        return done.returncode, done.stdout, done.stderr
-
-    return start
+    shutil.rmtree(plain["MIM4D_CACHE"], ignore_errors=True)
+    return lambda code, *argv, **extra: _fresh.run(code, *argv, environment={**plain, **extra})
 
 
 @pytest.fixture(scope="module")
