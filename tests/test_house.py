@@ -14,10 +14,10 @@ LAYERS = (
     ("settings",),
     ("hub",),
     ("backbones",),
-    ("method", "optim", "data", "world", "deploy", "show"),
+    ("method", "optim", "data", "world", "deploy"),
     ("roots",),
     ("eval",),
-    ("pretrain", "integrations", "release"),
+    ("pretrain", "integrations", "release", "show"),
     ("commands",),
 )
 """What stands on what, from the ground up. Parts of one layer do not import each other."""

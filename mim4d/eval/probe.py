@@ -236,7 +236,7 @@ class Observer:
         height, width = clip.image_size
         size = height // self.stride, width // self.stride
         images = F.adaptive_avg_pool2d(clip.images[0, -1].float() / 255, (PATCH * size[0], PATCH * size[1]))
-        levels = [F.pixel_unshuffle(images, PATCH), *(_resampled(x.float(), size) for x in maps)]
+        levels = [F.pixel_unshuffle(images, PATCH), *(resampled(x.float(), size) for x in maps)]
         features = torch.cat(levels, dim=1)  # [V, C, h, w]
         generator = torch.Generator().manual_seed(seed)
 
@@ -275,7 +275,7 @@ class Observer:
         return torch.cat([waves, above[0].permute(2, 0, 1).flatten(1)], dim=1)
 
 
-def _resampled(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resampled(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps [V, C, h_i, w_i] at (h, w): means of finer cells, or interpolated."""
     if maps.shape[-1] >= size[1]:
         return F.adaptive_avg_pool2d(maps, size)

@@ -1,8 +1,9 @@
 """``mim4d-show``: the features of a backbone in colour."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -16,6 +17,9 @@ from ..errors import UserError, printable
 from ..flags import ArgumentParser, report_user_errors, text
 from .features import stages_of
 from .page import save_pages
+
+if TYPE_CHECKING:
+    from .depth import Depth
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MOST = 6
@@ -36,7 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="mim4d-show",
         description="Show the features of a backbone in colour: for each stage, the first three principal components "
-        "over all images together are red, green and blue. Writes features.png and index.html.",
+        "over all images together are red, green and blue. For a folder in nuScenes format with LiDAR, also show the "
+        "depth that a linear function reads off the features. Writes features.png and index.html.",
     )
     parser.add_argument(
         "backbone", type=text, metavar="BACKBONE", help="a run, an encoder folder, a timm name, or ORG/NAME on the Hub"
@@ -63,14 +68,36 @@ def _show(given: argparse.Namespace) -> None:
     files = [file for path in given.images for file in find_images(path)]
     model = open_backbone(given.backbone)
     images = read_images(files, patch_of(model), given.size)
-    normalise = resolve_model_data_config(model)
-    mean, std = (torch.tensor(normalise[name]).view(3, 1, 1) for name in ("mean", "std"))
-    stages, visible = stages_of(model, (images - mean) / std)
+    expected = resolve_model_data_config(model)
+    mean, std = (torch.tensor(expected[name]).view(3, 1, 1) for name in ("mean", "std"))
+
+    def normalise(x: Tensor) -> Tensor:
+        return (x - mean) / std
+
+    stages, visible = stages_of(model, normalise(images))
+    depth = None
+    if len(given.images) == 1 and next(given.images[0].glob("*/sample.json"), None):
+        depth = _read_depth(model, normalise, given.images[0], files, images)
     names = [f"{file.parent.name}/{file.name}" for file in files]
-    save_pages(given.out, given.backbone, names, images, stages, visible)
+    save_pages(given.out, given.backbone, names, images, stages, visible, depth)
     for stage in stages:
         print(f"stride {stage.stride}: three components have {stage.explained:.0%} of the variance")
     print(printable(f"written: {given.out / 'features.png'} and {given.out / 'index.html'}"))
+
+
+def _read_depth(
+    model: Any, normalise: Callable[[Tensor], Tensor], root: Path, files: list[Path], images: Tensor
+) -> "Depth | None":
+    """Depth of the images, where the folder has what that takes; else say why there is none."""
+    try:
+        from .depth import depth_by_probe  # it needs what reads nuScenes' tables, which features do not
+
+        return depth_by_probe(model, normalise, root, files, images)
+    except ImportError:
+        print("no depth is shown: that needs pip install 'mim4d[pretrain]'")
+    except UserError as error:
+        print(printable(f"no depth is shown: {error}"))
+    return None
 
 
 def find_images(path: Path) -> list[Path]:

@@ -5,6 +5,7 @@ import html
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from ..io.files import write_bytes
 from .features import HIDDEN, Stage
+
+if TYPE_CHECKING:
+    from .depth import Depth
 
 WIDTH = 352
 """Width of a picture, pixels."""
@@ -25,7 +29,15 @@ _STYLE = (
 )
 
 
-def save_pages(out: Path, title: str, names: list[str], images: Tensor, stages: list[Stage], visible: Tensor) -> None:
+def save_pages(
+    out: Path,
+    title: str,
+    names: list[str],
+    images: Tensor,
+    stages: list[Stage],
+    visible: Tensor,
+    depth: "Depth | None" = None,
+) -> None:
     """Write ``features.png`` and ``index.html``, which holds its pictures.
 
     Args:
@@ -35,13 +47,14 @@ def save_pages(out: Path, title: str, names: list[str], images: Tensor, stages: 
         images: [N, 3, H, W] from 0 to 1.
         stages: From :func:`mim4d.show.features.stages_of`.
         visible: [N, h, w]: the mask.
+        depth: Of the images, if it was read.
 
     Raises:
         UserError: If a file cannot be written.
     """
     height = round(WIDTH * images.shape[-2] / images.shape[-1])
-    rows = [[_picture(cell, height) for cell in row] for row in _rows(images, stages, visible)]
-    columns = len(stages) + 1
+    rows = [[_picture(cell, height) for cell in row] for row in _rows(images, stages, visible, depth)]
+    columns = len(rows[0])
     sheet = Image.new("RGB", (columns * (WIDTH + GAP), len(rows) * (height + GAP)), "white")
     for y, row in enumerate(rows):
         for x, cell in enumerate(row):
@@ -51,6 +64,8 @@ def save_pages(out: Path, title: str, names: list[str], images: Tensor, stages: 
     write_bytes(out / "features.png", buffer.getvalue())
     per_image = len(rows) // len(names)
     heads = "".join(f"<th>stride {stage.stride}: {stage.explained:.0%} of the variance</th>" for stage in stages)
+    if depth is not None:
+        heads += "<th>depth, read off all stages</th><th>depth, LiDAR</th>"
     lines = []
     for number, row in enumerate(rows):
         if number % per_image == 0:
@@ -61,6 +76,11 @@ def save_pages(out: Path, title: str, names: list[str], images: Tensor, stages: 
         if per_image == 2
         else "This backbone has no masked forward, so no masks are shown."
     )
+    if depth is not None:
+        hidden += (
+            " Depth: what a linear function reads off all stages, fitted by the LiDAR of other moments, and the LiDAR "
+            "of this one, from 1 m in red to 60 m in blue."
+        )
     text = (
         f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style>"
@@ -71,15 +91,25 @@ def save_pages(out: Path, title: str, names: list[str], images: Tensor, stages: 
     write_bytes(out / "index.html", text.encode())
 
 
-def _rows(images: Tensor, stages: list[Stage], visible: Tensor) -> Iterator[list[Tensor]]:
-    """Pictures [3, h, w] of each row: an image with its maps, then the same with hidden patches."""
+def _rows(images: Tensor, stages: list[Stage], visible: Tensor, depth: "Depth | None") -> Iterator[list[Tensor]]:
+    """Pictures [3, h, w] of each row: an image with its maps and its depth, then the same with hidden patches."""
     patch = images.shape[-1] // visible.shape[-1]
     for n, image in enumerate(images):
-        yield [image, *(stage.colours[n] for stage in stages)]
+        depths = [] if depth is None else [_colours(depth.read[n]), _colours(depth.measured[n])]
+        yield [image, *(stage.colours[n] for stage in stages), *depths]
         masked = [stage.masked[n] for stage in stages if stage.masked is not None]
         if masked:
             shown = visible[n].repeat_interleave(patch, 0).repeat_interleave(patch, 1)
             yield [torch.where(shown, image, 0.5), *masked]
+
+
+def _colours(depth: Tensor) -> Tensor:
+    """Colours [3, h, w] of depth [h, w] in metres, by its logarithm; white where there is none."""
+    import matplotlib  # where there is depth, there is the extra that brings it
+
+    place = (depth.clamp(1, 60).log() / np.log(60)).numpy()
+    colours = torch.from_numpy(matplotlib.colormaps["turbo_r"](place)[..., :3]).movedim(-1, 0).float()
+    return torch.where(depth.isfinite(), colours, 1.0)
 
 
 def _picture(values: Tensor, height: int) -> Image.Image:

@@ -1,14 +1,17 @@
 """``mim4d-show``: colours of features by hand, and the files that the command writes."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from mim4d.backbones.named import open_backbone
 from mim4d.commands import show
-from mim4d.show.cli import find_images, main
+from mim4d.show.cli import find_images, main, read_images
+from mim4d.show.depth import depth_by_probe
 from mim4d.show.features import principal_components, random_mask
 from tests.encoders import noise
 
@@ -94,3 +97,34 @@ def test_what_cannot_be_shown_is_one_line(argv, message, tmp_path, monkeypatch, 
     assert (stop.value.code, err.count("\n")) == (2, 1)
     assert message in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_with_lidar_shows_depth_too(tiny_world, tmp_path, capsys):
+    main(["mim4d_convnext_atto", str(tiny_world), "--size", "96", "160", "--out", str(tmp_path)])
+    assert "no depth" not in capsys.readouterr().out
+    sheet = np.asarray(Image.open(tmp_path / "features.png"))
+    assert sheet.shape[1] == 7 * 356  # the image, four stages, depth read and measured
+    assert "depth, LiDAR" in (tmp_path / "index.html").read_text()
+
+
+def test_depth_is_near_that_of_lidar_and_not_fitted_on_its_own_moment(tiny_world):
+    torch.manual_seed(0)
+    model = open_backbone("mim4d_convnext_atto")
+    files = find_images(tiny_world)
+    images = read_images(files, 32, (96, 160))
+    depth = depth_by_probe(model, lambda x: (x - 0.45) / 0.225, tiny_world, files, images)
+    assert depth.read.shape == depth.measured.shape == (6, 12, 20)
+    seen = (depth.measured >= 1) & (depth.measured <= 60)
+    error = (depth.read.log() - depth.measured.log())[seen]
+    constant = depth.measured[seen].log()
+    assert error.square().mean() < 0.7 * constant.var()
+
+
+def test_a_folder_whose_lidar_cannot_be_used_still_shows_features(tiny_world, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(tiny_world, root)
+    for table in root.glob("*/sample.json"):
+        table.write_text("[]")
+    main(["mim4d_convnext_atto", str(root), "--size", "64", "96", "--out", str(tmp_path / "out")])
+    assert re.search(r"^no depth is shown: .*sample", capsys.readouterr().out, re.M)
+    assert (tmp_path / "out/index.html").exists()
