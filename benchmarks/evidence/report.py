@@ -74,8 +74,8 @@ TASKS = {
 HEADLINES = {
     "probe": (
         Column("depth_r2", "depth R2"),
-        Column("vehicle_ap", "vehicle AP, image"),
-        Column("bev_vehicle_ap", "vehicle AP, BEV"),
+        Column("vehicle_ap", "image vehicle AP"),
+        Column("bev_vehicle_ap", "BEV vehicle AP"),
     ),
     "bev-seg": (Column("iou_vehicle", "vehicle IoU"), Column("iou_drivable", "drivable IoU")),
     "det3d": (Column("NDS", "NDS"), Column("mAP", "mAP", digits=2), Column("mAP_uncut", "uncut mAP", digits=2)),
@@ -84,9 +84,9 @@ HEADLINES = {
 OTHERS = {
     "probe": (
         Column("depth_abs_rel", "depth error ↓"),
-        Column("drivable_ap", "drivable AP, image"),
-        Column("bev_vehicle_iou", "vehicle IoU, BEV"),
-        Column("bev_drivable_iou", "drivable IoU, BEV"),
+        Column("drivable_ap", "image drivable AP"),
+        Column("bev_vehicle_iou", "BEV vehicle IoU"),
+        Column("bev_drivable_iou", "BEV drivable IoU"),
     ),
     "bev-seg": (
         Column("ap_vehicle", "vehicle AP"),
@@ -276,9 +276,9 @@ def summary(results: Results) -> str:
     about = results["protocol"]
     read = (
         "In percent. Depth R2: explained variance of log depth at LiDAR points; AP: vehicle cells in the image and in "
-        "bird's-eye view; all by ridge regression on the frozen maps, solved without training. Cameras alone: "
-        "neighbouring frames and cameras supervise the depth. Difference: mean over seeds, from "
-        f"{ENOUGH_SEEDS} seeds on with its 95 % confidence interval, bold if that excludes 0. "
+        "bird's-eye view; all by ridge regression on the frozen maps, which trains nothing. Cameras alone: "
+        "neighbouring frames and cameras supervise the depth. Difference: mean over seeds; if there are "
+        f"{ENOUGH_SEEDS} or more, with its 95 % confidence interval, bold if that excludes 0. "
         f"{about['pretraining_steps']} steps on images of {about['images']} pixels; produced by "
         f"`{results['command']}`, mim4d {results['mim4d']}."
     )

@@ -50,7 +50,8 @@ class EvalConfig:
     version: str = ""
     """Name of the folder of tables. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
     split: str = ""
-    """Scenes to train on: an official split or scene names with commas. Empty: the version's training split."""
+    """Scenes to train on: an official split, or names of scenes separated by commas. Empty: the version's training
+    split."""
     val_split: str = ""
     """Scenes to score on; det3d needs a split that the devkit knows. Empty: the version's validation split."""
     labels: float = 1.0

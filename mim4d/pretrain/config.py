@@ -49,7 +49,8 @@ class PretrainConfig:
     version: str = ""
     """Name of the folder of tables. Empty: v1.0-mini for synthetic data, else v1.0-trainval."""
     split: str = ""
-    """Scenes to train on: an official split or scene names with commas. Empty: the version's training split."""
+    """Scenes to train on: an official split, or names of scenes separated by commas. Empty: the version's training
+    split."""
     val_split: str = ""
     """Held-out scenes to evaluate on. Empty: the version's validation split, if there is one; none: no evaluation."""
     model: str = "mim4d_convnext_small"

@@ -58,7 +58,7 @@ def check_version(version: str) -> None:
 
 
 def check_split(config: WorldConfig, version: str, split: str) -> None:
-    """Check that a split, or each of several scene names with commas, has a scene in the world.
+    """Check that a split, or each of several scenes separated by commas, has a scene in the world.
 
     Raises:
         UserError: If it has none.

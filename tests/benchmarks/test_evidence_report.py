@@ -161,7 +161,7 @@ def test_the_verdict_says_what_changed_by_how_much():
     cells[1]["figures"] |= cells.pop(2)["figures"]
     assert verdict(results(cells)) == (
         "On held-out synthetic video, pretraining from cameras alone changes probes as follows: from ImageNet weights, "
-        "depth R2 by +2.0 and vehicle AP, image by -1.0 points (1 seed)."
+        "depth R2 by +2.0 and image vehicle AP by -1.0 points (1 seed)."
     )
     assert verdict(results()) == "Nothing has been measured yet."
 
