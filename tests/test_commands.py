@@ -41,10 +41,11 @@ __all__ = ["_online", "cache", "client", "environment", "hub", "one_thread", "se
 
 NOT_RUN = {
     "pip": "would install; the extras that it names are those of pyproject.toml, by test_docs_site.py",
+    "docker": "needs a container engine; docs/test_cluster.py reads the Dockerfile",
     "srun": "needs Slurm; the launch line within is the one above it",
     "make test": "is what runs this",
     "make docs": "is run by test_docs_site.py",
-    "python -m benchmarks.evidence": "is run by pretrain/test_evidence.py",
+    "python -m benchmarks.evidence": "is run by benchmarks/test_evidence.py",
     "python -m benchmarks.gpu": "is run by test_gpu_benchmark.py",
 }
 """Commands by how they begin, and why they are only parsed."""

@@ -56,7 +56,7 @@ class Job:
     out: Path
     start: Start
     seed: int
-    which: tuple[Cell, ...]
+    cells: tuple[Cell, ...]
     """Its evaluations."""
 
     @property
@@ -89,11 +89,12 @@ class Job:
         )
         return complete_pretraining(self.start.change(config))
 
-    def cells(self) -> dict[Cell, EvalConfig]:
-        """Return its evaluations with their complete settings."""
-        return {cell: self._cell_config(cell) for cell in self.which}
+    def folder(self, cell: Cell) -> Path:
+        """Folder of one of its evaluations."""
+        return self.out / "cells" / self.name / cell.name
 
-    def _cell_config(self, cell: Cell) -> EvalConfig:
+    def cell_config(self, cell: Cell) -> EvalConfig:
+        """Return the complete settings of one of its evaluations."""
         pretrained = bool(self.start.pretraining)
         return complete_cell(
             replace(
@@ -105,7 +106,7 @@ class Job:
                 labels=cell.labels,
                 steps=self.size.evaluation_steps[cell.labels],
                 seed=self.seed,
-                out=str(self.out / "cells" / self.name / cell.name),
+                out=str(self.folder(cell)),
             )
         )
 
@@ -210,10 +211,13 @@ def run_job(job: Job, threads: int) -> None:
             folder = RunFolder(job.pretraining)
             if job.start.pretraining and not folder.encoder.exists():
                 train(job.pretraining_config(), resume=folder.config.exists())
-            for cell, config in job.cells().items():
-                if read_figures(Path(config.out)) is None:
+            for cell in job.cells:
+                if read_figures(job.folder(cell)) is None:
                     task: Task = "probe" if cell.task == "probe" else "bev-seg"  # all heads read the same
-                    evaluate(config, _data(complete_cell(on_data_of(job.size.pretraining, EvalConfig(task=task)))))
+                    evaluate(
+                        job.cell_config(cell),
+                        _data(complete_cell(on_data_of(job.size.pretraining, EvalConfig(task=task)))),
+                    )
         except BaseException:
             traceback.print_exc()  # the parent process gets only the message
             raise
@@ -252,15 +256,17 @@ def _check(job: Job) -> None:
     pretrained = bool(job.start.pretraining)
     if pretrained and folder.config.exists():
         _compare(to_dict(folder.read_config()), to_dict(job.pretraining_config()), folder.root)
-    for config in job.cells().values():
-        figures = read_figures(Path(config.out))
+    for cell in job.cells:
+        figures = read_figures(job.folder(cell))
         if figures is not None:
             if pretrained and not folder.config.exists():
-                raise UserError(f"{config.out} belongs to a pretraining that no longer exists: delete this folder too")
-            now = plain(asdict(config)) | {"mim4d": __version__}
+                raise UserError(
+                    f"{job.folder(cell)} belongs to a pretraining that no longer exists: delete this folder too"
+                )
+            now = plain(asdict(job.cell_config(cell))) | {"mim4d": __version__}
             if pretrained:
                 del now["backbone"]  # the folder of its pretraining, checked above
-            _compare(figures["settings"] | {"mim4d": figures["mim4d"]}, now, Path(config.out))
+            _compare(figures["settings"] | {"mim4d": figures["mim4d"]}, now, job.folder(cell))
 
 
 def _compare(then: dict[str, Any], now: dict[str, Any], made: Path) -> None:
@@ -281,8 +287,8 @@ def results(size: Size, out: Path, command: str) -> dict[str, Any]:
         if folder.encoder.exists() and job.seed not in runs.setdefault(job.start.name, {}):
             rows = runs[job.start.name][job.seed] = read_metrics(folder.metrics)
             seconds += rows[-1]["seconds"]
-        for cell, config in job.cells().items():
-            figures = read_figures(Path(config.out))
+        for cell in job.cells:
+            figures = read_figures(job.folder(cell))
             if figures is not None:
                 cells.setdefault((job.start.name, cell), {})[job.seed] = figures
                 seconds += figures["seconds"]

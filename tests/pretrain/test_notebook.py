@@ -22,6 +22,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     plt.switch_backend("agg")
+    plt.close("all")  # other tests may have left some open
     for cell in CELLS:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)
