@@ -105,7 +105,7 @@ class HiddenSites(TorchFunctionMode):
 
     @staticmethod
     def _fill(x: Tensor, mask: Tensor, value: float = 0.0) -> Tensor:
-        return x.masked_fill(~mask, value)
+        return torch.where(mask, x, value)  # several times as fast on a CPU as masked_fill, forward and backward
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
