@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, at the size that readers run it."""
+"""The notebook runs from top to bottom, on a smaller world and for fewer steps than readers see."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 
 NOTEBOOK = Path(__file__).parents[2] / "examples/tour.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text())["cells"]
+SMALLER = {"scale=0.25": "scale=0.125", "workers=2": "workers=1", '"96", "192"': '"64", "128"', '"8"': '"2"'}
 
 
 def test_the_notebook_is_stored_without_outputs():
@@ -20,12 +21,13 @@ def test_the_notebook_is_stored_without_outputs():
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
     plt.switch_backend("agg")
     plt.close("all")  # other tests may have left some open
-    for cell in CELLS:
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)
+    code = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code")
+    for readers, ours in SMALLER.items():
+        assert readers in code
+        code = code.replace(readers, ours)
+    exec(compile(code, str(NOTEBOOK), "exec"), {})
     assert len(plt.get_fignums()) == 3
     plt.close("all")
     printed = capsys.readouterr().out.split()
