@@ -194,7 +194,7 @@ def _do_all(size: Size, out: Path, starts: Collection[str], workers: int, comman
         minutes = (time.monotonic() - began) / 60
         console.print(f"{next(count)}/{total} {job.name}, {minutes:.0f} min: {how}", soft_wrap=True)
 
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, torch.get_num_threads() // workers)  # OMP_NUM_THREADS counts
     for jobs in rounds:
         run_in_processes(run_job, [(job, threads) for job in jobs], workers, ended)
     if failed:

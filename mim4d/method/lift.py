@@ -5,7 +5,9 @@ depth bins in proportion to the probabilities p of a depth network, and a voxel 
 
     volume(voxel) = sum over cameras, pixels and bins whose point lies in the voxel of p(pixel, bin) c(pixel)
 
-Channels are reduced *before* the lift, so that neither the lifted points nor the 3D convolution is wide.
+Channels are reduced *before* the lift, so that neither the lifted points nor the 3D convolution is wide. The depth
+network also sees through which camera a pixel looks, and where: a lens of half the focal length shows a thing at half
+the size, and no image tells which of the two it is.
 """
 
 import math
@@ -54,6 +56,10 @@ class LiftConfig:
     def num_bins(self) -> int:
         """D."""
         return round((self.depth_range[1] - self.depth_range[0]) / self.depth_step)
+
+
+VIEW_CHANNELS = 4
+"""Channels of :meth:`Lift.view`."""
 
 
 class ResidualBlock(nn.Module):
@@ -105,7 +111,7 @@ class Lift(nn.Module):
         self.config, self.stride, self.grid = config, stride, grid
         c = config.depth_channels
         self.depth_net = nn.Sequential(
-            nn.Conv2d(in_channels, c, 3, padding=1, bias=False),
+            nn.Conv2d(in_channels + VIEW_CHANNELS, c, 3, padding=1, bias=False),
             group_norm(c),
             nn.ReLU(),
             *(ResidualBlock(c) for _ in range(3)),
@@ -119,17 +125,49 @@ class Lift(nn.Module):
             nn.ReLU(),
         )
 
-    def depth(self, features: Tensor) -> Tensor:
+    def depth(self, features: Tensor, clip: Clip) -> Tensor:
         """Compute the probabilities of the depth bins.
 
         Args:
             features: [B, T, V, C_in, h, w].
+            clip: The clips of the features, for their intrinsics and camera poses.
 
         Returns:
             [B, T, V, D, h, w] float32, with sum 1 over D.
         """
-        probability = self.depth_net(features.flatten(0, 2)).float().softmax(1)  # [N, D, h, w]
+        view = self.view(clip, features.shape[-2:]).to(features.dtype)  # [B, T, V, 4, h, w]
+        x = torch.cat([features, view], dim=3).flatten(0, 2)  # [N, C_in + 4, h, w]
+        probability = self.depth_net(x).float().softmax(1)  # [N, D, h, w]
         return probability.unflatten(0, features.shape[:3])
+
+    def view(self, clip: Clip, size: tuple[int, ...] | torch.Size) -> Tensor:
+        """Describe through which camera every pixel of the feature maps looks, and in which direction.
+
+        Where the ground is flat, its depth is the camera's height divided by minus the slope upwards. The size of a
+        thing in the image is proportional to the focal length.
+
+        Args:
+            clip: For intrinsics and camera poses.
+            size: (h, w) of the feature maps.
+
+        Returns:
+            [B, T, V, 4, h, w]: the slopes of the pixel's ray to the right in the camera frame and upwards in the ego
+            frame, per metre of depth; the camera's height in the ego frame in metres; log(focal length / image width).
+        """
+        intrinsics, pose = clip.intrinsics, clip.ego_from_camera
+        pixels = self._pixels(intrinsics, size)  # [h*w, 2]
+        rays = unproject(intrinsics, pixels, torch.ones_like(pixels[:, 0]))  # [B, T, V, h*w, 3], at a depth of 1 m
+        up = transform(pose, rays)[..., 2] - pose[..., 2, 3, None]  # [B, T, V, h*w]
+        height = pose[..., 2, 3, None].expand_as(up)
+        focal = (intrinsics[..., 0, 0, None] / clip.image_size[1]).log().expand_as(up)
+        return torch.stack([rays[..., 0], up, height, focal], dim=3).unflatten(-1, size)
+
+    def _pixels(self, like: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
+        """Return the image positions of a feature map's pixel centres, [h*w, 2]."""
+        rows = (torch.arange(size[0], device=like.device) + 0.5) * self.stride
+        columns = (torch.arange(size[1], device=like.device) + 0.5) * self.stride
+        v, u = torch.meshgrid(rows, columns, indexing="ij")  # [h, w]
+        return torch.stack([u, v], dim=-1).flatten(0, 1).to(like.dtype)
 
     def log_depth(self, depth: Tensor) -> Tensor:
         """Compute the mean of log depth: exp of it is the geometric mean of the bins' depths.
@@ -184,12 +222,9 @@ class Lift(nn.Module):
             [B*T, V, D, h*w] int64, indices into Z*Y*X; -1 for points outside the grid.
         """
         bins = self.config.num_bins
-        intrinsics = clip.intrinsics
-        rows = (torch.arange(size[0], device=intrinsics.device) + 0.5) * self.stride
-        columns = (torch.arange(size[1], device=intrinsics.device) + 0.5) * self.stride
-        depth, v, u = torch.meshgrid(self.bins(intrinsics), rows, columns, indexing="ij")  # [D, h, w]
-        pixels = torch.stack([u, v], dim=-1).flatten(0, 2)  # [D*h*w, 2]
-        points_camera = unproject(intrinsics, pixels, depth.flatten())  # [B, T, V, D*h*w, 3]
+        pixels = self._pixels(clip.intrinsics, size)  # [h*w, 2]
+        depth = self.bins(pixels).repeat_interleave(len(pixels))  # [D*h*w]
+        points_camera = unproject(clip.intrinsics, pixels.repeat(bins, 1), depth)  # [B, T, V, D*h*w, 3]
         points = transform(clip.ego_from_camera, points_camera)  # [B, T, V, D*h*w, 3]
         # A voxel contains its low faces but not its high ones. `inside` is decided by the index and not by the metres:
         # these could be rounded differently, and a point would land in a wrong row of the volume.

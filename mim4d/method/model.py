@@ -244,7 +244,7 @@ class MIM4D(MaskedModel):
         """Steps 1 to 8: return the weighted terms of the loss, and all measures."""
         config = self.config.loss
         features = self.images(clip)  # [B, T, V, C, h, w]
-        depth = self.lift.depth(features)  # [B, T, V, D, h, w]
+        depth = self.lift.depth(features, clip)  # [B, T, V, D, h, w]
         log_depth = self.lift.log_depth(depth)  # [B, T, V, h, w]
         terms, measures = self.score_depth(log_depth, clip)
         if not config.renders:
@@ -273,7 +273,7 @@ class MIM4D(MaskedModel):
             [B, T, C, Z, Y, X], each volume in the ego frame of its frame.
         """
         features = self.images(clip)
-        return self.lift(features, self.lift.depth(features), clip)
+        return self.lift(features, self.lift.depth(features, clip), clip)
 
     def warp_others(self, volumes: Tensor, clip: Clip, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Step 5: drop each target frame and warp the others to its ego frame.

@@ -61,7 +61,7 @@ def render_views(model: MIM4D, clip: Clip, stride: int = 4, cameras: slice = sli
     target = torch.full((1, 1), clip.num_frames - 1, device=clip.device)
     clip = clip.first()
     features = model.images(clip)
-    probability = model.lift.depth(features)
+    probability = model.lift.depth(features, clip)
     shown, flow = {}, None
     if model.config.loss.renders:
         volumes = model.lift(features, probability, clip)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim4d.clip import Clip
-from mim4d.geometry import VoxelGrid, make_pose, rotation_from_quaternion
+from mim4d.geometry import VoxelGrid, make_pose, rotation_from_quaternion, transform, unproject
 from mim4d.method.lift import Lift, LiftConfig, Reach, reach, reach_line, splat
 from tests.reference import lift as slow
 from tests.toy import FORWARD, toy_clip
@@ -164,23 +164,51 @@ def test_a_grid_that_contains_all_points_sums_all_features():
 def test_the_whole_lift_against_loops():
     lift, clip = make(), random_clip(2, 2, 3, seed=6)
     features = torch.randn(2, 2, 3, 8, 2, 4, generator=torch.Generator().manual_seed(7))
-    volumes = lift(features, lift.depth(features), clip)
+    volumes = lift(features, lift.depth(features, clip), clip)
     assert volumes.shape == (2, 2, 3, *GRID.shape)
     with torch.no_grad():
         for b in range(2):
             for t in range(2):
-                shares = lift.depth_net(features[b, t]).double().softmax(1)
+                seen = torch.cat([features[b, t], lift.view(clip, (2, 4))[b, t].float()], dim=1)
+                shares = lift.depth_net(seen).double().softmax(1)
                 summed = slow.splat(shares, lift.context(features[b, t]).double(), slow_voxels(clip, b, t), GRID.shape)
                 torch.testing.assert_close(volumes[b, t], lift.refine(summed.float()[None])[0], rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_the_depth_network_sees_the_camera_and_the_ray_of_every_pixel(seed):
+    """Each ray by hand: two points that project to the pixel's centre, in the camera frame and in the ego frame."""
+    clip = random_clip(1, 2, 2, seed=seed)
+    view = make().view(clip, (2, 4))
+    assert view.shape == (1, 2, 2, 4, 2, 4)
+    for t, v, row, column in itertools.product(range(2), range(2), range(2), range(4)):
+        pixel = torch.tensor([(column + 0.5) * STRIDE, (row + 0.5) * STRIDE, 1.0], dtype=torch.float64)
+        ray = torch.linalg.solve(clip.intrinsics[0, t, v], pixel)  # its depth is 1
+        near, far = (clip.ego_from_camera[0, t, v] @ torch.cat([d * ray, torch.ones(1)]) for d in (0.0, 1.0))
+        focal = math.log(clip.intrinsics[0, t, v, 0, 0] / 64)
+        expected = torch.stack([ray[0], far[2] - near[2], near[2], torch.tensor(focal)])
+        torch.testing.assert_close(view[0, t, v, :, row, column], expected, check_dtype=False)
+
+
+def test_the_flat_ground_is_at_the_camera_s_height_divided_by_the_slope_downwards():
+    clip = random_clip(1, 1, 2, seed=3)
+    up, height = make().view(clip, (2, 4))[0, 0, :, 1:3].unbind(1)  # [V, h, w]
+    depth = -height / up
+    pixels = make()._pixels(clip.intrinsics, (2, 4))
+    points = unproject(clip.intrinsics[0, 0], pixels, depth.flatten(1))
+    ground = transform(clip.ego_from_camera[0, 0], points)
+    torch.testing.assert_close(ground[..., 2], torch.zeros(2, 8), check_dtype=False)
 
 
 def test_a_batch_equals_its_clips_one_by_one():
     lift, clips = make(), [random_clip(1, 2, 2, seed=s) for s in range(3)]
     features = torch.randn(3, 2, 2, 8, 2, 4, generator=torch.Generator().manual_seed(8))
-    together = lift(features, lift.depth(features), Clip.collate(clips))
+    joined = Clip.collate(clips)
+    together = lift(features, lift.depth(features, joined), joined)
     for i, clip in enumerate(clips):
         own = features[i : i + 1]
-        torch.testing.assert_close(together[i : i + 1], lift(own, lift.depth(own), clip), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(together[i : i + 1], lift(own, lift.depth(own, clip), clip), rtol=1e-5, atol=1e-6)
 
 
 def test_cameras_add_up_before_the_convolution():
@@ -188,20 +216,20 @@ def test_cameras_add_up_before_the_convolution():
     lift, clip = make(), random_clip(1, 1, 6, seed=9)
     lift.refine = torch.nn.Identity()
     features = torch.randn(1, 1, 6, 8, 2, 4)
-    together = lift(features, lift.depth(features), clip)
+    together = lift(features, lift.depth(features, clip), clip)
     apart = []
     for v in range(6):
         one = slice(v, v + 1)
         poses, intrinsics = clip.ego_from_camera[:, :, one], clip.intrinsics[:, :, one]
         seen = replace(clip, ego_from_camera=poses, intrinsics=intrinsics)
-        apart.append(lift(features[:, :, one], lift.depth(features[:, :, one]), seen))
+        apart.append(lift(features[:, :, one], lift.depth(features[:, :, one], seen), seen))
     torch.testing.assert_close(together, sum(apart), rtol=1e-5, atol=1e-5)
 
 
 def test_every_parameter_gets_a_gradient():
-    lift = make()
+    lift, clip = make(), random_clip(1, 2, 2)
     features = torch.randn(1, 2, 2, 8, 2, 4)
-    lift(features, lift.depth(features), random_clip(1, 2, 2)).square().sum().backward()
+    lift(features, lift.depth(features, clip), clip).square().sum().backward()
     for name, parameter in lift.named_parameters():
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.ne(0).any(), name
@@ -222,7 +250,7 @@ def test_bf16_autocast_splats_in_float32():
     volumes, gradients = [], []
     for bf16 in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            volumes.append(lift(features, lift.depth(features), clip).float())
+            volumes.append(lift(features, lift.depth(features, clip), clip).float())
         gradients.append(torch.autograd.grad(volumes[-1].square().sum(), list(weights.values())))
     torch.testing.assert_close(volumes[1], volumes[0], rtol=0.05, atol=0.1)
     for name, exact, rough in zip(weights, *gradients, strict=True):

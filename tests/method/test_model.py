@@ -611,7 +611,7 @@ def test_depth_does_not_collapse_in_200_steps():
         optimizer.step()
     model.eval()
     with torch.no_grad():
-        found = model.lift.log_depth(model.lift.depth(model.images(clip)))  # [1, 3, 1, 8, 12]
+        found = model.lift.log_depth(model.lift.depth(model.images(clip), clip))  # [1, 3, 1, 8, 12]
         target = torch.full((1, 1), 2)
         volume = pick(model.encode(clip), target)
         rays = choose_rays(clip, target, 64, model.config.grid, "rgb")
