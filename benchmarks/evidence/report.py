@@ -59,9 +59,13 @@ ABLATIONS = {
     "rendered": "with rendering of colour that does not",
     "frames_2": "2 frames",
     "frames_4": "4 frames",
+    "gap_10": "0.1 s between frames",
+    "gap_50": "0.5 s between frames",
     "mask_0": "nothing masked",
     "mask_60": "60 % masked",
     "rate_10": "backbone's rate 0.1 of the rest's",
+    "decay_75": "backbone's rate 0.75 of that of the next layer",
+    "frozen_2": "stem and first stage fixed",
     "rate_0": "backbone fixed",
 }
 MODES = {"frozen": "frozen", "full": "fine-tuned"}
