@@ -9,20 +9,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
 from .errors import UserError, printable
 from .flags import text
-from .hub.catalog import collection_table, published
+from .hub.catalog import BEGIN, collection_table, published, with_table
 from .hub.cli import make_parser
+from .hub.faults import hub_error
+from .hub.fetch import TIMEOUT
 from .hub.folder import CARD
 from .hub.pull import open_encoder
 from .hub.scores import PICTURE, REPORT, ReleaseScores, Result
 from .hub.sources import EncoderWeights
 from .hub.team import VARIABLE, TeamHub, team_hub
 from .io.files import write_bytes
+from .version import __version__
 
 TASKS = ("probe", "bev-seg", "det3d", "hd-map")
-BEGIN, END = "<!-- begin: models -->", "<!-- end: models -->"
-"""Lines around the table in the README of a team's folder."""
 
 
 def add_command(commands: Any) -> None:
@@ -32,7 +36,7 @@ def add_command(commands: Any) -> None:
         help="score encoders, write their cards and publish them in your team's hub",
         description="Score encoders beside random weights, write scores.json and scores.png beside their weights, and "
         "publish them in your team's hub (MIM4D_HUB) with a card that shows the scores, and the run's report.html. Run "
-        "the command again to resume. Of a folder, the table of models in README.md is written too.",
+        "the command again to resume. The table of models in the README of the folder or organisation is written too.",
         example="mim4d-hub release runs/demo --task probe --dataroot /data/nuscenes --version v1.0-trainval",
     )
     parser.add_argument("paths", type=text, nargs="+", metavar="RUN", help="runs of mim4d-pretrain, or encoder folders")
@@ -68,8 +72,12 @@ def _release(given: argparse.Namespace) -> None:
         words = ["push", str(path), *(["--license", given.license] if given.license else [])]
         push = make_parser().parse_args([*words, *(["--dry-run"] if given.dry_run else [])])
         push.run(push)
-    if hub.folder and not given.dry_run:
+    if given.dry_run:
+        return
+    if hub.folder:
         write_table(hub, hub.folder)
+    else:
+        publish_table(hub)
 
 
 def score(path: Path, encoder: EncoderWeights, given: argparse.Namespace) -> None:
@@ -116,11 +124,46 @@ def score(path: Path, encoder: EncoderWeights, given: argparse.Namespace) -> Non
 def write_table(hub: TeamHub, folder: Path) -> None:
     """Write the table of all models of a team's folder into its README.md; text around the table stays."""
     file = folder / CARD
-    before, after = "# Models\n\n", ""
-    if file.is_file():
-        before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2] if begin else ""
-        before = before if begin else f"{before.rstrip()}\n\n"
-    table = f"{BEGIN}\n{collection_table(hub, published())}\n{END}"
-    write_bytes(file, f"{before}{table}{after or chr(10)}".encode())
+    text = file.read_text(encoding="utf-8") if file.is_file() else "# Models"
+    write_bytes(file, with_table(text, collection_table(hub, published())).encode())
     print(printable(f"table of models: {file}"))
+
+
+def publish_table(hub: TeamHub) -> None:
+    """Write the table of all models of an organisation into its README on the Hub, where that has the table's marks.
+
+    The README of an organisation is that of its Space ``README``. A README without marks is left as it is, and a public
+    one gets no line about private models.
+
+    Raises:
+        UserError: If the Hub cannot be reached or rejects the change.
+    """
+    readme = f"{hub.place}/README"
+    api = HfApi(library_name="mim4d", library_version=__version__)
+    try:
+        space, text = _read_space(api, readme)
+        if BEGIN not in text:
+            hint = f"paste `mim4d-hub list --markdown` into the README of {hub.place} to get one"
+            print(printable(f"no table of models: {hint}"))
+            return
+        shown = [entry for entry in published() if space.private or not entry.private]
+        renewed = with_table(text, collection_table(hub, shown))
+        if renewed != text:
+            change = CommitOperationAdd(CARD, renewed.encode())
+            message = "Renew the table of models"
+            api.create_commit(readme, [change], commit_message=message, repo_type="space", parent_commit=space.sha)
+    except UserError:
+        raise
+    except Exception as error:  # of the client or of its HTTP library
+        raise hub_error(error, f"spaces/{readme}", writing=True) from error
+    print(printable(f"table of models: {constants.ENDPOINT}/{hub.place}"))
+
+
+def _read_space(api: HfApi, name: str) -> tuple[Any, str]:
+    """What the Hub says about a Space, and its README; empty if there is none."""
+    try:
+        space = api.repo_info(name, repo_type="space", timeout=TIMEOUT)
+        file = hf_hub_download(name, CARD, repo_type="space", revision=space.sha)
+    except (RepositoryNotFoundError, EntryNotFoundError):
+        return None, ""
+    return space, Path(file).read_bytes().decode()

@@ -87,6 +87,32 @@ def test_every_push_publishes_the_scores_of_these_weights(client, hub, tmp_path)
     assert hub.files("org/other") == [".gitattributes", "README.md", "config.json", "model.safetensors"]
 
 
+def test_the_readme_of_an_organisation_gets_the_table_where_it_asks_for_it(client, hub, tmp_path):
+    run, team = str(tmp_path / "run"), ("org", str(tmp_path / "cache"))
+    save_encoder(calls.small(), tmp_path / "run/encoder", license="mit", provenance={"steps": 9})
+    assert client(calls.run, "push", run, "--repo", "org/mim4d_convnext_atto", "--tag", "v1")[0] == 0
+    assert client(calls.run, "push", run, "--repo", "org/test_resnet", "--private")[0] == 0
+    assert "no table of models: paste `mim4d-hub list --markdown`" in client(calls.publish_table, *team)
+    hub.add("spaces/org/README", {"README.md": b"---\nsdk: static\n---\n# Us\n"})
+    assert "no table of models" in client(calls.publish_table, *team)
+    assert hub.repos["spaces/org/README"].history() == ["files"]
+
+    pasted = "---\nsdk: static\n---\n# Us\n\n<!-- begin: models -->\nsoon\n<!-- end: models -->\n\nAsk Kim.\n"
+    hub.add("spaces/org/README", {"README.md": pasted.encode()})
+    assert client(calls.publish_table, *team) == f"table of models: {hub.endpoint}/org\n"
+    before, _, after = pasted.partition("soon")
+    text = hub.read("spaces/org/README", "README.md").decode()
+    table = text.removeprefix(before).removesuffix(after).splitlines()
+    name = f"[`mim4d_convnext_atto.v1`]({hub.endpoint}/org/mim4d_convnext_atto)"
+    assert table[2:] == [f"| {name} | unknown | none | mit |"]  # none of the private model
+    client(calls.publish_table, *team)
+    assert len(hub.repos["spaces/org/README"].history()) == 3  # nothing has changed
+
+    hub.repos["spaces/org/README"].private = True
+    client(calls.publish_table, *team)
+    assert "test_resnet" in hub.read("spaces/org/README", "README.md").decode()
+
+
 def test_a_release_needs_a_hub_and_an_encoder(zoo, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         command(["release", str(tmp_path / "no-run")])

@@ -54,6 +54,8 @@ class Entry:
     default: bool
     """Whether the name without a tag loads these weights."""
     config: EncoderConfig
+    private: bool = False
+    """Whether only the organisation's members see these weights."""
 
     @property
     def name(self) -> str:
@@ -82,14 +84,34 @@ def scores(made: dict[str, Any]) -> str:
     return ""
 
 
+BEGIN, END = "<!-- begin: models -->", "<!-- end: models -->"
+"""Lines around the table of models in a README."""
+
+
 def collection_table(hub: TeamHub, entries: list[Entry]) -> str:
-    """A table of encoders in Markdown, with the scores in the metadata of their cards."""
+    """A table of encoders in Markdown between two marks, with the scores in the metadata of their cards."""
     lines = ["| model | data | scores | licence |", "| --- | --- | --- | --- |"]
     for entry in entries:
         _, _, data, held_out, license = entry.row()
         name = f"`{entry.name}`" if hub.folder else f"[`{entry.name}`]({constants.ENDPOINT}/{hub.place}/{entry.model})"
         lines.append(f"| {name} | {data} | {_card_scores(hub, entry) or held_out} | {license} |")
-    return "\n".join(lines)
+    return "\n".join([BEGIN, *lines, END])
+
+
+def with_table(text: str, table: str) -> str:
+    """Return a README with a new table in place of the one between the marks, or after the text if there is none.
+
+    >>> print(with_table(f"# Models\\n\\n{BEGIN}\\nold\\n{END}\\nAsk Kim.", f"{BEGIN}\\nnew\\n{END}"))
+    # Models
+    <BLANKLINE>
+    <!-- begin: models -->
+    new
+    <!-- end: models -->
+    Ask Kim.
+    """
+    upto, end, after = text.rpartition(END)
+    before, begin, _ = upto.rpartition(BEGIN)
+    return f"{before}{table}{after}" if begin and end else f"{text.rstrip()}\n\n{table}\n"
 
 
 def _card_scores(hub: TeamHub, entry: Entry) -> str:
@@ -177,7 +199,8 @@ def _in_organisation(organisation: str) -> list[Entry]:
                 config = read_config(fetch(HubRepo(info.id, revision=tag), CONFIG), f"{CONFIG} of {info.id}")
             except WeightsError:  # loading it says what is wrong
                 continue
-            entries.append(Entry(model=model, tag=tag, default=commit == newest, config=config))
+            known = Entry(model=model, tag=tag, default=commit == newest, config=config, private=bool(info.private))
+            entries.append(known)
     return sorted(entries, key=lambda entry: entry.name)
 
 

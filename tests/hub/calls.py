@@ -8,15 +8,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import timm
 import torch
 from safetensors.torch import load_file
 
-from mim4d import MIM4DEncoder
+from mim4d import MIM4DEncoder, release
 from mim4d.commands import hub
 from mim4d.hub.folder import save_encoder
 from mim4d.hub.push import Publisher
+from mim4d.hub.team import TeamHub
 from tests.encoders import shake
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24))
@@ -48,6 +50,16 @@ def features(encoder) -> list[list[float]]:
 def digest(features: list[list[float]]) -> str:
     """Features to compare bit for bit."""
     return hashlib.sha256(json.dumps(features).encode()).hexdigest()
+
+
+def publish_table(organisation: str, cache: str) -> str:
+    """Write the table of models into the README of an organisation; what the command prints."""
+    with (
+        patch.dict(os.environ, MIM4D_HUB=organisation, MIM4D_CACHE=cache),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
+        release.publish_table(TeamHub(organisation, "a test"))
+    return out.getvalue()
 
 
 def push(repo: str, seed: int = 0, **how) -> str:

@@ -1,8 +1,9 @@
 """A small Hugging Face Hub on loopback: the protocol that huggingface_hub speaks, and faults on demand.
 
-Models only, in memory: repositories with commits, branches and tags, LFS uploads, downloads with ETag, HEAD and Range
-through a second port that stands for the CDN, tokens with rights, and the Hub's own error headers. What the protocol
-is, the client's source says (huggingface_hub 2.4: ``hf_api.py``, ``_commit_api.py``, ``lfs.py``, ``file_download.py``).
+Models and Spaces, in memory: repositories with commits, branches and tags, LFS uploads, downloads with ETag, HEAD and
+Range through a second port that stands for the CDN, tokens with rights, and the Hub's own error headers. What the
+protocol is, the client's source says (huggingface_hub 2.4: ``hf_api.py``, ``_commit_api.py``, ``lfs.py``,
+``file_download.py``).
 """
 
 import base64
@@ -142,7 +143,7 @@ def _handler(hub):
             self.what = ""
             length = int(self.headers.get("Content-Length", 0))
             self.body = self.rfile.read(length) if length else self.read_chunks()
-            path = urlsplit(self.path).path
+            path = urlsplit(self.path).path.replace("/api/spaces/", "/api/models/spaces/")
             hub.seen.append((self.command, path, {name.lower(): value for name, value in self.headers.items()}))
             self.what = hub.fault(f"{self.command} {path}")
             if self.what == "cut":
@@ -207,7 +208,7 @@ def _handler(hub):
 
         def repo(self, name, write=False):
             token, repo = self.token(), hub.repos.get(name)
-            writes = name.split("/")[0] in hub.tokens.get(token, ())
+            writes = name.removeprefix("spaces/").split("/")[0] in hub.tokens.get(token, ())
             if repo is None or (repo.private and not writes):
                 raise Refusal(404 if token else 401, "RepoNotFound", "Repository not found")
             if repo.gated and not writes:
@@ -257,10 +258,11 @@ def _handler(hub):
             self.answer(200, {"id": name, "modelId": name, "sha": sha, "private": repo.private, "siblings": siblings})
 
         def validate(self):
-            text = json.loads(self.body)["content"]
+            asked = json.loads(self.body)
             try:
-                data = yaml.safe_load(text.split("---")[1])
-                good = isinstance(data["license"], str) and all(isinstance(tag, str) for tag in data["tags"])
+                data = yaml.safe_load(asked["content"].split("---")[1])
+                good = isinstance(data["sdk" if asked["repoType"] == "space" else "license"], str)
+                good = good and all(isinstance(tag, str) for tag in data.get("tags", []))
             except (yaml.YAMLError, KeyError, IndexError, TypeError):
                 good = False
             self.answer(200 if good else 400, {"errors": [] if good else [{"message": "bad metadata"}], "warnings": []})
@@ -366,7 +368,7 @@ def _handler(hub):
     return Handler
 
 
-_NAME = r"([\w.-]+/[\w.-]+)"
+_NAME = r"((?:spaces/)?[\w.-]+/[\w.-]+)"  # a Space is kept under spaces/org/name
 ROUTES = [
     ("POST /api/repos/create", "create"),
     ("POST /api/validate-yaml", "validate"),
