@@ -11,8 +11,9 @@ from PIL import Image
 from mim4d.backbones.named import open_backbone
 from mim4d.commands import show
 from mim4d.show.cli import find_images, main, read_images
-from mim4d.show.depth import depth_by_probe
-from mim4d.show.features import principal_components, random_mask
+from mim4d.show.depth import Depth, depth_by_probe
+from mim4d.show.features import Stage, principal_components, random_mask
+from mim4d.show.page import save_pages
 from tests.encoders import noise
 
 
@@ -67,7 +68,7 @@ def test_a_folder_in_nuscenes_format_gives_one_image_per_camera(tmp_path, capsys
     assert page.count('src="data:image/png;base64,') == 2 * 2 * 5  # two images, whole and masked, four stages
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
     assert "CAM_BACK/1.jpg" in page
-    assert Image.open(tmp_path / "out/features.png").size == (5 * 356, 4 * (round(352 * 64 / 96) + 4))
+    assert Image.open(tmp_path / "out/features.png").size == (5 * 356, 24 + 4 * (round(352 * 64 / 96) + 4))
 
 
 def test_files_and_a_folder_of_images(tmp_path):
@@ -103,8 +104,22 @@ def test_a_folder_with_lidar_shows_depth_too(tiny_world, tmp_path, capsys):
     main(["mim4d_convnext_atto", str(tiny_world), "--size", "96", "160", "--out", str(tmp_path)])
     assert "no depth" not in capsys.readouterr().out
     sheet = np.asarray(Image.open(tmp_path / "features.png"))
-    assert sheet.shape[1] == 7 * 356  # the image, four stages, depth read and measured
-    assert "depth, LiDAR" in (tmp_path / "index.html").read_text()
+    height = round(352 * 96 / 160) + 4
+    assert sheet.shape == (24 + 12 * height, 6 * 356, 3)  # six images, whole and masked; four stages, and depth
+    cells = sheet[24:].reshape(12, height, 6, 356, 3)[:, :-4, :, :-4]
+    assert (cells.std((1, 3)).max(-1) > 5).all()  # no place is left empty
+    titles = sheet[:24].reshape(24, 6, 356, 3)
+    assert (titles.min((0, 2)) < 100).all()  # each column has a title
+    assert "<th>depth: read off; below, LiDAR</th>" in (tmp_path / "index.html").read_text()
+
+
+def test_without_a_masked_forward_the_lidar_stands_beside_the_depth(tmp_path):
+    images = torch.rand(1, 3, 64, 96)
+    stage = Stage(stride=32, colours=torch.rand(1, 3, 2, 3), masked=None, explained=0.5)
+    depth = Depth(torch.full((1, 2, 3), 10.0), torch.tensor([[[2.0, 20, 50], [torch.inf] * 3]]))
+    save_pages(tmp_path, "A backbone", ["a.png"], images, [stage], torch.ones(1, 2, 3, dtype=bool), depth)
+    assert Image.open(tmp_path / "features.png").size == (4 * 356, 24 + round(352 * 64 / 96) + 4)
+    assert "<th>depth, read off all stages</th><th>depth, LiDAR</th>" in (tmp_path / "index.html").read_text()
 
 
 def test_depth_is_near_that_of_lidar_and_not_fitted_on_its_own_moment(tiny_world):
