@@ -1,5 +1,5 @@
 # The commands of the README. Each installs what it needs first.
-#   make demo          draw a small world, pretrain on it, leave the run in runs/demo
+#   make demo          make a small synthetic world, pretrain on it, leave the run in runs/demo
 #   make test          run lint, type checks and all tests with the newest versions that pip installs
 #   make test-oldest   run all tests with the oldest versions that pyproject.toml allows, in a separate environment
 #   make docs          build the documentation into build/docs
@@ -37,7 +37,7 @@ $(VENV)/pretrain $(VENV)/dev: $(VENV)/%: pyproject.toml
 	touch $@
 
 demo: $(VENV)/pretrain
-	@echo "Drawing the demo world (once: 5 minutes on two cores, 0.2 GB), then training on it (10 minutes)."
+	@echo "Making the demo world (once: 5 minutes on two cores, 0.2 GB), then training on it (10 minutes)."
 	$(VENV)/bin/mim4d-pretrain --preset demo --data synthetic --out runs/demo $(if $(wildcard runs/demo/checkpoints),--resume)
 
 test: $(VENV)/dev
