@@ -158,4 +158,6 @@ class FeatureCache:
                 if len(self._cached) * sum(2 * m.numel() for m in maps) < CACHE_BYTES:
                     self._cached[split, number] = maps
             rows.append(maps)
-        return [torch.cat(level).to(clip.device, non_blocking=True).float() for level in zip(*rows, strict=True)]
+        with torch.autocast("cpu", enabled=False):  # which cannot join float16
+            joined = [torch.cat(level) for level in zip(*rows, strict=True)]
+        return [level.to(clip.device, non_blocking=True).float() for level in joined]

@@ -116,6 +116,13 @@ def test_the_backbone_is_created_once_and_follows_from_the_seed(tiny_world, tmp_
         assert all(torch.equal(encoder[name], value) for encoder in encoders), name
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_frozen_backbone_in_either_precision(precision, tiny_world, tmp_path):
+    """Its maps are cached in float16, and read again in later steps."""
+    figures = evaluate(tiny(tiny_world, tmp_path / "run", "--freeze", "--precision", precision), quiet=True)
+    assert 0 <= figures["iou_vehicle"] <= 1
+
+
 def test_kept_maps_of_a_frozen_backbone_change_nothing(tiny_world, tmp_path, data):
     run = build(tiny(tiny_world, tmp_path, "--freeze"), data)
     model = run.model.eval()
