@@ -1,10 +1,12 @@
 """Cached constant tensors, which a GPU step can use without waiting for a copy from the host."""
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
+
+_Key = tuple[tuple[float, ...], torch.dtype, torch.device]
+_made: dict[_Key, Tensor] = {}
 
 
 def constant(values: Sequence[float], like: Tensor) -> Tensor:
@@ -23,11 +25,14 @@ def constant(values: Sequence[float], like: Tensor) -> Tensor:
     >>> constant([1, 2], torch.zeros(3))
     tensor([1., 2.])
     """
-    return _cached_tensor(tuple(values), like.dtype, like.device)
-
-
-@cache
-def _cached_tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    # Autograd cannot save an inference tensor for backward, and the first call may come from inference mode.
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=dtype, device=device)
+    key = (tuple(values), like.dtype, like.device)
+    if torch.compiler.is_compiling():  # the graph holds its own constants, and would be remade whenever the cache grows
+        return torch.tensor(key[0], dtype=like.dtype, device=like.device)
+    if key not in _made:
+        # Autograd cannot save an inference tensor for backward, and the first call may come from inference mode.
+        with torch.inference_mode(False):
+            tensor = torch.tensor(key[0], dtype=like.dtype, device=like.device)
+        if type(tensor) is not Tensor:  # a fake one without data, which no later call must get
+            return tensor
+        _made[key] = tensor
+    return _made[key]
