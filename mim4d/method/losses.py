@@ -20,6 +20,8 @@ class LossConfig:
     """Weight of the depth error of both, against LiDAR, or with supervision rgb against the depth of the lift."""
     # The mean absolute error in units of the volume's largest reach. The lift's depth counts only if consistency
     # supervises it.
+    other_rays: float = 0.0
+    """Weight of direct rendering along rays of another frame, as a fraction of rgb and depth; needs frames above 1."""
     consistency: float = 0.0
     """Weight of the photometric consistency of the lift's depth between frames and between cameras."""
     lift_depth: float = 0.0
@@ -29,11 +31,16 @@ class LossConfig:
     # With 0, rendering trains only modules that are discarded after pretraining.
 
     def __post_init__(self) -> None:
-        for name in ("rgb", "depth", "consistency", "lift_depth"):
+        for name in ("rgb", "depth", "other_rays", "consistency", "lift_depth"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"loss.{name} = {getattr(self, name)} must be at least 0")
         if not (self.renders or self.supervises_lift):
             raise ValueError("loss.rgb, depth, consistency and lift_depth are all 0: at least one must be more than 0")
+        if self.other_rays and not self.renders:
+            raise ValueError(
+                f"loss.other_rays = {self.other_rays} is a fraction of loss.rgb and loss.depth, which are both 0: "
+                "raise one of them"
+            )
         if not 0 <= self.rendered_gradient <= 1:
             raise ValueError(f"loss.rendered_gradient = {self.rendered_gradient} must lie in 0 .. 1")
 

@@ -65,3 +65,21 @@ def draw_targets(seeds: Tensor, frames: int) -> Tensor:
         return current[:, None]
     other = (uniform(seeds, Stream.TARGET, ()) * (frames - 1)).long()  # [B]
     return torch.stack([current, other], dim=1)
+
+
+def draw_others(seeds: Tensor, targets: Tensor, frames: int) -> Tensor:
+    """Draw another frame for each target frame.
+
+    Args:
+        seeds: [B] int64, the seeds of the clips.
+        targets: [B, K] int64, frame indices.
+        frames: T, at least 2.
+
+    Returns:
+        [B, K] int64 frame indices, none of them its own target.
+
+    >>> draw_others(torch.tensor([7]), targets=torch.tensor([[1, 0]]), frames=2)
+    tensor([[0, 1]])
+    """
+    others = (uniform(seeds, Stream.OTHER, (targets.shape[1],)) * (frames - 1)).long()  # [B, K]
+    return others + (others >= targets).long()

@@ -13,9 +13,9 @@ from ..geometry import VoxelGrid
 from .consistency import against_lidar, consistency
 from .lift import Lift, LiftConfig
 from .losses import LossConfig, compare
-from .mask import count_visible, draw_targets, visible_patches
+from .mask import count_visible, draw_others, draw_targets, visible_patches
 from .neck import Neck, NeckConfig
-from .rays import Supervision, choose_rays, with_depth_of_lift
+from .rays import Rays, Supervision, choose_rays, transform_rays, with_depth_of_lift
 from .render import RenderConfig, Renderer
 from .rng import Stream, uniform
 from .temporal import TemporalConfig, TemporalDecoder
@@ -205,6 +205,7 @@ class MIM4D(MaskedModel):
         image::
 
             loss = sum over direct, temporal of (loss.rgb * rgb error + loss.depth * depth error / scene scale)
+                 + loss.other_rays * (the same for direct volumes, along rays of another frame)
                  + loss.consistency * photometric consistency + loss.lift_depth * log depth error
 
         Args:
@@ -215,8 +216,10 @@ class MIM4D(MaskedModel):
             observation. Per clip [B], NaN where nothing was observed: the mean absolute errors ``direct_rgb``,
             ``direct_depth``, ``temporal_rgb`` and ``temporal_depth`` (depth in metres), with ``*_psnr``, ``*_abs_rel``
             and ``*_delta``; and ``direct_*_hidden`` and ``direct_*_visible``, the errors of rays through hidden and
-            through visible patches. Also per clip: ``consistency``; and ``lift_depth``, ``lift_abs_rel`` and
-            ``lift_delta``, the errors of the lift's depth against LiDAR, in evaluation and where LiDAR supervises it.
+            through visible patches. Also per clip: ``other_rgb``, ``other_depth``, ``other_psnr``, ``other_abs_rel``
+            and ``other_delta``, those of the direct volumes along rays of another frame; ``consistency``; and
+            ``lift_depth``, ``lift_abs_rel`` and ``lift_delta``, the errors of the lift's depth against LiDAR, in
+            evaluation and where LiDAR supervises it.
         """
         return self._total(*self._losses(clip))
 
@@ -224,9 +227,9 @@ class MIM4D(MaskedModel):
         """Compute the weighted terms of the loss.
 
         Returns:
-            ``direct_rgb``, ``direct_depth``, ``temporal_rgb``, ``temporal_depth``, ``consistency`` and ``lift_depth``.
-            The depth terms exist only if depth is supervised, the temporal ones only if there is a temporal path; a
-            term of weight 0 does not exist.
+            ``direct_rgb``, ``direct_depth``, ``temporal_rgb``, ``temporal_depth``, ``other_rgb``, ``other_depth``,
+            ``consistency`` and ``lift_depth``. The depth terms exist only if depth is supervised, the temporal and the
+            other ones only if there is another frame; a term of weight 0 does not exist.
         """
         return self._losses(clip)[0]
 
@@ -324,8 +327,13 @@ class MIM4D(MaskedModel):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Steps 7 and 8a: render each kind of volume along the same rays and compare with the observations.
 
+        With ``loss.other_rays``, the direct volumes are also rendered along rays of another frame and compared with
+        what was observed there, so that several images and sweeps supervise one volume. The rays are moved as if the
+        world stood still. They are wrong for what moves, and for what only the other frame sees.
+
         Args:
-            volumes: Volumes [G, C, Z, Y, X] by kind; ``direct`` and ``temporal`` contribute to the loss.
+            volumes: Volumes [G, C, Z, Y, X] by kind. ``direct`` is required; it and ``temporal`` contribute to the
+                loss.
             log_depth: [B, T, V, h, w] of the lift, the observation of depth where there is no LiDAR.
             clip: For the other observations.
             targets: [B, K] int64.
@@ -334,34 +342,61 @@ class MIM4D(MaskedModel):
             The weighted terms of the loss, and all measures.
         """
         config = self.config
-        # Held-out clips are scored against LiDAR where there is some, also if it does not supervise.
-        seen = config.supervision if self.training or not clip.points.shape[2] else "rgbd"
-        rays = choose_rays(clip, targets, config.render.rays_per_view, config.grid, seen)
-        from_lift = self.training and config.supervision == "rgb" and config.loss.consistency > 0
-        if from_lift:
-            rays = with_depth_of_lift(rays, log_depth, clip, targets, config.grid)
+        own = self.draw_rays(log_depth, clip, targets)
+        rays_by_kind = dict.fromkeys(volumes, own)
+        if config.loss.other_rays and clip.num_frames > 1:
+            others = draw_others(clip.seeds, targets, clip.num_frames)  # [B, K]
+            target_from_other = clip.source_from_target(others, targets[..., None]).flatten(0, 2)  # [G, 4, 4]
+            volumes = volumes | {"other": volumes["direct"]}
+            rays = self.draw_rays(log_depth, clip, others)
+            rays_by_kind["other"] = transform_rays(rays, target_from_other, config.grid)
         jitter = None
         if self.training:
-            shape = (targets.shape[1], rays.valid.shape[1], config.render.uniform_samples)  # [K, R, M]
+            shape = (targets.shape[1], own.valid.shape[1], config.render.uniform_samples)  # [K, R, M]
             jitter = uniform(clip.seeds, Stream.JITTER, shape).flatten(0, 1)  # [G, R, M]
-        on_visible = through_visible(rays.pixels, pick(self.visible(clip), targets), self.patch)  # [G, R]
+        on_visible = through_visible(own.pixels, pick(self.visible(clip), targets), self.patch)  # [G, R]
+        weights = {"direct": 1.0, "temporal": 1.0, "other": config.loss.other_rays}
         terms: dict[str, Tensor] = {}
         measures: dict[str, Tensor] = {}
-        for kind, kind_volumes in volumes.items():
-            rendered = self.renderer(kind_volumes, rays.origins, rays.directions, jitter)
+        for kind, rays in rays_by_kind.items():
+            rendered = self.renderer(volumes[kind], rays.origins, rays.directions, jitter)
             # The other kinds do not depend on the target frame's patches, so there is no difference to measure.
             compared = compare(rendered, rays, clip.batch_size, on_visible if kind == "direct" else None)
             measures |= {
                 f"{kind}_{name}": value
                 for name, value in compared.measures.items()
-                if not from_lift or name.startswith(("rgb", "psnr"))  # the lift's depth was not measured by anything
+                # The lift's depth was not measured by anything.
+                if not self._from_lift or name.startswith(("rgb", "psnr"))
             }
-            if kind in ("direct", "temporal"):
-                terms[f"{kind}_rgb"] = config.loss.rgb * compared.errors["rgb"]
-                if from_lift or config.supervision == "rgbd":
-                    terms[f"{kind}_depth"] = config.loss.depth * compared.errors["depth"] / self.renderer.field.scale
+            if kind in weights:
+                terms[f"{kind}_rgb"] = weights[kind] * config.loss.rgb * compared.errors["rgb"]
+                if self._from_lift or config.supervision == "rgbd":
+                    depth = compared.errors["depth"] / self.renderer.field.scale
+                    terms[f"{kind}_depth"] = weights[kind] * config.loss.depth * depth
         frames = torch.full((), float(clip.num_frames if self.temporal is not None else 1), device=clip.device)
-        return terms, measures | {"frames": frames, "rays": rays.valid.float().mean()}
+        return terms, measures | {"frames": frames, "rays": own.valid.float().mean()}
+
+    @property
+    def _from_lift(self) -> bool:
+        """Whether rendering learns the depth of the lift."""
+        return self.training and self.config.supervision == "rgb" and self.config.loss.consistency > 0
+
+    def draw_rays(self, log_depth: Tensor, clip: Clip, frames: Tensor) -> Rays:
+        """Draw rays of frames and look up what was observed along them.
+
+        Args:
+            log_depth: [B, T, V, h, w] of the lift, the observation of depth where there is no LiDAR.
+            clip: For the other observations.
+            frames: [B, K] int64.
+
+        Returns:
+            Rays with G = B*K, in the ego frames of their own frames.
+        """
+        config = self.config
+        # Held-out clips are scored against LiDAR where there is some, also if it does not supervise.
+        seen = config.supervision if self.training or not clip.points.shape[2] else "rgbd"
+        rays = choose_rays(clip, frames, config.render.rays_per_view, config.grid, seen)
+        return with_depth_of_lift(rays, log_depth, clip, frames, config.grid) if self._from_lift else rays
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:

@@ -97,6 +97,48 @@ def with_depth_of_lift(rays: Rays, log_depth: Tensor, clip: Clip, targets: Tenso
     return replace(rays, depth=depth, has_depth=rays.valid & reached)
 
 
+@exact
+def transform_rays(rays: Rays, target_from_source: Tensor, grid: VoxelGrid) -> Rays:
+    """Express rays in the ego frames of other frames, as if the world stood still.
+
+    Args:
+        rays: R rays for each of G volumes, in the ego frames of the frames that observed them.
+        target_from_source: [G, 4, 4], from these ego frames to those of the volumes to render.
+        grid: A ray whose observed depth lies outside it is no longer valid, because no rendering can reach what it saw.
+
+    Returns:
+        The rays in the ego frames of the targets. Observations and ``pixels`` are still those of the source frame.
+
+    A camera 2 m ahead, whose ray to the left ends at a distance of 5 m:
+
+    >>> one = torch.ones(1, 1)
+    >>> rays = Rays(
+    ...     origins=torch.tensor([[[0.0, 0.0, 1.0]]]),
+    ...     directions=torch.tensor([[[0.0, 1.0, 0.0]]]),
+    ...     rgb=torch.zeros(1, 1, 3),
+    ...     depth=5 * one,
+    ...     valid=one > 0,
+    ...     has_depth=one > 0,
+    ...     pixels=torch.zeros(1, 1, 2),
+    ... )
+    >>> target_from_source = torch.eye(4)[None]
+    >>> target_from_source[0, 0, 3] = 2
+    >>> moved = transform_rays(rays, target_from_source, VoxelGrid(x=(-4, 4), y=(-4, 4), z=(0, 2), voxel=(2, 2, 2)))
+    >>> moved.origins, moved.valid
+    (tensor([[[2., 0., 1.]]]), tensor([[False]]))
+    """
+    origins = transform(target_from_source, rays.origins)
+    directions = rays.directions @ target_from_source[:, :3, :3].mT
+    reached = grid.contains(origins + rays.depth[..., None] * directions)
+    return replace(
+        rays,
+        origins=origins,
+        directions=directions,
+        valid=rays.valid & (reached | ~rays.has_depth),
+        has_depth=rays.has_depth & reached,
+    )
+
+
 def _lidar_pixels(
     clip: Clip, targets: Tensor, intrinsics: Tensor, ego_from_camera: Tensor, per_view: int, grid: VoxelGrid
 ) -> tuple[Tensor, Tensor, Tensor]:

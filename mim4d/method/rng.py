@@ -19,6 +19,7 @@ class Stream(IntEnum):
     TARGET = 2
     RAYS = 3
     JITTER = 4
+    OTHER = 5
 
 
 def _as_int64(value: int) -> int:

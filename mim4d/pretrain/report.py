@@ -58,12 +58,26 @@ def _baselines(measure: str) -> tuple[Series, ...]:
 
 CHARTS: tuple[tuple[str, tuple[Series, ...]], ...] = (
     ("Loss", (Series("loss", "training", 0),)),
-    ("Colour error (L1, 0 to 1)", (*_twins("direct_rgb", "direct", 0), *_twins("temporal_rgb", "temporal", 1))),
+    (
+        "Colour error (L1, 0 to 1)",
+        (
+            *_twins("direct_rgb", "direct", 0),
+            *_twins("temporal_rgb", "temporal", 1),
+            *_twins("other_rgb", "direct, rays of another frame", 2),
+        ),
+    ),
     (
         "Colour error on hidden and visible patches",
         (*_twins("direct_rgb_hidden", "hidden", 0), *_twins("direct_rgb_visible", "visible", 1)),
     ),
-    ("Depth error (L1, m)", (*_twins("direct_depth", "direct", 0), *_twins("temporal_depth", "temporal", 1))),
+    (
+        "Depth error (L1, m)",
+        (
+            *_twins("direct_depth", "direct", 0),
+            *_twins("temporal_depth", "temporal", 1),
+            *_twins("other_depth", "direct, rays of another frame", 2),
+        ),
+    ),
     (
         "Depths within a factor of 1.25 (fraction)",
         (*_twins("direct_delta", "direct", 0), *_twins("temporal_delta", "temporal", 1)),
@@ -89,6 +103,8 @@ CHARTS: tuple[tuple[str, tuple[Series, ...]], ...] = (
             Series("grad_encoder_temporal_rgb", "temporal colour", 1),
             Series("grad_encoder_direct_depth", "direct depth", 2),
             Series("grad_encoder_temporal_depth", "temporal depth", 3),
+            Series("grad_encoder_other_rgb", "colour, rays of another frame", 0),
+            Series("grad_encoder_other_depth", "depth, rays of another frame", 2),
             Series("grad_encoder_consistency", "consistency", 0),
             Series("grad_encoder_lift_depth", "depth of the lift", 2),
         ),

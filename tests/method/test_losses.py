@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mim4d.method.losses import compare
+from mim4d.method.losses import LossConfig, compare
 from mim4d.method.rays import Rays
 from mim4d.method.render import Rendered
 
@@ -205,3 +205,15 @@ def test_known_numbers():
     assert got["depth"].item() == pytest.approx(1.0)
     assert got["abs_rel"].item() == pytest.approx(0.1)
     assert got["psnr"].item() == pytest.approx(-10 * math.log10(0.14 / 3), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"other_rays": -1.0}, r"loss.other_rays = -1.0 must be at least 0"),
+        ({"rgb": 0.0, "depth": 0.0, "consistency": 4.0, "other_rays": 1.0}, r"both 0: raise one of them"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LossConfig(**settings)

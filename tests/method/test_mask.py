@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mim4d.method.mask import count_visible, draw_targets, visible_patches
+from mim4d.method.mask import count_visible, draw_others, draw_targets, visible_patches
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,3 +86,23 @@ def test_targets_are_the_current_frame_and_a_uniformly_drawn_other(frames):
 
 def test_targets_do_not_depend_on_the_batch():
     assert torch.equal(draw_targets(torch.tensor([3, 8, 11]), 4)[1:2], draw_targets(torch.tensor([8]), 4))
+
+
+@pytest.mark.parametrize("frames", [2, 3, 5])
+def test_every_other_frame_is_drawn_equally_often(frames):
+    clips = 3000
+    targets = torch.arange(clips)[:, None] % frames
+    others = draw_others(torch.arange(clips), targets.expand(-1, 2), frames)
+    assert others.shape == (clips, 2)
+    counts = torch.zeros(frames, frames)
+    for target, drawn in zip(targets[:, 0].tolist(), others.tolist(), strict=True):
+        for other in drawn:
+            counts[target, other] += 1
+    assert (counts.diagonal() == 0).all()
+    expected = 2 * clips / frames / (frames - 1)
+    assert ((counts - expected) * (1 - torch.eye(frames))).abs().max() < 5 * expected**0.5
+
+
+def test_the_other_frames_of_a_clip_do_not_depend_on_its_batch():
+    seeds, targets = torch.tensor([3, 8, 11]), torch.tensor([[3, 0], [3, 2], [3, 1]])
+    assert torch.equal(draw_others(seeds, targets, 4)[1:2], draw_others(seeds[1:2], targets[1:2], 4))

@@ -1,6 +1,7 @@
 """The whole forward pass, as a trainer uses it."""
 
 import math
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -9,15 +10,18 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from mim4d.clip import Clip
-from mim4d.geometry import transform
+from mim4d.geometry import VoxelGrid, transform, unproject
+from mim4d.method.lift import LiftConfig
 from mim4d.method.losses import LossConfig
 from mim4d.method.mask import draw_targets
 from mim4d.method.model import MIM4D, pick, through_visible
 from mim4d.method.neck import NeckConfig
 from mim4d.method.rays import choose_rays, with_depth_of_lift
+from mim4d.method.render import RenderConfig
 from mim4d.method.temporal import TemporalDecoder
 from tests.encoders import shake
-from tests.street import street
+from tests.method.test_render_scene import CHANNELS, make_renderer
+from tests.street import WALL, street, texture
 from tests.toy import toy_clip, toy_config, toy_model
 
 LOSSES = {"direct": ("direct_rgb", "direct_depth"), "temporal": ("temporal_rgb", "temporal_depth")}
@@ -592,7 +596,7 @@ def test_without_rendering_nothing_waits_for_a_gradient():
 
 
 def test_a_camera_step_never_waits_for_the_device():
-    model, clip = toy_model(supervision="rgb", loss=CAMERAS_ALONE), toy_clip()
+    model, clip = toy_model(supervision="rgb", loss=replace(CAMERAS_ALONE, other_rays=1.0)), toy_clip()
     model(clip)["loss"].backward()  # constants are copied once
     assert waits(lambda: model(clip)["loss"].backward()) == []
 
@@ -624,3 +628,116 @@ def test_depth_does_not_collapse_in_200_steps():
     assert rendered.opacity.mean() > 0.5
     ratio = (rendered.depth / exact.depth)[exact.has_depth & rendered.hit]
     assert ratio.log().abs().lt(math.log(1.25)).float().mean() > 0.9
+
+
+# --- rays of another frame -------------------------------------------------------------------------------------------
+
+
+def scaled_street(clip: Clip, frame: int, factor: float, grid: VoxelGrid) -> torch.Tensor:
+    """The volume [4, Z, Y, X] of one frame of a street at ``factor`` times its distance from the frame's camera.
+
+    The camera sees the same image whatever the factor.
+    """
+    camera = clip.ego_from_camera[0, frame, 0, :3, 3]
+    points = camera + (grid.centers(camera).flatten(0, 2) - camera) / factor
+    points = transform(clip.current_from_ego[0, frame], points).view(*grid.shape, 3)  # in the street as it is
+    distance = factor * torch.minimum(points[..., 2], WALL - points[..., 0])
+    logits = texture(points).clamp(0.02, 0.98).logit()
+    return torch.cat([distance[..., None], logits], dim=-1).permute(3, 0, 1, 2)
+
+
+def with_lidar(clip: Clip, depth: torch.Tensor) -> Clip:
+    """A street whose LiDAR points lie at the centres of every eighth pixel in rows and columns."""
+    v, u = torch.meshgrid(torch.arange(4, 64, 8), torch.arange(4, 96, 8), indexing="ij")
+    pixels = torch.stack([u, v], dim=-1).flatten(0, 1) + 0.5
+    points = unproject(clip.intrinsics, pixels, depth[..., v, u].flatten(3))  # [1, T, V, P, 3]
+    points = transform(clip.ego_from_camera, points).flatten(2, 3)
+    return replace(clip, points=points, num_points=torch.full((1, clip.num_frames), points.shape[2]))
+
+
+@pytest.mark.parametrize("depth_from", ["nothing", "lift", "lidar"])
+def test_rays_of_another_frame_find_the_depth(depth_from):
+    """Colour along a frame's own rays fits at any depth; along those of another frame it fits at the true one alone."""
+    clip, depth = street()
+    clip = with_lidar(clip, depth) if depth_from == "lidar" else clip
+    grid = VoxelGrid(x=(-6, 18), y=(-10, 10), z=(-2, 8), voxel=(0.4, 0.4, 0.4))
+    model = toy_model(
+        supervision="rgbd" if depth_from == "lidar" else "rgb",
+        loss=LossConfig(rgb=1.0, depth=1.0, other_rays=1.0, consistency=float(depth_from == "lift")),
+        grid=grid,
+        lift=LiftConfig(depth_range=(1, 29), depth_step=2, depth_channels=32, channels=CHANNELS),
+        render=RenderConfig(rays_per_view=90),
+    )
+    model.renderer = make_renderer(grid=grid)
+    targets = torch.tensor([[2, 0]])
+    errors: dict[str, dict[float, float]] = defaultdict(dict)
+    for factor in (0.6, 0.8, 0.9, 1.0, 1.1, 1.25):
+        volumes = torch.stack([scaled_street(clip, frame, factor, grid) for frame in (2, 0)])
+        with torch.no_grad():
+            terms, _ = model.score({"direct": volumes}, depth.log(), clip, targets)
+        for name, term in terms.items():
+            errors[name][factor] = float(term)
+    kinds = {"rgb"} if depth_from == "nothing" else {"rgb", "depth"}
+    assert set(errors) == {f"{rays}_{kind}" for rays in ("direct", "other") for kind in kinds}
+    for kind in kinds:
+        other = errors[f"other_{kind}"]
+        assert min(other, key=other.__getitem__) == 1, other
+        assert other[1.0] < 0.6 * min(other[0.9], other[1.1]), other
+    assert max(errors["direct_rgb"].values()) < 0.25 * errors["other_rgb"][0.6]
+    assert errors["direct_rgb"][1.1] < errors["direct_rgb"][1.0]
+
+
+def test_rays_of_another_frame_are_a_fraction_of_the_direct_terms():
+    clip = toy_clip()
+
+    def terms(other_rays):
+        return toy_model(loss=LossConfig(rgb=2.0, depth=3.0, other_rays=other_rays)).terms(clip)
+
+    without, half, whole = terms(0.0), terms(0.5), terms(1.0)
+    assert set(without) == set(ALL_LOSSES)
+    assert set(half) == {*ALL_LOSSES, "other_rgb", "other_depth"}
+    for name, term in half.items():
+        torch.testing.assert_close(term, without[name] if name in without else whole[name] / 2)
+    values = toy_model(loss=LossConfig(rgb=2.0, depth=3.0, other_rays=0.5))(clip)
+    torch.testing.assert_close(values["loss"], sum(half.values()))
+    torch.testing.assert_close(half["other_rgb"], 0.5 * 2.0 * values["other_rgb"].mean())
+    torch.testing.assert_close(half["other_depth"], 0.5 * 3.0 * values["other_depth"].mean() / 24)
+
+
+@pytest.mark.parametrize(("other_rays", "renderings"), [(0.0, 2), (0.5, 3)])
+def test_rays_of_another_frame_cost_one_rendering(other_rays, renderings, monkeypatch):
+    model, calls = toy_model(loss=LossConfig(other_rays=other_rays)), []
+    model.renderer.register_forward_hook(lambda *_: calls.append(1))
+    model(toy_clip())
+    assert len(calls) == renderings
+
+
+def test_rays_of_another_frame_train_the_encoder():
+    model = toy_model(loss=LossConfig(rgb=2.0, depth=3.0, other_rays=0.5))
+    terms = model.terms(toy_clip())
+    weights = [p for p in model.encoder.parameters() if p.requires_grad]
+    for name in ("other_rgb", "other_depth"):
+        gradient = torch.autograd.grad(terms[name], weights, retain_graph=True, allow_unused=True)
+        assert sum(float(part.abs().sum()) for part in gradient if part is not None) > 0
+    assert all(p.grad is None for p in model.temporal.parameters())
+    temporal = torch.autograd.grad(
+        terms["other_rgb"] + terms["other_depth"], list(model.temporal.parameters()), allow_unused=True
+    )
+    assert all(part is None for part in temporal)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_rays_of_another_frame_in_a_batch(training):
+    model = toy_model(loss=LossConfig(rgb=2.0, depth=3.0, other_rays=0.5)).train(training)
+    clips = [toy_clip(1, seed=1), ragged(2), ragged(3)]
+    together = model(Clip.collate(clips))
+    alone = [model(clip) for clip in clips]
+    for name in ("other_rgb", "other_depth", "other_psnr", "other_abs_rel", "other_delta"):
+        expected = torch.cat([values[name] for values in alone])
+        torch.testing.assert_close(together[name], expected, equal_nan=True, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together["loss"], sum(values["loss"] for values in alone) / 3, rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_frame_has_no_rays_of_another():
+    loss = LossConfig(other_rays=1.0)
+    assert set(toy_model(frames=1, loss=loss).terms(toy_clip(frames=1))) == set(LOSSES["direct"])

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from mim4d.clip import Clip
 from mim4d.geometry import VoxelGrid, make_pose, project, transform
-from mim4d.method.rays import Rays, choose_rays, with_depth_of_lift
+from mim4d.method.rays import Rays, choose_rays, transform_rays, with_depth_of_lift
 from tests.reference import lidar_rays as reference
+from tests.street import WALL, street, texture
 from tests.toy import toy_clip, toy_grid
 
 GRID = toy_grid()
@@ -298,3 +299,67 @@ def test_the_lift_learns_nothing_from_its_own_depth():
     log_depth = torch.full((2, 3, 2, 8, 12), 2.0, requires_grad=True)
     rays = with_depth_of_lift(choose_rays(clip, targets, 4, GRID, "rgb"), log_depth, clip, targets, GRID)
     assert not rays.depth.requires_grad
+
+
+# Rays of another frame
+
+
+def moved(rays: Rays, clip: Clip, frames: torch.Tensor, targets: torch.Tensor, grid: VoxelGrid = GRID) -> Rays:
+    return transform_rays(rays, clip.source_from_target(frames, targets[..., None]).flatten(0, 2), grid)
+
+
+@pytest.mark.parametrize("supervision", ["rgb", "rgbd"])
+def test_rays_of_another_frame_against_loops(supervision):
+    """Ray by ray, in float64 through the current frame; LiDAR points count where both volumes contain them."""
+    clip = toy_clip(points=300, turn=0.4)
+    frames, targets = torch.tensor([[0, 2], [1, 0]]), torch.tensor([[2, 0], [2, 1]])
+    own = choose_rays(clip, frames, 40, GRID, supervision)
+    rays = moved(own, clip, frames, targets)
+    low, high = (x.numpy() for x in (GRID.low(own.origins), GRID.high(own.origins)))
+    lost = 0
+    for g in range(4):
+        current_from_frame, current_from_target = (
+            clip.current_from_ego[g // 2, int(x[g // 2, g % 2])].double().numpy() for x in (frames, targets)
+        )
+        pose = np.linalg.inv(current_from_target) @ current_from_frame
+        for r in range(80):
+            origin, direction = own.origins[g, r].double().numpy(), own.directions[g, r].double().numpy()
+            start, end = (pose @ [*point, 1] for point in (origin, origin + own.depth[g, r].item() * direction))
+            np.testing.assert_allclose(rays.origins[g, r], start[:3], atol=1e-4)
+            np.testing.assert_allclose(rays.directions[g, r], pose[:3, :3] @ direction, atol=1e-5)
+            if supervision == "rgb":
+                assert rays.valid[g, r]
+                assert not rays.has_depth[g, r]
+            else:
+                inside = bool(((end[:3] >= low) & (end[:3] < high)).all())
+                assert rays.valid[g, r] == rays.has_depth[g, r] == (own.valid[g, r] and inside)
+                lost += bool(own.valid[g, r]) and not inside
+    assert (lost > 0) == (supervision == "rgbd")
+    for name in ("rgb", "depth", "pixels"):
+        assert torch.equal(getattr(rays, name), getattr(own, name))
+
+
+def test_rays_to_the_own_frame_stay_as_they_are():
+    clip = toy_clip(points=300)
+    frames = targets_of(clip, 2, 0)
+    own = choose_rays(clip, frames, 40, GRID, "rgbd")
+    rays = moved(own, clip, frames, frames)
+    for name in FIELDS:
+        torch.testing.assert_close(getattr(rays, name), getattr(own, name))
+
+
+def test_rays_of_another_frame_meet_the_same_street():
+    """In the current ego frame, rays of earlier frames end on the ground and the wall, in the colours seen there."""
+    clip, depth = street(cameras=2)
+    for frame in (0, 1):
+        frames, current = torch.tensor([[frame]]), torch.tensor([[2]])
+        own = with_depth_of_lift(choose_rays(clip, frames, 200, GRID, "rgb"), depth.log(), clip, frames, GRID)
+        rays = moved(own, clip, frames, current)
+        assert rays.has_depth.float().mean() > 0.5
+        ends = (rays.origins + rays.depth[..., None] * rays.directions)[rays.has_depth]
+        off = torch.minimum(ends[:, 2].abs(), (ends[:, 0] - WALL).abs())
+        assert off.quantile(0.9) < 0.05  # the depth is interpolated between pixels: not at edges
+        assert off.median() < 0.005
+        unmoved = (own.origins + own.depth[..., None] * own.directions)[rays.has_depth]
+        error, without = ((texture(x) - rays.rgb[rays.has_depth]).abs().mean(-1).median() for x in (ends, unmoved))
+        assert error < 0.2 * without  # the colour is that of the whole pixel

@@ -22,9 +22,9 @@ SPHERE = np.array([12.0, 4.0, 2.0]), 2.5
 WALL = np.array([25.0, 0.0, 0.0]), np.array([-0.8, 0.6, 0.0])  # a point of it, and its unit normal
 
 
-def make_renderer(inv_s: float = SHARP) -> Renderer:
+def make_renderer(inv_s: float = SHARP, grid: VoxelGrid = GRID) -> Renderer:
     """Decoders set by hand: the field reads channel 0 as the signed distance in metres, 1 to 3 as colour logits."""
-    renderer = Renderer(RenderConfig(), CHANNELS, GRID, sky=True)
+    renderer = Renderer(RenderConfig(), CHANNELS, grid, sky=True)
     field = renderer.field
     with torch.no_grad():
         for parameter in renderer.parameters():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from mim4d.method.losses import LossConfig
 from mim4d.method.model import MIM4D
 from mim4d.pretrain.gradients import encoder_gradients
 from tests.toy import toy_clip, toy_config, toy_model
@@ -33,6 +34,12 @@ def test_each_norm_is_of_the_weighted_terms_own_gradient(accelerator):
     for term in TERMS:
         expected = float(encoder_gradient(model, clips, term).norm())
         assert got[f"grad_encoder_{term}"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_terms_that_are_off_by_default_are_measured_when_they_are_on(accelerator):
+    model = toy_model(loss=LossConfig(other_rays=1.0, consistency=4.0))
+    got = encoder_gradients(model, [toy_clip(1)], accelerator)
+    assert {f"grad_encoder_{term}" for term in ("other_rgb", "other_depth", "consistency")} <= set(got)
 
 
 def test_nothing_else_changes(accelerator):
