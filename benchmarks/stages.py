@@ -98,7 +98,7 @@ def temporal_stage(device: str) -> Callable[[], Tensor]:
     decoder = TemporalDecoder(TemporalConfig(), CHANNELS, GRID, frames=4).to(device)
     warped = volumes(3, device)
     gaps = torch.tensor([[-0.5, -1.0, -1.5]], device=device)
-    return lambda: decoder(warped[None], gaps).volume
+    return lambda: decoder(warped[None], gaps)
 
 
 def render_stage(device: str) -> Callable[[], Tensor]:

@@ -22,8 +22,16 @@ def texture(points: Tensor) -> Tensor:
     return 0.5 + 0.1 * torch.sin((points @ waves.T)[..., None] + phases).sum(-2).clamp(-4, 4)
 
 
-def street(frames: int = 3, cameras: int = 1, size: tuple[int, int] = (64, 96)) -> tuple[Clip, Tensor]:
-    """A car on the ground that drives towards a wall: the clip, and its depth [B, T, V, H, W]."""
+def street(
+    frames: int = 3,
+    cameras: int = 1,
+    size: tuple[int, int] = (64, 96),
+    wall_velocity: tuple[float, float] = (0.0, 0.0),
+) -> tuple[Clip, Tensor]:
+    """A car on the ground that drives towards a wall: the clip, and its depth [B, T, V, H, W].
+
+    The wall moves at (x, y) m/s in the current ego frame and is at :data:`WALL` at the time of the current frame.
+    """
     clip = toy_clip(1, frames, cameras, size, turn=0.02)
     height, width = size
     v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
@@ -31,9 +39,13 @@ def street(frames: int = 3, cameras: int = 1, size: tuple[int, int] = (64, 96)) 
     current_from_camera = clip.current_from_ego[:, :, None] @ clip.ego_from_camera
     origins, directions = pixel_rays(pixels, clip.intrinsics, current_from_camera)  # [B, T, V, H*W, 3]
     ground = torch.where(directions[..., 2] < 0, -origins[..., 2] / directions[..., 2], torch.inf)
-    wall = torch.where(directions[..., 0] > 0, (WALL - origins[..., 0]) / directions[..., 0], torch.inf)
+    moved = clip.times[..., None] * torch.tensor([*wall_velocity, 0.0])  # [B, T, 3]
+    wall = WALL + moved[..., None, None, 0] - origins[..., 0]
+    wall = torch.where(directions[..., 0] > 0, wall / directions[..., 0], torch.inf)
     distance = torch.minimum(ground, wall).clamp(max=60)
-    colours = texture(origins + directions * distance[..., None]).clamp(0, 1)  # [B, T, V, H*W, 3]
+    points = origins + directions * distance[..., None]  # [B, T, V, H*W, 3]
+    points = torch.where((wall < ground)[..., None], points - moved[:, :, None, None], points)
+    colours = texture(points).clamp(0, 1)  # [B, T, V, H*W, 3]
     images = (255 * colours).round().byte().unflatten(3, size).permute(0, 1, 2, 5, 3, 4)
     along_axis = (directions * current_from_camera[..., None, :3, 2]).sum(-1)
     return replace(clip, images=images), (distance * along_axis).unflatten(3, size)

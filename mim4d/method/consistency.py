@@ -92,11 +92,11 @@ def source_poses(clip: Clip, sources: Tensor) -> Tensor:
         ``source_from_target`` [B, T, V, S, 4, 4].
     """
     current_from_camera = clip.current_from_ego[:, :, None] @ clip.ego_from_camera  # [B, T, V, 4, 4]
-    current_from_source = _at(current_from_camera, sources)  # [B, T, V, S, 4, 4]
+    current_from_source = at_sources(current_from_camera, sources)  # [B, T, V, S, 4, 4]
     return invert(current_from_source) @ current_from_camera[:, :, :, None]
 
 
-def _at(per_image: Tensor, sources: Tensor) -> Tensor:
+def at_sources(per_image: Tensor, sources: Tensor) -> Tensor:
     """Look up values per image [B, T, V, ...] at sources [B, T, V, S, 2]: [B, T, V, S, ...]."""
     clip = torch.arange(len(sources), device=sources.device).view(-1, 1, 1, 1)
     frame, camera = sources.unbind(-1)
@@ -105,36 +105,100 @@ def _at(per_image: Tensor, sources: Tensor) -> Tensor:
 
 def _compare(log_depth: Tensor, clip: Clip, sources: Tensor, poses: Tensor, scale: int) -> Tensor:
     """Return the photometric part of the loss at one scale, [B]."""
-    b, t, v = sources.shape[:3]
-    images = F.avg_pool2d(clip.images.flatten(0, 2).float() / 255, scale).unflatten(0, (b, t, v))  # [B, T, V, 3, H, W]
-    size = images.shape[-2:]
-    depth = F.interpolate(log_depth.flatten(0, 1), size=size, mode="bilinear").exp().view(b, t, v, *size)
-    intrinsics = resize_intrinsics(clip.intrinsics, 1 / scale, 1 / scale)
-    pixels, inside = source_pixels(depth, intrinsics, _at(intrinsics, sources), poses)  # [B, T, V, S, H, W, 2]
-    others = _at(images, sources)  # [B, T, V, S, 3, H, W]
-    warped = sample(others.flatten(0, 3), pixels.flatten(0, 3)).view_as(others)
-    own = images[:, :, :, None]  # [B, T, V, 1, 3, H, W]
+    t = clip.num_frames
+    images, depth, intrinsics = at_scale(log_depth, clip, scale)
+    points = pixel_points(depth, intrinsics)  # [B, T, V, H*W, 3]
     apart = (poses[..., :3, 3].norm(dim=-1) >= BASELINE)[..., None, None]  # [B, T, V, S, 1, 1]
-    whole = windows(inside, torch.logical_and) & apart  # [B, T, V, S, H-2, W-2]
-    error = photometric_error(warped, own).where(whole, torch.inf).amin(3)  # [B, T, V, H-2, W-2]
+    errors = source_errors(points[..., None, :, :], images, intrinsics, sources, poses)  # [B, T, V, S, H-2, W-2]
+    error = errors.where(apart, torch.inf).amin(3)  # [B, T, V, H-2, W-2]
     seen = error.isfinite()
     if t > 1:
         over_time = (slice(None), slice(None), slice(None), slice(t - 1))
-        still = photometric_error(others[over_time], own).where(apart[over_time], torch.inf).amin(3)
+        others = at_sources(images, sources[over_time])  # [B, T, V, T-1, 3, H, W]
+        still = photometric_error(others, images[:, :, :, None]).where(apart[over_time], torch.inf).amin(3)
         error = torch.minimum(error, still)
-    error = error.where(seen, 0)
-    return error.flatten(1).sum(1) / seen.flatten(1).sum(1).clamp(min=1)
+    return mean_over(error, seen)
 
 
-@exact
-def source_pixels(depth: Tensor, intrinsics: Tensor, source_intrinsics: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
-    """Find where the pixels of images, at given depths, appear in their source images.
+def at_scale(log_depth: Tensor, clip: Clip, scale: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images, their depth and their intrinsics at a fraction of their size.
+
+    Args:
+        log_depth: [B, T, V, h, w].
+        clip: For images and intrinsics.
+        scale: The divisor of the size.
+
+    Returns:
+        Colours [B, T, V, 3, H, W], 0 to 1; depth [B, T, V, H, W], metres; intrinsics [B, T, V, 3, 3], pixels.
+    """
+    shape = clip.images.shape[:3]
+    images = F.avg_pool2d(clip.images.flatten(0, 2).float() / 255, scale).unflatten(0, shape)  # [B, T, V, 3, H, W]
+    size = images.shape[-2:]
+    depth = F.interpolate(log_depth.flatten(0, 1), size=size, mode="bilinear").exp().view(*shape, *size)
+    return images, depth, resize_intrinsics(clip.intrinsics, 1 / scale, 1 / scale)
+
+
+def source_errors(points: Tensor, images: Tensor, intrinsics: Tensor, sources: Tensor, poses: Tensor) -> Tensor:
+    """Compare images with what their source images show where given points appear.
+
+    Args:
+        points: The point that each pixel shows, [B, T, V, S, H*W, 3], metres; S may be 1 where the points are the same
+            for all sources.
+        images: [B, T, V, 3, H, W], 0 to 1.
+        intrinsics: [B, T, V, 3, 3], pixels.
+        sources: [B, T, V, S, 2] int64, frame and camera.
+        poses: [B, T, V, S, 4, 4], from the frame of the points to those of the source cameras.
+
+    Returns:
+        The photometric error of each pixel, [B, T, V, S, H-2, W-2]; infinity where its window of 3 x 3 does not lead
+        into the source.
+    """
+    size = images.shape[-2:]
+    pixels, inside = source_pixels(points, at_sources(intrinsics, sources), poses, size)  # [B, T, V, S, H, W, 2]
+    others = at_sources(images, sources)  # [B, T, V, S, 3, H, W]
+    warped = sample(others.flatten(0, 3), pixels.flatten(0, 3)).view_as(others)
+    error = photometric_error(warped, images[:, :, :, None])  # [B, T, V, S, H-2, W-2]
+    return error.where(windows(inside, torch.logical_and), torch.inf)
+
+
+def mean_over(error: Tensor, counted: Tensor) -> Tensor:
+    """Average [B, ...] over the pixels that count, per clip: [B], 0 for a clip without any."""
+    return error.where(counted, 0).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+
+
+def pixel_points(depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """Return the points that the pixels of images show.
 
     Args:
         depth: [..., H, W], metres along the optical axis.
         intrinsics: [..., 3, 3], pixels.
-        source_intrinsics: [..., S, 3, 3], pixels of source images of the same size.
-        poses: ``source_from_target`` [..., S, 4, 4].
+
+    Returns:
+        [..., H*W, 3] in the frame of the camera, metres.
+
+    >>> intrinsics = torch.tensor([[100.0, 0.0, 1.0], [0.0, 100.0, 0.5], [0.0, 0.0, 1.0]])
+    >>> pixel_points(torch.full((1, 2), 4.0), intrinsics)
+    tensor([[-0.0200,  0.0000,  4.0000],
+            [ 0.0200,  0.0000,  4.0000]])
+    """
+    height, width = depth.shape[-2:]
+    rows = torch.arange(height, device=depth.device) + 0.5
+    columns = torch.arange(width, device=depth.device) + 0.5
+    v, u = torch.meshgrid(rows, columns, indexing="ij")  # [H, W]
+    return unproject(intrinsics, torch.stack([u, v], dim=-1).flatten(0, 1), depth.flatten(-2))
+
+
+@exact
+def source_pixels(
+    points: Tensor, source_intrinsics: Tensor, poses: Tensor, size: tuple[int, ...] | torch.Size
+) -> tuple[Tensor, Tensor]:
+    """Find where the points that the pixels of images show appear in their source images.
+
+    Args:
+        points: [..., S, H*W, 3], metres; S may be 1.
+        source_intrinsics: [..., S, 3, 3], pixels.
+        poses: [..., S, 4, 4], from the frame of the points to those of the source cameras.
+        size: (H, W) of the images and of their sources.
 
     Returns:
         Pixels in the sources [..., S, H, W, 2], and whether they lie in the source image, in front of its camera.
@@ -144,17 +208,13 @@ def source_pixels(depth: Tensor, intrinsics: Tensor, source_intrinsics: Tensor, 
     >>> intrinsics = torch.tensor([[100.0, 0.0, 1.0], [0.0, 100.0, 0.5], [0.0, 0.0, 1.0]])
     >>> pose = torch.eye(4)[None]
     >>> pose[0, 0, 3] = -1
-    >>> source_pixels(torch.full((1, 2), 4.0), intrinsics, intrinsics[None], pose)
+    >>> points = pixel_points(torch.full((1, 2), 4.0), intrinsics)[None]
+    >>> source_pixels(points, intrinsics[None], pose, (1, 2))
     (tensor([[[[-24.5000,   0.5000],
               [-23.5000,   0.5000]]]]), tensor([[[False, False]]]))
     """
-    height, width = depth.shape[-2:]
-    rows = torch.arange(height, device=depth.device) + 0.5
-    columns = torch.arange(width, device=depth.device) + 0.5
-    v, u = torch.meshgrid(rows, columns, indexing="ij")  # [H, W]
-    points = unproject(intrinsics, torch.stack([u, v], dim=-1).flatten(0, 1), depth.flatten(-2))  # [..., H*W, 3]
-    points = transform(poses, points[..., None, :, :])  # [..., S, H*W, 3]
-    pixels, source_depth = project(source_intrinsics, points)  # [..., S, H*W, 2]
+    height, width = size
+    pixels, source_depth = project(source_intrinsics, transform(poses, points))  # [..., S, H*W, 2]
     u, v = pixels.unbind(-1)
     inside = (source_depth > NEAREST) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
     return pixels.unflatten(-2, (height, width)), inside.unflatten(-1, (height, width))

@@ -26,12 +26,15 @@ class LossConfig:
     """Weight of the photometric consistency of the lift's depth between frames and between cameras."""
     lift_depth: float = 0.0
     """Weight of the error of the lift's log depth against LiDAR; needs supervision rgbd."""
+    flow: float = 0.0
+    """Weight of the photometric error of points that move by the BEV flow; needs consistency or lift_depth."""
+    # Its gradient stays out of encoder, neck and depth network.
     rendered_gradient: float = 1.0
     """Fraction of the gradient of rgb and depth that reaches encoder, neck and depth network, 0 to 1."""
     # With 0, rendering trains only modules that are discarded after pretraining.
 
     def __post_init__(self) -> None:
-        for name in ("rgb", "depth", "other_rays", "consistency", "lift_depth"):
+        for name in ("rgb", "depth", "other_rays", "consistency", "lift_depth", "flow"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"loss.{name} = {getattr(self, name)} must be at least 0")
         if not (self.renders or self.supervises_lift):
@@ -40,6 +43,11 @@ class LossConfig:
             raise ValueError(
                 f"loss.other_rays = {self.other_rays} is a fraction of loss.rgb and loss.depth, which are both 0: "
                 "raise one of them"
+            )
+        if self.flow and not self.supervises_lift:
+            raise ValueError(
+                f"loss.flow = {self.flow} needs loss.consistency or loss.lift_depth above 0: "
+                "the flow moves points at the depth of the lift"
             )
         if not 0 <= self.rendered_gradient <= 1:
             raise ValueError(f"loss.rendered_gradient = {self.rendered_gradient} must lie in 0 .. 1")

@@ -11,6 +11,7 @@ from ..backbones.pyramid import make_backbone, parts_of, patch_of, pyramid_of, t
 from ..clip import FRAMES, Clip
 from ..geometry import VoxelGrid
 from .consistency import against_lidar, consistency
+from .flow import FlowHead, flow_loss
 from .lift import Lift, LiftConfig
 from .losses import LossConfig, compare
 from .mask import count_visible, draw_others, draw_targets, visible_patches
@@ -69,6 +70,8 @@ class ModelConfig(MethodConfig):
         super().__post_init__()
         if self.frames < 1:
             raise ValueError(f"frames = {self.frames} must be at least 1")
+        if self.loss.flow and self.frames < 2:
+            raise ValueError(f"loss.flow = {self.loss.flow} needs frames of 2 or more, got {self.frames}")
 
 
 class MaskedModel(nn.Module):
@@ -191,8 +194,10 @@ class MIM4D(MaskedModel):
         )
         sky = config.supervision == "rgb"
         self.renderer = Renderer(config.render, config.lift.channels, config.grid, sky=sky)
+        self.flow = FlowHead(config.lift.channels, config.grid) if config.loss.flow else None
         if not config.loss.renders:  # what gets no gradient must not wait for one on other processes
-            for module in (self.lift.context, self.lift.refine, self.temporal, self.renderer):
+            lifts = () if self.flow is not None else (self.lift.context, self.lift.refine)
+            for module in (*lifts, self.temporal, self.renderer):
                 if module is not None:
                     module.requires_grad_(False)
         self.train()
@@ -207,6 +212,7 @@ class MIM4D(MaskedModel):
             loss = sum over direct, temporal of (loss.rgb * rgb error + loss.depth * depth error / scene scale)
                  + loss.other_rays * (the same for direct volumes, along rays of another frame)
                  + loss.consistency * photometric consistency + loss.lift_depth * log depth error
+                 + loss.flow * photometric error of points that move by the flow
 
         Args:
             clip: B clips on the device of this module, with any number of cameras; T >= 2 if the model is temporal.
@@ -217,7 +223,7 @@ class MIM4D(MaskedModel):
             ``direct_depth``, ``temporal_rgb`` and ``temporal_depth`` (depth in metres), with ``*_psnr``, ``*_abs_rel``
             and ``*_delta``; and ``direct_*_hidden`` and ``direct_*_visible``, the errors of rays through hidden and
             through visible patches. Also per clip: ``other_rgb``, ``other_depth``, ``other_psnr``, ``other_abs_rel``
-            and ``other_delta``, those of the direct volumes along rays of another frame; ``consistency``; and
+            and ``other_delta``, those of the direct volumes along rays of another frame; ``consistency``; ``flow``; and
             ``lift_depth``, ``lift_abs_rel`` and ``lift_delta``, the errors of the lift's depth against LiDAR, in
             evaluation and where LiDAR supervises it.
         """
@@ -228,18 +234,18 @@ class MIM4D(MaskedModel):
 
         Returns:
             ``direct_rgb``, ``direct_depth``, ``temporal_rgb``, ``temporal_depth``, ``other_rgb``, ``other_depth``,
-            ``consistency`` and ``lift_depth``. The depth terms exist only if depth is supervised, the temporal and the
-            other ones only if there is another frame; a term of weight 0 does not exist.
+            ``consistency``, ``lift_depth`` and ``flow``. The depth terms exist only if depth is supervised, the
+            temporal and the other ones only if there is another frame; a term of weight 0 does not exist.
         """
         return self._losses(clip)[0]
 
     @torch.no_grad()
     def baselines(self, clip: Clip) -> dict[str, Tensor]:
-        """Compute the losses, and those of the baselines of the temporal decoder.
+        """Compute the losses, and those of the baselines of the temporal decoder and of the flow.
 
         Returns:
-            As :meth:`forward`, with ``zero_*``, the errors of volumes of zeros, and ``mean_*``, those of the mean of
-            the warped other frames without the decoder.
+            As :meth:`forward`, with ``zero_*``, the errors of volumes of zeros, ``mean_*``, those of the mean of
+            the warped other frames without the decoder, and ``zero_flow``, that of a flow of zeros.
         """
         return self._total(*self._losses(clip, baselines=True))
 
@@ -250,6 +256,13 @@ class MIM4D(MaskedModel):
         depth = self.lift.depth(features, clip)  # [B, T, V, D, h, w]
         log_depth = self.lift.log_depth(depth)  # [B, T, V, h, w]
         terms, measures = self.score_depth(log_depth, clip)
+        if self.flow is not None:
+            flow = self.velocities(features, depth, clip)  # [B, T, 2, Y, X]
+            errors = flow_loss(flow, log_depth.detach(), clip, self.config.grid)  # [B]
+            terms["flow"] = config.flow * errors.mean()
+            measures["flow"] = errors.detach()
+            if baselines:
+                measures["zero_flow"] = flow_loss(torch.zeros_like(flow), log_depth, clip, self.config.grid)
         if not config.renders:
             return terms, measures
         targets = draw_targets(clip.seeds, clip.num_frames)  # [B, K]
@@ -258,7 +271,7 @@ class MIM4D(MaskedModel):
         by_kind = {"direct": pick(volumes, targets)}  # [G, C, Z, Y, X]
         if self.temporal is not None:
             warped, gaps = self.warp_others(volumes, clip, targets)
-            by_kind["temporal"] = self.temporal(warped, gaps).volume
+            by_kind["temporal"] = self.temporal(warped, gaps)
             if baselines:
                 mean = warped.mean(1)
                 by_kind |= {"zero": torch.zeros_like(mean), "mean": mean}
@@ -301,6 +314,23 @@ class MIM4D(MaskedModel):
         poses = clip.source_from_target(targets, others).flatten(0, 1)  # [G, S, 4, 4]
         gaps = pick(clip.times, others) - pick(clip.times, targets)[:, None]  # [G, S]
         return warp(pick(volumes, others), poses, self.config.grid), gaps
+
+    def velocities(self, features: Tensor, depth: Tensor, clip: Clip) -> Tensor:
+        """Compute the flow of every frame from its volume and the warped other ones; ``loss.flow`` must be above 0.
+
+        Args:
+            features: [B, T, V, C_in, h, w]; like the depth, it gets no gradient.
+            depth: [B, T, V, D, h, w], the probabilities of the depth bins.
+            clip: For calibration, poses and times; T >= 2.
+
+        Returns:
+            [B, T, 2, Y, X], (x, y) in m/s over ground in the ego frame of each frame.
+        """
+        assert self.flow is not None
+        volumes = self.lift(features.detach(), depth.detach(), clip)  # [B, T, C, Z, Y, X]
+        frames = torch.arange(clip.num_frames, device=clip.device).expand(clip.batch_size, -1)  # [B, T]
+        flow = self.flow(volumes.flatten(0, 1), *self.warp_others(volumes, clip, frames))
+        return flow.unflatten(0, frames.shape)
 
     def _total(self, terms: dict[str, Tensor], measures: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"loss": torch.stack(list(terms.values())).sum(), **measures}

@@ -7,14 +7,14 @@ the index of a frame, so that any gaps and any number of frames work.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..bounds import check_bounds
-from ..geometry import VoxelGrid, constant
+from ..geometry import VoxelGrid
 from .deformable import DeformableAttention
 
 SHORT_FRAMES = 1
@@ -47,19 +47,6 @@ class TemporalConfig:
                 raise ValueError(
                     f"temporal.{name} = {channels} must be a multiple of {heads}, its number of attention heads"
                 )
-
-
-class Decoded(NamedTuple):
-    """The rebuilt volume, and the sampling points of the short branch's last layer, from which flow follows."""
-
-    volume: Tensor
-    """[G, C, Z, Y, X], the rebuilt volume of the target frame."""
-    offsets: Tensor
-    """[G, S', Y, X, heads, points, 2] in cells (x, y), for the S' frames of the short branch."""
-    attention: Tensor
-    """[G, S', Y, X, heads, points]; the sum over frames and points is 1."""
-    gaps: Tensor
-    """[G, S'] seconds, source minus target."""
 
 
 def time_embedding(gaps: Tensor, channels: int) -> Tensor:
@@ -102,7 +89,7 @@ class Layer(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, queries: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, queries: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend to the frames, then apply the feed-forward network.
 
         Args:
@@ -112,8 +99,7 @@ class Layer(nn.Module):
             values: [G, S, Y, X, E], the features that are sampled.
 
         Returns:
-            The queries [G, Y, X, E]; offsets [G, S, Y, X, heads, points, 2] in cells (x, y); attention
-            [G, S, Y, X, heads, points].
+            The queries [G, Y, X, E].
         """
         height, width = position.shape[:2]
         # Where a query samples a frame depends on the frame's features at that cell and on its time gap.
@@ -122,10 +108,9 @@ class Layer(nn.Module):
             torch.arange(height, device=queries.device), torch.arange(width, device=queries.device), indexing="ij"
         )
         cells = torch.stack([x, y], dim=-1).flatten(0, 1)[None]  # [1, Y*X, 2]
-        attended, offsets, attention = self.attention(frame_queries.flatten(2, 3), cells, values)  # [G, Y*X, E]
+        attended, _, _ = self.attention(frame_queries.flatten(2, 3), cells, values)  # [G, Y*X, E]
         queries = queries + attended.unflatten(1, (height, width))
-        offsets, attention = (part.unflatten(2, (height, width)) for part in (offsets, attention))
-        return queries + self.mlp(self.norm2(queries)), offsets, attention
+        return queries + self.mlp(self.norm2(queries))
 
 
 class Branch(nn.Module):
@@ -154,7 +139,7 @@ class Branch(nn.Module):
             output.weight.data.copy_(torch.eye(channels) / config.layers)
             nn.init.zeros_(output.bias)
 
-    def forward(self, bev: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, bev: Tensor, gaps: Tensor) -> Tensor:
         """Attend to S frames.
 
         Args:
@@ -162,7 +147,7 @@ class Branch(nn.Module):
             gaps: [G, S] seconds, source minus target.
 
         Returns:
-            [G, Y, X, E], and the offsets and attention of the last layer, as :class:`Layer` returns them.
+            [G, Y, X, E].
         """
         times = self.time(time_embedding(gaps, self.channels))  # [G, S, E]
         keys = self.key_norm(self.keys(bev) + times[:, :, None, None])  # [G, S, Y, X, E]
@@ -170,8 +155,8 @@ class Branch(nn.Module):
         queries = self.queries.expand(bev.shape[0], -1, -1, -1)  # [G, Y, X, E]
         position = self.rows + self.columns  # [Y, X, E]
         for layer in self.layers:
-            queries, offsets, attention = layer(queries, position, keys, values)
-        return queries, offsets, attention
+            queries = layer(queries, position, keys, values)
+        return queries
 
 
 class TemporalDecoder(nn.Module):
@@ -201,7 +186,7 @@ class TemporalDecoder(nn.Module):
             nn.init.zeros_(parameter)
         self.join.weight.data[:, :, 1, 1] = transposed
 
-    def forward(self, warped: Tensor, gaps: Tensor) -> Decoded:
+    def forward(self, warped: Tensor, gaps: Tensor) -> Tensor:
         """Rebuild the volumes of the target frames.
 
         Args:
@@ -209,7 +194,7 @@ class TemporalDecoder(nn.Module):
             gaps: [G, S] seconds, signed: source minus target.
 
         Returns:
-            The volumes, and the sampling points of the short branch, from which :meth:`flow` computes velocities.
+            [G, C, Z, Y, X].
         """
         bev = rearrange(warped, "g s c z y x -> g s y x (z c)")
         # Of two frames at the same distance the past one comes first: 1 ms is added to gaps to the future, so that
@@ -219,30 +204,12 @@ class TemporalDecoder(nn.Module):
         # Without a long branch the short one takes all frames, so that no frame is ignored.
         short = SHORT_FRAMES if self.long is not None else gaps.shape[1]
         near, far = order[:, :short], order[:, short:]  # [G, S'], [G, S - S']
-        features, offsets, attention = self.short(bev[target, near], gaps[target, near])  # [G, Y, X, E]
+        features = self.short(bev[target, near], gaps[target, near])  # [G, Y, X, E]
         if self.long is not None:
             if far.shape[1]:
-                long_features = self.long(bev[target, far], gaps[target, far])[0]
+                long_features = self.long(bev[target, far], gaps[target, far])
             else:  # the model was built for more frames than it is given now
                 long_features = features.new_zeros(*features.shape[:3], self.config.long_channels)
             features = torch.cat([features, long_features], dim=-1)
         joined = self.join(rearrange(features, "g y x e -> g e y x"))  # [G, Z*C, Y, X]
-        volume = rearrange(joined, "g (z c) y x -> g c z y x", z=self.grid.shape[0])
-        return Decoded(volume, offsets, attention, gaps[target, near])
-
-    def flow(self, decoded: Decoded) -> Tensor:
-        """Compute the velocity of what stands in each BEV cell. No loss uses it.
-
-        An object at ``offset`` in a source frame has moved by that offset during the gap. The flow is the mean over
-        heads of the attention-weighted velocities::
-
-            flow = 1 / heads * sum over s, h, k of attention_shk offset_shk voxel / gap_s
-
-        Returns:
-            [G, 2, Y, X], (x, y) in m/s in the ego frame of the target.
-        """
-        metres = decoded.offsets * constant(self.grid.voxel[:2], decoded.offsets)
-        velocity = metres / decoded.gaps[:, :, None, None, None, None, None]  # [G, S', Y, X, heads, points, 2]
-        heads = decoded.attention.shape[4]
-        flow = (decoded.attention[..., None] * velocity).sum((1, 4, 5)) / heads  # [G, Y, X, 2]
-        return rearrange(flow, "g y x two -> g two y x")
+        return rearrange(joined, "g (z c) y x -> g c z y x", z=self.grid.shape[0])

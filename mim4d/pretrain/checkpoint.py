@@ -180,7 +180,8 @@ def load_checkpoint(
     step, saved = int(state["step"]), state["identity"]
     for key in sorted(identity.keys() | saved.keys()):
         then, now = saved.get(key), identity.get(key)
-        if then != now and (then is not None or key != "clips"):  # early checkpoints of 0.1.0 lack clips
+        # Checkpoints lack settings that were added since, which must be off; early ones of 0.1.0 lack clips.
+        if then != now and (key in saved or (now and key != "clips")):
             remedy = {
                 "clips_per_step": f"; keep batch-size x accumulate x processes at {then}",
                 "clips": "; the scenes or times of its data differ from those of --dataroot and --tolerance",

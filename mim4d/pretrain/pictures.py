@@ -40,7 +40,7 @@ class Views:
     """The same: [V, h, w] distance along the ray, metres; NaN where the opacity is at most 0.5 (sky). Also
     ``lift``, the lift's own depth, if a loss supervises it."""
     flow: Tensor | None
-    """[2, Y, X] velocity in m/s in the ego frame, if the model is temporal."""
+    """[2, Y, X] velocity in m/s in the ego frame, if a loss trains it."""
 
 
 @torch.no_grad()
@@ -62,13 +62,13 @@ def render_views(model: MIM4D, clip: Clip, stride: int = 4, cameras: slice = sli
     clip = clip.first()
     features = model.images(clip)
     probability = model.lift.depth(features, clip)
-    shown, flow = {}, None
+    flow = None if model.flow is None else model.velocities(features, probability, clip)[0, -1]  # [2, Y, X]
+    shown = {}
     if model.config.loss.renders:
         volumes = model.lift(features, probability, clip)
         shown["direct"] = pick(volumes, target)
         if model.temporal is not None:
-            decoded = model.temporal(*model.warp_others(volumes, clip, target))
-            shown["temporal"], flow = decoded.volume, model.temporal.flow(decoded)
+            shown["temporal"] = model.temporal(*model.warp_others(volumes, clip, target))
 
     height, width = (side // stride for side in clip.image_size)
     v, u = torch.meshgrid(
@@ -91,7 +91,7 @@ def render_views(model: MIM4D, clip: Clip, stride: int = 4, cameras: slice = sli
         rgb={k: x.rgb.view(*size, 3).float().cpu() for k, x in rendered.items()},
         depth={k: x.cpu() for k, x in depth.items()}
         | {k: x.depth.where(x.opacity > 0.5, torch.nan).view(*size).cpu() for k, x in rendered.items()},
-        flow=None if flow is None else flow[0].float().cpu(),
+        flow=None if flow is None else flow.cpu(),
     )
 
 

@@ -83,6 +83,10 @@ CHARTS: tuple[tuple[str, tuple[Series, ...]], ...] = (
         (*_twins("direct_delta", "direct", 0), *_twins("temporal_delta", "temporal", 1)),
     ),
     ("Photometric consistency of the lift's depth", _twins("consistency", "lift", 0)),
+    (
+        "Photometric error of the BEV flow",
+        (*_twins("flow", "flow", 0), Series("val_zero_flow", "no flow", 2)),
+    ),
     ("Depth error of the lift (L1, m)", _twins("lift_depth", "lift", 0)),
     ("Depths of the lift within a factor of 1.25 (fraction)", _twins("lift_delta", "lift", 0)),
     ("Held-out colour error vs. baselines", _baselines("rgb")),

@@ -18,7 +18,6 @@ from mim4d.method.model import MIM4D, pick, through_visible
 from mim4d.method.neck import NeckConfig
 from mim4d.method.rays import choose_rays, with_depth_of_lift
 from mim4d.method.render import RenderConfig
-from mim4d.method.temporal import TemporalDecoder
 from tests.encoders import shake
 from tests.method.test_render_scene import CHANNELS, make_renderer
 from tests.street import WALL, street, texture
@@ -57,11 +56,6 @@ def waits(run):
     with profile(activities=[ProfilerActivity.CPU]) as profiled:  # a dispatch mode would see other gradients than these
         run()
     return [event.name for event in profiled.events() if event.name in WAITS]
-
-
-def test_a_training_step_computes_no_flow(monkeypatch):
-    monkeypatch.setattr(TemporalDecoder, "flow", lambda *_: pytest.fail("no loss uses the flow"))
-    MIM4D(toy_config())(toy_clip())["loss"].backward()
 
 
 @FAMILIES
@@ -335,7 +329,7 @@ def test_a_dropped_frame_does_not_reach_its_own_rebuilt_volume(encoder, training
     def rebuilt(images):
         torch.manual_seed(0)  # stochastic depth
         changed = replace(clip, images=images)
-        return model.temporal(*model.warp_others(model.encode(changed), changed, targets)).volume  # [2, C, Z, Y, X]
+        return model.temporal(*model.warp_others(model.encode(changed), changed, targets))  # [2, C, Z, Y, X]
 
     before = rebuilt(clip.images)
     for k in range(2):
@@ -588,15 +582,54 @@ def test_held_out_clips_are_scored_against_lidar_that_did_not_supervise():
     assert model.baselines(blind)["direct_depth"].isnan().all()
 
 
-def test_without_rendering_nothing_waits_for_a_gradient():
+@pytest.mark.parametrize("flow", [0.0, 1.0])
+def test_without_rendering_nothing_waits_for_a_gradient(flow):
     """What gets none must not be trained: on several processes a step would wait for it."""
-    model = toy_model(supervision="rgb", loss=LossConfig(rgb=0.0, depth=0.0, consistency=1.0))
+    model = toy_model(supervision="rgb", loss=LossConfig(rgb=0.0, depth=0.0, consistency=1.0, flow=flow))
     _, gradients = step(model, toy_clip())
     assert set(gradients) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_a_camera_step_never_waits_for_the_device():
-    model, clip = toy_model(supervision="rgb", loss=replace(CAMERAS_ALONE, other_rays=1.0)), toy_clip()
+WITH_FLOW = LossConfig(rgb=0.0, depth=0.0, consistency=1.0, flow=2.0)
+
+
+def test_the_flow_has_its_own_term_and_measure():
+    model, clip = toy_model(supervision="rgb", loss=WITH_FLOW), toy_clip()
+    terms, values = model.terms(clip), model.baselines(clip)
+    assert set(terms) == {"consistency", "flow"}
+    torch.testing.assert_close(terms["flow"], 2 * values["flow"].mean())
+    torch.testing.assert_close(values["flow"], values["zero_flow"])  # nothing moves at the start of training
+
+
+def test_the_flow_touches_neither_encoder_nor_depth():
+    """Its gradient trains its head and the modules that make volumes, all of which are discarded."""
+    model, clip = toy_model(supervision="rgb", loss=WITH_FLOW), toy_clip()
+    torch.nn.init.normal_(model.flow.last.weight)
+    model.terms(clip)["flow"].backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert all(name.startswith(("flow.", "lift.context.", "lift.refine.")) for name in reached)
+    assert all(parameter.grad.abs().max() > 0 for name, parameter in model.named_parameters() if name in reached)
+
+
+def test_without_a_weight_there_is_no_flow():
+    """Checkpoints of runs without it stay valid, and its weights change no others."""
+    without, with_flow = (toy_model(supervision="rgb", loss=replace(WITH_FLOW, flow=weight)) for weight in (0.0, 1.0))
+    assert without.flow is None
+    mine, other = without.state_dict(), with_flow.state_dict()
+    assert {name.split(".")[0] for name in other.keys() - mine.keys()} == {"flow"}
+    assert all(torch.equal(other[name], value) for name, value in mine.items())
+
+
+def test_a_flow_needs_depth_and_two_frames():
+    with pytest.raises(ValueError, match=r"^loss\.flow = 1\.0 needs loss\.consistency or loss\.lift_depth above 0"):
+        LossConfig(flow=1.0)
+    with pytest.raises(ValueError, match=r"^loss\.flow = 2\.0 needs frames of 2 or more, got 1$"):
+        toy_config(frames=1, loss=WITH_FLOW)
+
+
+@pytest.mark.parametrize("loss", [replace(CAMERAS_ALONE, other_rays=1.0), WITH_FLOW])
+def test_a_camera_step_never_waits_for_the_device(loss):
+    model, clip = toy_model(supervision="rgb", loss=loss), toy_clip()
     model(clip)["loss"].backward()  # constants are copied once
     assert waits(lambda: model(clip)["loss"].backward()) == []
 

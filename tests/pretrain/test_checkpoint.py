@@ -236,6 +236,14 @@ def test_a_state_without_what_it_should_hold_is_named(content, tmp_path):
         load(path, model, optimizer)
 
 
+def test_a_setting_that_is_newer_than_the_checkpoint_must_be_off(tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 3, model, optimizer)
+    assert load(path, model, optimizer, identity=IDENTITY | {"loss.flow": 0.0}) == 3
+    with pytest.raises(UserError, match=r"belongs to another run: loss\.flow was None, now it is 1\.0"):
+        load(path, model, optimizer, identity=IDENTITY | {"loss.flow": 1.0})
+
+
 def test_another_batch_is_refused_with_what_it_must_be(tmp_path):
     model, optimizer = trained()
     path = save(tmp_path, 3, model, optimizer, identity={"clips_per_step": 4})

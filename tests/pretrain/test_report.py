@@ -222,7 +222,7 @@ def test_a_name_that_is_no_utf8_is_shown_as_far_as_it_goes(tmp_path):
     assert "caf?" in Page(write_report(folder, DEMO, state="running")).text
 
 
-@pytest.mark.parametrize(("rows", "charts"), [([], 0), (some_rows(1), 12)])
+@pytest.mark.parametrize(("rows", "charts"), [([], 0), (some_rows(1), 13)])
 def test_a_page_can_be_written_early(rows, charts, tmp_path):
     page = Page(write_report(write_run(tmp_path / "run", rows), DEMO, state="running"))
     assert f"step {len(rows)} of 300" in page.text

@@ -67,20 +67,3 @@ def attend(weights, queries, keys, values, heads, points):
                         mixed[part] += attention[s, y, x, h, p] * value
             features[y, x] = weights["output.weight"] @ mixed + weights["output.bias"]
     return features, offsets, attention
-
-
-def flow(offsets, attention, gaps, cell):
-    """Velocity [Y, X, 2] in m/s: of each sampled point its offset in metres over the gap, averaged by attention."""
-    frames, height, width, heads, points, _ = offsets.shape
-    velocity = np.zeros((height, width, 2))
-    for y in range(height):
-        for x in range(width):
-            total, weight = np.zeros(2), 0.0
-            for s in range(frames):
-                for h in range(heads):
-                    for p in range(points):
-                        share = attention[s, y, x, h, p]
-                        total += share * offsets[s, y, x, h, p] * cell / gaps[s]
-                        weight += share
-            velocity[y, x] = total / weight
-    return velocity
