@@ -19,8 +19,8 @@ from .run import compare
 class Options:
     """Compare pretrainings of a backbone by probes and on three tasks. Run the same command again to resume."""
 
-    size: Literal["cpu", "gpu"] = "cpu"
-    """cpu: sized for 2 cores; gpu: for one GPU."""
+    size: Literal["cpu", "long", "gpu"] = "cpu"
+    """cpu: sized for 2 cores; long: the same with five times the steps; gpu: for one GPU."""
     out: Path = Path("runs/evidence")
     """Folder for all runs and for results.json, summary.md, table.md, details.md and plot.png."""
     starts: tuple[str, ...] = tuple(EVERY)

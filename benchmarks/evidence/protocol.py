@@ -46,6 +46,7 @@ PRETRAININGS: Mapping[str, Change] = {
 ABLATIONS: Mapping[str, Change] = {
     "both": lambda config: _loss(config, rgb=1.0, depth=10.0, rendered_gradient=1.0),
     "rendered": lambda config: _loss(config, rgb=1.0, depth=10.0, rendered_gradient=0.0),
+    "other": lambda config: _loss(config, rgb=1.0, depth=10.0, rendered_gradient=1.0, other_rays=1.0),
     "frames_2": lambda config: frames(config, 2),
     "frames_4": lambda config: frames(config, 4),
     "gap_10": lambda config: replace(config, frame_gap=0.1),
@@ -163,6 +164,15 @@ CPU = Size(
 )
 """Sized for 2 CPU cores."""
 
+LONG = replace(
+    CPU,
+    name="long",
+    pretraining=replace(CPU.pretraining, steps=2000, eval_every=250, probe_every=250),
+    heads=(),
+    seeds=1,
+)
+"""The CPU size with five times the steps: probes and depth over steps, without trained heads."""
+
 GPU = Size(
     name="gpu",
     pretraining=replace(
@@ -187,4 +197,4 @@ GPU = Size(
 )
 """Sized for one GPU of at least 24 GB."""
 
-SIZES = {size.name: size for size in (CPU, GPU)}
+SIZES = {size.name: size for size in (CPU, LONG, GPU)}

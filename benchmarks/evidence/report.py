@@ -57,6 +57,7 @@ PRETRAININGS = {
 ABLATIONS = {
     "both": "with rendering of colour that trains the backbone",
     "rendered": "with rendering of colour that does not",
+    "other": "with the first, also along rays of another frame",
     "frames_2": "2 frames",
     "frames_4": "4 frames",
     "gap_10": "0.1 s between frames",
