@@ -55,7 +55,6 @@ def pictures(clip: Clip) -> dict[str, Image.Image]:
         "street": [images[-1, :3], images[-1, 3:]],
         "lidar": [lidar[:3], lidar[3:]],  # [V, H, W, 3]
         "hidden": [frame[:3] for frame in seen],
-        "overview": [images[-1, :3], seen[-1, :3], lidar[:3]],
     }
     return {name: sheet(rows) for name, rows in sheets.items()}
 

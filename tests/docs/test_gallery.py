@@ -1,20 +1,29 @@
 """The pictures of the gallery, drawn from a tiny world."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
 
 from mim4d.data import DataConfig, NuScenesClips
 from mim4d.data.pictures import lidar_on_images
+from tests.toy import toy_model
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("gallery", ROOT / "docs/gallery.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-gallery = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(gallery)
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+gallery, learned = script("gallery"), script("learned")
 
 
 @pytest.fixture
@@ -44,9 +53,21 @@ def test_every_picture_is_drawn_and_shown(clip):
     stored = {path.stem: path for path in (ROOT / "docs/gallery").iterdir()}
     assert pictures.keys() == stored.keys()
     assert all(path.stat().st_size < 300_000 for path in stored.values())
-    pages = "".join((ROOT / "docs" / name).read_text() for name in ("gallery.md", "index.md"))
-    assert all(f"(gallery/{name}.jpg)" in pages for name in stored)
+    page = (ROOT / "docs/gallery.md").read_text()
+    assert all(f"(gallery/{name}.jpg)" in page for name in stored)
     drawn, sheet = np.array(lidar_on_images(clip, columns=3)), np.array(pictures["lidar"])
     assert sheet.shape == (2 * 64 + 4, 3 * 160 + 2 * 4, 3)  # with gaps of 4 pixels
     assert (sheet[:64, :160] == drawn[:64, :160]).all()
     assert (sheet[-64:, -160:] == drawn[-64:, -160:]).all()
+
+
+def test_learned_depth_has_the_colours_of_the_lidar_below_it(clip, monkeypatch):
+    model = toy_model(encoder="mim4d_convnext_atto").eval()
+    monkeypatch.setattr(model.lift, "log_depth", lambda probability: torch.full((1, 3, 6, 8, 20), 20.0).log())
+    images, depth, lidar = learned.rows(model, clip)
+    assert torch.equal(images, clip.images[0, -1, :3].movedim(1, -1))
+    assert (depth == torch.tensor(matplotlib.colormaps["turbo_r"](20.0 / learned.FAR, bytes=True)[:3])).all()
+    assert (
+        lidar.numpy() == np.array(lidar_on_images(clip, far=learned.FAR))[:64].reshape(64, 3, 160, 3).swapaxes(0, 1)
+    ).all()
+    assert (ROOT / "docs/evidence/learned.jpg").stat().st_size < 300_000
