@@ -169,7 +169,6 @@ LONG = replace(
     name="long",
     pretraining=replace(CPU.pretraining, steps=2000, eval_every=250, probe_every=250),
     heads=(),
-    seeds=1,
 )
 """The CPU size with five times the steps: probes and depth over steps, without trained heads."""
 
