@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from ..clip import Clip
 from ..geometry import VoxelGrid, constant, exact, invert, transform
-from .consistency import SCALES, at_scale, mean_over, pixel_points, source_errors, source_images, source_poses
+from .consistency import at_scale, mean_over, pixel_points, source_errors, source_images, source_poses
 from .neck import group_norm
 
+SCALES = (4, 8)
+"""Sizes of the images that are compared, as fractions of the whole size. What moves is displaced far: on the synthetic
+world, on the way from standing still to the true velocity, the error first rises at half and at quarter size, and falls
+all the way at an eighth."""
 REACH = 4
 """Largest shift between two frames at which their cells are compared, cells."""
 CHANNELS = 16

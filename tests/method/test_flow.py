@@ -31,7 +31,7 @@ def make_head(channels: int = 3) -> FlowHead:
 
 @pytest.mark.parametrize(("frames", "cameras"), [(2, 1), (3, 2)])
 def test_loss_against_loops(frames, cameras):
-    clip = toy_clip(1, frames, cameras, (16, 24), seed=frames)
+    clip = toy_clip(1, frames, cameras, (32, 48), seed=frames)
     log_depth = random(1, frames, cameras, 4, 6, seed=cameras) * 0.5 + 2
     flow = 3 * random(1, frames, 2, *GRID.shape[1:])
     expected = reference.flow_loss(

@@ -24,7 +24,7 @@ def flow_loss(flow, log_depth, images, intrinsics, ego_from_camera, current_from
     """
     frames, cameras = log_depth.shape[:2]
     losses = []
-    for scale in (2, 4):
+    for scale in (4, 8):
         total, count = 0.0, 0
         shrink = np.diag([1 / scale, 1 / scale, 1])
         for t in range(frames):
