@@ -21,6 +21,7 @@ from mim4d.clip import Clip
 from mim4d.data import NuScenesClips
 from mim4d.errors import UserError
 from mim4d.eval.labels import Annotations
+from mim4d.flags import report_user_errors
 from mim4d.geometry import VoxelGrid
 from mim4d.method.model import MIM4D
 from mim4d.pretrain.datasets import open_data
@@ -137,4 +138,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors():
+        main()

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from accelerate import Accelerator
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 from mim4d.clip import Clip
-from mim4d.data import NuScenesClips
 from mim4d.data.pictures import lidar_on_images
+from mim4d.errors import UserError
 from mim4d.io.files import make_folder
 from mim4d.method.model import MIM4D
-from mim4d.pretrain.config import held_out_split
+from mim4d.pretrain.datasets import open_data
 from mim4d.pretrain.folder import RunFolder
 from mim4d.pretrain.trainer import trained_model
-from mim4d.roots import synthetic_root
 
 FAR = 40.0
 """Depth of the last colour, metres."""
@@ -41,13 +41,13 @@ def main(run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], clip:
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    if config.data == "synthetic":
-        config = replace(config, dataroot=str(synthetic_root(config.dataroot, config.version, config.world)))
     model = trained_model(folder, method=lambda method: MIM4D(replace(method, mask_ratio=0.0)))
     assert isinstance(model, MIM4D)
-    data = NuScenesClips(config.data_config(held_out_split(config), lidar=True))
+    _, held_out = open_data(config, Accelerator(cpu=True))
+    if held_out is None:
+        raise UserError(f"{run} has no held-out scenes: name them by --val-split")
     make_folder(out.parent)
-    pictures = F.pad(rows(model.eval(), data[clip]), (0, 0, 0, GAP, 0, GAP), value=255)
+    pictures = F.pad(rows(model.eval(), held_out[clip]), (0, 0, 0, GAP, 0, GAP), value=255)
     sheet = rearrange(pictures, "row view h w c -> (row h) (view w) c")[:-GAP, :-GAP]
     Image.fromarray(sheet.numpy()).save(out, quality=88, optimize=True)
 
