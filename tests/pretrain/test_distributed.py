@@ -28,10 +28,16 @@ def alone(root, tmp_path_factory):
 
 
 def close(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:
-    """The same to rounding: exact at first, then less so, as importance sampling and Adam magnify the last digits."""
+    """The same to rounding: exact at first, then less so, as importance sampling and Adam magnify the last digits.
+
+    Norms of gradients have a digit less than losses: the same sums in another order moved one by 1.8e-5.
+    """
     assert len(one) == len(other) == 4
     for here, there, tolerance in zip(one, other, (1e-5, 1e-4, 1e-3, 1e-2), strict=True):
-        assert here == pytest.approx(there, rel=tolerance)
+        assert here.keys() == there.keys()
+        for name, value in here.items():
+            wide = max(tolerance, 1e-4) if name.startswith("grad_") else tolerance
+            assert value == pytest.approx(there[name], rel=wide), name
 
 
 def test_two_processes_learn_what_one_learns_with_twice_the_batch(root, tmp_path, alone):
