@@ -199,7 +199,9 @@ class _KeepTokens(nn.Module):
 def _convolutional(model: nn.Module, images: Tensor, visible: Tensor, norm_group: int) -> list[Tensor]:
     """Compute the maps of a convolutional network [N, C_i, H/s_i, W/s_i]."""
     context = HiddenSites(visible, norm_group)
-    images = context.mark(images.clone(), (2, 3))
+    # Channels last, which every map inherits, makes a convolutional network about twice as fast on a CPU.
+    images = images.clone(memory_format=torch.channels_last)
+    images = context.filled(context.mark(images, (2, 3)))
     with context:
         maps = dense_maps(model, images)
     for x in maps:
@@ -207,4 +209,4 @@ def _convolutional(model: nn.Module, images: Tensor, visible: Tensor, norm_group
             raise NoMaskedForwardError(UNSEEN)
         if context.spatial(x) != (2, 3):
             raise NoMaskedForwardError("feature maps with channels last")
-    return maps
+    return [context.zeroed(x) for x in maps]

@@ -1,6 +1,7 @@
 """The masked forward of any timm model: against crops, attention masks and our own fast paths, and by perturbation."""
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
@@ -74,16 +75,16 @@ def test_the_fast_path_of_our_own_families_agrees(timms, ours, training):
     randomise(model)
     fast = timm.create_model(ours, num_classes=0)
     fast.load_state_dict(model.state_dict())
-    images, visible = torch.randn(4, 3, 96, 128), torch.rand(4, 12).argsort(1).view(4, 3, 4) < 7
+    images, visible = torch.randn(4, 3, 96, 128).double(), torch.rand(4, 12).argsort(1).view(4, 3, 4) < 7
     pull, outputs = None, []
     for one in (model, fast):
-        one.train(training)
+        one.double().train(training)  # in float64, because gradients of the stem sum over many sites
         maps = mim4d.forward_masked(one, images, visible, num_visible=7, norm_group=2)[-4:]
         pull = pull or [torch.randn_like(x) for x in maps]
         sum((x * y).sum() for x, y in zip(maps, pull, strict=True)).backward()
         outputs.append((maps, {name: p.grad for name, p in one.named_parameters()}, dict(one.named_buffers())))
     for found, expected in zip(*outputs, strict=True):
-        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_maps_of_features_only_are_those_of_its_indices():
@@ -203,6 +204,47 @@ def test_an_unknown_operation_is_refused(name, seen, why):
     setattr(model.get_submodule(parent), last, nn.Sequential(getattr(model.get_submodule(parent), last), Shift(seen)))
     with pytest.raises(NoMaskedForwardError, match=why):
         mim4d.forward_masked(model, torch.randn(2, 3, 128, 160), torch.rand(2, 4, 5) < 0.5)
+
+
+class Explode(nn.Module):
+    """Is infinite or NaN, or has such a gradient, where a convolution sees nothing but hidden sites."""
+
+    def __init__(self, convolution: nn.Conv2d, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.convolution, self.function = convolution, function
+        convolution.bias = nn.Parameter(torch.randn(convolution.out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function((self.convolution(x) - self.convolution.bias[:, None, None]).square())
+
+
+EXPLOSIVE = {
+    "sqrt": torch.sqrt,
+    "reciprocal": lambda x: 0.01 / (x + 0.1) + 1e-3 * x.reciprocal().clamp(max=1.0),
+    "division": lambda x: x / x,
+    "in-place division": lambda x: x.clone().div_(x),
+    "logarithm": lambda x: 0.1 * x.log(),
+    "power": lambda x: x**0.3,
+}
+
+
+@pytest.mark.parametrize("function", EXPLOSIVE.values(), ids=EXPLOSIVE)
+def test_functions_that_are_infinite_at_hidden_sites_stay_there(function):
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=0)
+    model.layer1[0].conv2 = Explode(model.layer1[0].conv2, function)
+    visible = torch.rand(2, 4, 5) < 0.4
+    hidden = (~visible).repeat_interleave(32, 1).repeat_interleave(32, 2)[:, None]
+    images = torch.randn(2, 3, 128, 160)
+    filled = images.masked_fill(hidden, torch.nan).requires_grad_()
+    maps = mim4d.forward_masked(model, filled, visible)
+    for found, expected in zip(maps, mim4d.forward_masked(model, images, visible), strict=True):
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, expected)
+    maps[-1].square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert filled.grad.isfinite().all()
+    assert filled.grad[hidden.expand_as(images)].eq(0).all()
 
 
 def test_invalid_arguments_are_refused():
