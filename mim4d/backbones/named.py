@@ -8,6 +8,7 @@ from timm.layers import Format
 
 from ..errors import UserError
 from ..hub.folder import FAMILY
+from ..hub.load import layers_left_out
 from ..hub.pull import encoder_from_pretrained
 from ..hub.sources import from_anywhere, looks_like_path
 from ..io.tensors import first_line
@@ -50,7 +51,8 @@ def _load(source: str, **arguments: Any) -> Any:
         if not source.startswith(FAMILY):
             from_anywhere(source)  # downloads and verifies the weights, with errors of one line
         arguments = {**any_size(source), **arguments}
-        return timm.create_model(source, pretrained=True, features_only=True, **arguments).eval()
+        with layers_left_out():
+            return timm.create_model(source, pretrained=True, features_only=True, **arguments).eval()
     except UserError:
         raise
     except Exception as error:  # timm, the Hub's client and the models raise all kinds

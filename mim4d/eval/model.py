@@ -25,6 +25,7 @@ from ..errors import UserError, WeightsError
 from ..geometry import VoxelGrid
 from ..hub.fetch import HUB_PREFIX, HubRepo
 from ..hub.folder import find_folder
+from ..hub.load import layers_left_out
 from ..hub.sources import create_model_args, fetch_encoder, looks_like_path
 from ..io.tensors import first_line
 from ..method.lift import ResidualBlock
@@ -108,7 +109,8 @@ def make_encoder(name: str, init: str, *, image_size: tuple[int, int] | None = N
             except WeightsError as error:
                 raise UserError(f"--init {init}: {error}") from error
             arguments["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict(), "source": ""}
-        encoder: Any = timm.create_model(model_name, pretrained=init != RANDOM, features_only=True, **arguments)
+        with layers_left_out():
+            encoder: Any = timm.create_model(model_name, pretrained=init != RANDOM, features_only=True, **arguments)
         encoder.pretrained_cfg.pop("state_dict", None)  # or it would be copied with the model
     except UserError:
         raise

@@ -1,5 +1,8 @@
 """Load weights into a model, all of them or none, and build models with ``pretrained=True``."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,18 @@ class Loaded:
     """Tensors that are in the model, but not in the weights."""
     unused: list[str]
     """Tensors that are in the weights, but not in the model."""
+
+
+@contextmanager
+def layers_left_out() -> Iterator[None]:
+    """Silence timm's warning about weights of layers that a model with ``features_only=True`` does not have."""
+    logger = logging.getLogger("timm.models._builder")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def build_encoder(

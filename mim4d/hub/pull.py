@@ -16,7 +16,7 @@ from ..version import __version__
 from .faults import hub_error
 from .fetch import TIMEOUT, HubRepo
 from .folder import CARD, CONFIG, FAMILY, WEIGHTS, find_folder, save_encoder
-from .load import fit_weights
+from .load import fit_weights, layers_left_out
 from .published import BASE_CFG
 from .sources import EncoderWeights, from_folder, from_hub, from_hub_id, looks_like_path, not_found
 
@@ -105,7 +105,8 @@ def _build(weights: EncoderWeights, **kwargs: Any) -> Any:
         arguments["pretrained_cfg"] = {**arguments["pretrained_cfg"], "file": str(weights.file)}
         arguments["pretrained"] = True
     try:
-        encoder = timm.create_model(name, **{**arguments, **kwargs})
+        with layers_left_out():
+            encoder = timm.create_model(name, **{**arguments, **kwargs})
     except TypeError as error:  # an argument that the class does not have
         raise WeightsError(f"{weights.source}: cannot build a {name}: {error}") from error
     return encoder.eval()

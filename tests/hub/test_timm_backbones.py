@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from benchmarks.backbones import randomise
 from mim4d import MIM4DEncoder
+from mim4d.backbones.named import open_backbone
 from mim4d.backbones.pyramid import make_backbone
+from mim4d.eval.model import make_encoder
 from mim4d.hub.folder import save_encoder
 
 NAMES = (
@@ -84,3 +86,12 @@ def test_an_encoder_comes_back_as_it_was(name, folders):
     maps = MIM4DEncoder.from_pretrained(folders[name], features_only=True)(torch.zeros(1, 3, 112, 224))
     assert len(maps) > 1 or "vit" in name
     assert timm.is_model(json.loads((folders[name] / "config.json").read_text())["architecture"])
+
+
+def test_layers_that_the_maps_do_not_need_are_no_reason_to_warn(folders, caplog):
+    folder = folders["test_efficientnet"]
+    MIM4DEncoder.from_pretrained(folder, features_only=True)
+    open_backbone(str(folder))
+    for backbone, init in ((str(folder), "pretrained"), ("test_efficientnet", str(folder))):
+        make_encoder(backbone, init)
+    assert not caplog.records
