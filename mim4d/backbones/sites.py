@@ -348,17 +348,16 @@ def _batch_norm(
     mean = grouped.sum((1, 3, 4), keepdim=True) / count  # [groups, 1, C, 1, 1]
     deviation = (grouped - mean) * visible
     variance = deviation.square().sum((1, 3, 4), keepdim=True) / count
-    y = (deviation * (variance + eps).rsqrt()).flatten(0, 1)  # [N, C, h, w]
+    scale = (variance + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight[:, None, None]
+    y = (deviation * scale if bias is None else torch.addcmul(bias[:, None, None], deviation, scale)).flatten(0, 1)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
             rate = momentum * (count > 1).all()  # a single site has no variance to learn from
             running_mean.lerp_(mean.mean(0).flatten().to(running_mean.dtype), rate.to(running_mean.dtype))
             running_var.lerp_(unbiased.mean(0).flatten().to(running_var.dtype), rate.to(running_var.dtype))
-    if weight is not None:
-        y = y * weight[:, None, None]
-    if bias is not None:
-        y = y + bias[:, None, None]
     return sites.mark(y.to(x.dtype), (2, 3))
 
 

@@ -178,5 +178,5 @@ class NearAttention(nn.Module):
         size = constant([features.shape[-1], features.shape[-2]], points)
         cells = points.flatten(1, 2) * size - 0.5  # [B, N*P, 2]
         values = rearrange(self.values(features), "b c y x -> b 1 y x c")  # [B, 1, Y, X, C]
-        mixed, _, _ = self.attention(queries.flatten(1, 2)[:, None], cells, values)  # [B, N*P, C]
+        mixed = self.attention(queries.flatten(1, 2)[:, None], cells, values)  # [B, N*P, C]
         return mixed.unflatten(1, queries.shape[1:3])

@@ -38,7 +38,24 @@ class DeformableAttention(nn.Module):
         initial_offsets = directions[:, None] * torch.arange(points)[:, None]  # [heads, points, 2]
         self.offsets.bias.data.copy_(initial_offsets.flatten())
 
-    def forward(self, queries: Tensor, positions: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def sampling(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute where each query looks, and how much each place counts.
+
+        Args:
+            queries: [B, S, Q, E], the embedding of each query for each frame.
+
+        Returns:
+            Offsets [B, S, Q, heads, points, 2] in cells (x, y); attention [B, S, Q, heads, points], whose sum over
+            frames and points is 1.
+        """
+        offsets = self.offsets(queries).float()
+        offsets = offsets.unflatten(-1, (self.heads, self.points, 2))  # [B, S, Q, heads, points, 2]
+        scores = self.scores(queries).float()
+        scores = rearrange(scores, "b s q (heads points) -> b q heads (s points)", heads=self.heads)
+        attention = rearrange(scores.softmax(-1), "b q heads (s points) -> b s q heads points", s=queries.shape[1])
+        return offsets, attention
+
+    def forward(self, queries: Tensor, positions: Tensor, values: Tensor) -> Tensor:
         """Attend to the frames.
 
         Args:
@@ -47,17 +64,11 @@ class DeformableAttention(nn.Module):
             values: [B, S, Y, X, E], the frames; zero outside their edges.
 
         Returns:
-            The attended features [B, Q, E]; offsets [B, S, Q, heads, points, 2] in cells (x, y); attention
-            [B, S, Q, heads, points], whose sum over frames and points is 1.
+            The attended features [B, Q, E].
         """
-        s = queries.shape[1]
-        offsets = self.offsets(queries).float()
-        offsets = offsets.unflatten(-1, (self.heads, self.points, 2))  # [B, S, Q, heads, points, 2]
-        scores = self.scores(queries).float()
-        scores = rearrange(scores, "b s q (heads points) -> b q heads (s points)", heads=self.heads)
-        attention = rearrange(scores.softmax(-1), "b q heads (s points) -> b s q heads points", s=s)
+        offsets, attention = self.sampling(queries)
         sampled = sample(values.float(), positions[:, None, :, None, None] + offsets, attention)  # [B, Q, E]
-        return self.output(sampled.to(queries.dtype)), offsets, attention
+        return self.output(sampled.to(queries.dtype))
 
 
 def sample(values: Tensor, positions: Tensor, weights: Tensor) -> Tensor:

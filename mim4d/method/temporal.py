@@ -108,7 +108,7 @@ class Layer(nn.Module):
             torch.arange(height, device=queries.device), torch.arange(width, device=queries.device), indexing="ij"
         )
         cells = torch.stack([x, y], dim=-1).flatten(0, 1)[None]  # [1, Y*X, 2]
-        attended, _, _ = self.attention(frame_queries.flatten(2, 3), cells, values)  # [G, Y*X, E]
+        attended = self.attention(frame_queries.flatten(2, 3), cells, values)  # [G, Y*X, E]
         queries = queries + attended.unflatten(1, (height, width))
         return queries + self.mlp(self.norm2(queries))
 

@@ -16,7 +16,8 @@ def attend(attention: DeformableAttention, queries: Tensor, keys: Tensor, values
     size = queries.shape[1:3]
     y, x = torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij")
     cells = torch.stack([x, y], dim=-1).flatten(0, 1)[None]
-    mixed, offsets, shares = attention((queries[:, None] + keys).flatten(2, 3), cells, values)
+    queries = (queries[:, None] + keys).flatten(2, 3)
+    mixed, (offsets, shares) = attention(queries, cells, values), attention.sampling(queries)
     return mixed.unflatten(1, size), offsets.unflatten(2, size), shares.unflatten(2, size)
 
 
