@@ -269,14 +269,15 @@ def summary(results: Results) -> str:
     measured = {cell["init"] for cell in results["cells"]}
     shown = [each for each in PRETRAININGS if measured & {name_of(weights, each) for weights in WEIGHTS}]
     rows = []
-    for weights, title in WEIGHTS.items():
+    for weights in _compared(results):
         for column in PROBED:
             cell = (*PROBE, column.figure)
             means = [find(results, name_of(weights, each), *cell) for each in shown]
             if any(means):
                 values = [f"{column.scale * m['mean']:.{column.digits}f}" if m else NOTHING for m in means]
                 difference = gain(results, name_of(weights, CAMERA), weights, *cell)
-                rows.append([f"{column.title}, from {title} weights", *values, _with_interval(difference, column)])
+                title = f"{column.title}, from {WEIGHTS[weights]} weights"
+                rows.append([title, *values, _with_interval(difference, column)])
     head = ["probe of the frozen backbone", *(PRETRAININGS[each] for each in shown), _minus(GAINS[0])]
     about = results["protocol"]
     read = (
@@ -288,6 +289,14 @@ def summary(results: Results) -> str:
         f"`{results['command']}`, mim4d {results['mim4d']}."
     )
     return "\n\n".join([f"**{verdict(results)}**", _markdown(head, rows), read])
+
+
+def _compared(results: Results) -> list[str]:
+    """Return the first weights from which a pretraining was scored; all of them if there are none."""
+    measured = {cell["init"] for cell in results["cells"]}
+    pretrained = [each for each in PRETRAININGS if each != NONE]
+    found = [weights for weights in WEIGHTS if any(name_of(weights, each) in measured for each in pretrained)]
+    return found or list(WEIGHTS)
 
 
 def _with_interval(difference: Summary | None, column: Column) -> str:
@@ -502,9 +511,7 @@ def plot(results: Results, file: Path) -> None:
     Raises:
         UserError: If the file cannot be written.
     """
-    measured = {cell["init"] for cell in results["cells"]}
-    shown = [weights for weights in WEIGHTS if any(name_of(weights, each) in measured for each in PRETRAININGS)]
-    shown = shown or list(WEIGHTS)
+    shown = _compared(results)
     figure = Figure(figsize=(8, 1.9 * len(shown) + 0.9), dpi=200, layout="constrained", facecolor="white")
     axes = figure.subplots(len(shown), len(PROBED), squeeze=False)
     for weights, line in zip(shown, axes, strict=True):

@@ -192,6 +192,14 @@ def test_a_gain_is_held_beyond_its_aim_and_twice_its_spread(gained, held):
     assert (gate["aim"], gate["held"]) == (0.03, held)
 
 
+def test_weights_without_a_pretraining_are_no_row_of_the_summary():
+    cells = [cell("imagenet", [0.8]), cell("imagenet-camera", [0.9]), cell("scratch", [0.3])]
+    text = summary(results(cells))
+    assert "| depth R2, from ImageNet weights | 80.0 | 90.0 | +10.0 |" in text
+    assert "random" not in text
+    assert "from random weights | 30.0 |" in summary(results(cells[2:]))
+
+
 def test_what_was_not_measured_is_no_gate_held_or_missed():
     for gate in results()["gates"].values():
         assert (gate["value"], gate["spread"], gate["held"]) == (None, None, None)
