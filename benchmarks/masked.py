@@ -194,7 +194,8 @@ def table(options: Options, results: dict[str, dict[str, Any]]) -> str:
         f"One forward and backward pass of the encoder on {options.images} images of {options.size[0]} x "
         f"{options.size[1]} pixels (252 x 700 for patches of 28 pixels) on {unit}, torch "
         f"{torch.__version__.split('+')[0]}: the fastest of {options.repeats} rounds, and peak memory without weights "
-        "and images. Masked passes are given as fractions of the dense pass. `python -m benchmarks.masked` measures "
+        "and images. Masked passes are given as fractions of the dense pass. Norms are in training mode; a BatchNorm's "
+        "statistics of visible sites cost most of what other CNNs take longer. `python -m benchmarks.masked` measures "
         "this.",
     ]
     return "\n".join(lines)
