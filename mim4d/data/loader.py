@@ -152,6 +152,13 @@ class ClipLoader(DataLoader[Clip]):
         return min(len(self), self.num_workers * (self.prefetch_factor or 0) + 1) if self.num_workers else 0
 
 
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use: more loading workers than that only get in the way."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def check_limits(loaders: Sequence[ClipLoader]) -> None:
     """Check that the machine has enough shared memory and open files for the workers, before one of them fails.
 
@@ -161,7 +168,7 @@ def check_limits(loaders: Sequence[ClipLoader]) -> None:
         loaders: The loaders that this process uses at the same time.
 
     Raises:
-        UserError: If there is not enough shared memory, or the limit of open files is too low.
+        UserError: If shared memory cannot be written or is too small, or the limit of open files is too low.
     """
     batches = sum(loader.in_flight for loader in loaders)
     if not batches:
@@ -177,6 +184,11 @@ def check_limits(loaders: Sequence[ClipLoader]) -> None:
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     if SHARED_MEMORY.is_dir():
+        if not os.access(SHARED_MEMORY, os.W_OK):
+            raise UserError(
+                f"{SHARED_MEMORY} cannot be written, but data-loading workers pass batches through it: make it "
+                "writable or set `workers` to 0"
+            )
         size = sum(loader.in_flight * loader.batch_bytes for loader in loaders)
         size *= int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
         status = os.statvfs(SHARED_MEMORY)

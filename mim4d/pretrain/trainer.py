@@ -23,7 +23,7 @@ from torch import Tensor
 from ..backbones.weights import initialise
 from ..clip import Clip
 from ..data import NuScenesClips, count_substitutes, evaluation_clips, make_evaluation_loader, make_loader
-from ..data.loader import check_limits
+from ..data.loader import check_limits, usable_cores
 from ..errors import BadDataError, UserError, WeightsError
 from ..flags import installed
 from ..hub.folder import CARD, save_encoder
@@ -137,7 +137,7 @@ class Trainer:
         loading: dict[str, Any] = {
             "batch_size": config.batch_size,
             "seed": config.seed,
-            "workers": config.workers,
+            "workers": min(config.workers, usable_cores()),
             "pin_memory": accelerator.device.type == "cuda",
             "num_processes": accelerator.num_processes,
             "process_index": accelerator.process_index,

@@ -246,6 +246,13 @@ def test_too_little_shared_memory_is_told_before_the_first_step(root, monkeypatc
     check_limits([make_loader(dataset, batch_size=2, steps=9, seed=0)])
 
 
+def test_shared_memory_that_cannot_be_written_is_named(root, monkeypatch):
+    loader = make_loader(NuScenesClips(config_of(root)), batch_size=1, steps=2, seed=0, workers=1)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(UserError, match=r"/dev/shm cannot be written, .* set `workers` to 0"):
+        check_limits([loader])
+
+
 def test_the_limit_of_open_files_is_raised_or_named(root, monkeypatch):
     loader = make_loader(NuScenesClips(config_of(root)), batch_size=1, steps=9, seed=0, workers=2)
     limits = [(64, 4096)]
