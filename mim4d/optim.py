@@ -24,10 +24,12 @@ class OptimConfig:
     lr: float = 4e-4
     """Peak learning rate. The encoder has backbone_scale of it, the offsets of deformable attention a tenth."""
     backbone_scale: float | None = None
-    """Learning rate of the encoder, as a fraction of lr. None: 0.03 with pretrained weights (--init), else 1."""
-    layer_decay: float = 1.0
-    """Factor from the learning rate of an encoder layer to that of the layer before it. 1: the same for all."""
-    # The deepest layer has the encoder's full rate. timm groups parameters into layers: the stem, then blocks.
+    """Learning rate of the encoder, as a fraction of lr. None: 0.3 with pretrained weights (--init), else 1."""
+    stem_scale: float | None = None
+    """Learning rate of the encoder's stem, as a fraction of that of its last layer. None: 0.01 with pretrained weights,
+    else 1."""
+    # Layer by layer, the rate grows by the same factor (layer-wise decay). timm groups parameters into layers: the
+    # stem, then blocks.
     weight_decay: float = 0.01
     """Decoupled weight decay; norms, biases, layer scales and learned queries have none."""
     clip_norm: float = 35.0
@@ -44,7 +46,7 @@ class OptimConfig:
         bounds = {
             "lr": (self.lr, 0, math.inf),
             "backbone_scale": (self.backbone_scale or 0, 0, math.inf),
-            "layer_decay": (self.layer_decay, 0.01, 1),
+            "stem_scale": (1 if self.stem_scale is None else self.stem_scale, 1e-6, 1),
             "weight_decay": (self.weight_decay, 0, math.inf),
             "clip_norm": (self.clip_norm, 1e-9, math.inf),
             "warmup_steps": (self.warmup_steps, 0, math.inf),
@@ -73,13 +75,19 @@ def lr_scale(step: int, steps: int, config: OptimConfig) -> float:
     return scale
 
 
-def _layer_scales(encoder: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+def _layer_scales(encoder: nn.Module, stem_scale: float | None) -> dict[nn.Parameter, float]:
     """Return the rate of each trained parameter of an encoder, as a fraction of that of its deepest trained layer."""
-    if decay == 1:
+    if stem_scale is None or stem_scale == 1:
         return {}
-    groups = param_groups_layer_decay(encoder, layer_decay=decay)
-    deepest = max((group["lr_scale"] for group in groups), default=1.0)  # a head that is not trained has a layer, too
-    return {parameter: group["lr_scale"] / deepest for group in groups for parameter in group["params"]}
+    trained = {parameter for parameter in encoder.parameters() if parameter.requires_grad}
+    encoder.requires_grad_(True)  # timm leaves out what does not train, but frozen layers must not change rates
+    groups = param_groups_layer_decay(encoder, layer_decay=0.5)  # lr_scale is 1 of the last layer, 0.5 of the next, ...
+    height = {parameter: -math.log2(group["lr_scale"]) for group in groups for parameter in group["params"]}
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(parameter in trained)
+    deepest = min((height[parameter] for parameter in trained), default=0.0)  # a head that is not trained has a layer
+    whole = max(1.0, max(height.values()) - deepest)
+    return {parameter: stem_scale ** ((height[parameter] - deepest) / whole) for parameter in trained}
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -92,7 +100,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         config: The optimiser's settings.
     """
     backbone_scale = 1.0 if config.backbone_scale is None else config.backbone_scale
-    layer_scales = _layer_scales(model.get_submodule("encoder"), config.layer_decay)
+    layer_scales = _layer_scales(model.get_submodule("encoder"), config.stem_scale)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -51,13 +51,13 @@ def rates(name: str, config: OptimConfig, frozen: int = 0) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_layer_learns_at_a_fixed_fraction_of_the_next_deeper_ones_rate(name):
-    found = rates(name, OptimConfig(lr=1.0, backbone_scale=0.1, layer_decay=0.5))
+    found = rates(name, OptimConfig(lr=1.0, backbone_scale=0.1, stem_scale=0.01))
     assert (found.pop("neck.weight"), found.pop("neck.bias")) == (1.0, 1.0)
     layers = LAYERS[name]
     for parameter, rate in found.items():
         own = parameter.removeprefix("encoder.") + "."
         (depth,) = [d for d, modules in enumerate(layers) if own.startswith(tuple(f"{module}." for module in modules))]
-        assert rate == pytest.approx(0.1 * 0.5 ** (len(layers) - 1 - depth)), parameter
+        assert rate == pytest.approx(0.1 * 0.01 ** (1 - depth / (len(layers) - 1))), parameter
     assert len({round(rate, 12) for rate in found.values()}) == len(layers)
 
 
@@ -67,14 +67,14 @@ def test_without_decay_all_layers_learn_at_the_same_rate():
 
 
 def test_frozen_layers_are_left_out_and_change_no_rate():
-    config = OptimConfig(lr=1.0, layer_decay=0.5)
+    config = OptimConfig(lr=1.0, stem_scale=0.1)
     whole, rest = rates("resnet18", config), rates("resnet18", config, frozen=2)
     left_out = {name.removeprefix("encoder.").partition(".")[0] for name in whole.keys() - rest.keys()}
     assert left_out == {"conv1", "bn1", "layer1"}
     assert rest == {name: rate for name, rate in whole.items() if name in rest}
 
 
-@pytest.mark.parametrize("decay", [0.0, 1.5])
-def test_a_decay_out_of_range_is_refused(decay):
-    with pytest.raises(ValueError, match=rf"optim.layer_decay = {decay} must lie in 0.01 .. 1"):
-        OptimConfig(layer_decay=decay)
+@pytest.mark.parametrize("scale", [0.0, 1.5])
+def test_a_scale_out_of_range_is_refused(scale):
+    with pytest.raises(ValueError, match=rf"optim.stem_scale = {scale} must lie in 1e-06 .. 1"):
+        OptimConfig(stem_scale=scale)

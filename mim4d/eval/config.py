@@ -96,8 +96,8 @@ class EvalConfig:
             raise ValueError(f"labels = {self.labels} must be above 0 and at most 1: it is a fraction")
         if self.optim.accumulate != 1:
             raise ValueError(f"optim.accumulate = {self.optim.accumulate} must be 1 here: set batch_size")
-        if self.optim.layer_decay != 1:  # timm's models with features_only have no groups of layers
-            raise ValueError(f"optim.layer_decay = {self.optim.layer_decay} must be 1 here: set optim.backbone_scale")
+        if self.optim.stem_scale not in (None, 1):  # timm's models with features_only have no groups of layers
+            raise ValueError(f"optim.stem_scale = {self.optim.stem_scale} must be 1 here: set optim.backbone_scale")
 
 
 DEMO = EvalConfig(

@@ -44,7 +44,8 @@ def test_the_paper_preset_is_the_published_setting():
     model = paper.model_config()
     assert (paper.frames, len(paper.cameras), paper.batch_size, paper.steps) == (4, 6, 1, 12 * 28130 // 8)
     assert (paper.optim.lr, paper.optim.weight_decay, paper.optim.clip_norm) == (4e-4, 0.01, 35)
-    assert complete(dataclasses.replace(paper, dataroot="/data")).optim.backbone_scale == 0.1
+    optim = complete(dataclasses.replace(paper, dataroot="/data")).optim
+    assert (optim.backbone_scale, optim.stem_scale) == (0.1, 1)
     assert (model.encoder, model.mask_ratio, model.drop_path, model.frozen) == ("mim4d_convnext_small", 0.3, 0.2, 2)
     assert model.grid.shape == (5, 180, 180)
     assert (model.lift.num_bins, model.lift.channels, model.neck.channels, model.neck.stages) == (118, 32, 256, (3,))
@@ -282,10 +283,14 @@ def test_settings_that_do_not_go_together_are_refused():
 
 
 def test_the_backbone_learns_slower_only_where_it_knows_something():
-    assert complete(PretrainConfig(dataroot="/data")).optim.backbone_scale == 1
-    assert complete(PretrainConfig(dataroot="/data", init="convnext_small")).optim.backbone_scale == 0.03
-    given_scale = PretrainConfig(dataroot="/data", optim=OptimConfig(backbone_scale=0.5))
-    assert complete(given_scale).optim.backbone_scale == 0.5
+    def rates(init, **changes):
+        optim = complete(PretrainConfig(dataroot="/data", init=init, optim=OptimConfig(**changes))).optim
+        return optim.backbone_scale, optim.stem_scale
+
+    assert rates("scratch") == (1, 1)
+    assert rates("convnext_small") == (0.3, 0.01)
+    assert rates("convnext_small", backbone_scale=0.1, stem_scale=1.0) == (0.1, 1)
+    assert rates("scratch", backbone_scale=0.5, stem_scale=0.8) == (0.5, 0.8)
 
 
 def test_the_run_says_what_the_model_is():
