@@ -100,6 +100,11 @@ class Clip:
         current_from_source = self.current_from_ego[clip[..., None], source]  # [B, K, S, 4, 4]
         return invert(current_from_source) @ current_from_target[:, :, None]
 
+    def at(self: ClipT, frames: slice) -> ClipT:
+        """Return some of the frames, T' of them; ``current_from_ego`` still leads to the last frame of all."""
+        tensors: dict[str, Any] = {name: x[:, frames] for name, x in self._tensors().items() if name != "seeds"}
+        return replace(self, **tensors)
+
     def first(self: ClipT) -> ClipT:
         """Return the first clip alone (B = 1)."""
         return replace(self._map_tensors(lambda x: x[:1]), names=self.names[:1])

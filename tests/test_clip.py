@@ -136,6 +136,17 @@ def test_source_from_target_maps_points_between_frames():
             torch.testing.assert_close(back, in_current, atol=1e-5, rtol=0)
 
 
+def test_some_frames_of_a_clip():
+    clip = make_clip(frames=3)
+    middle = clip.at(slice(1, 2))
+    assert middle.num_frames == 1
+    assert torch.equal(middle.images, clip.images[:, 1:2])
+    assert torch.equal(middle.current_from_ego, clip.current_from_ego[:, 1:2])
+    assert torch.equal(middle.num_points, clip.num_points[:, 1:2])
+    assert torch.equal(middle.seeds, clip.seeds)
+    assert middle.names == clip.names
+
+
 def test_first_is_the_first_clip():
     clips = Clip.collate([make_clip(seed=s) for s in range(2)])
     first = clips.first()

@@ -27,36 +27,46 @@ def _loss(config: PretrainConfig, **changes: Any) -> PretrainConfig:
     return _method(config, loss=replace(config.method.loss, **changes))
 
 
-def frames(config: PretrainConfig, number: int) -> PretrainConfig:
-    """Change the length of clips but not the number of images seen: change the batch size, then the steps if uneven."""
-    images = config.frames * config.batch_size
-    batch = max(1, round(images / number))
-    return replace(config, frames=number, batch_size=batch, steps=round(config.steps * images / (number * batch)))
+def _rate(config: PretrainConfig, scale: float) -> PretrainConfig:
+    """Give all layers of the backbone one learning rate."""
+    return replace(config, optim=replace(config.optim, backbone_scale=scale, stem_scale=1.0))
+
+
+def images(config: PretrainConfig) -> int:
+    """Return how many images a step encodes."""
+    encoded = config.frames if config.method.loss.renders else 1
+    return config.batch_size * encoded * len(config.cameras)
+
+
+def every_frame(config: PretrainConfig) -> PretrainConfig:
+    """Encode every frame of a clip and not only the middle one, as rendering does, in batches of as many images."""
+    return replace(config, batch_size=max(1, config.batch_size // config.frames))
 
 
 PRETRAININGS: Mapping[str, Change] = {
-    "colour": lambda config: _method(frames(config, 1), loss=LossConfig(rgb=10.0, depth=0.0)),
-    "decoder": lambda config: _method(config, loss=LossConfig(rgb=10.0, depth=0.0)),
+    "colour": lambda config: _method(replace(config, frames=1), loss=LossConfig(rgb=10.0, depth=0.0)),
+    "decoder": lambda config: _method(every_frame(config), loss=LossConfig(rgb=10.0, depth=0.0)),
     "camera": lambda config: config,
     "lidar": lambda config: replace(
-        _method(config, loss=LossConfig(rgb=10.0, depth=10.0, lift_depth=4.0)), supervision="rgbd"
+        _method(every_frame(config), loss=LossConfig(rgb=10.0, depth=10.0, lift_depth=4.0)), supervision="rgbd"
     ),
 }
 """Changes of the camera-only settings, by the name of the pretraining."""
 ABLATIONS: Mapping[str, Change] = {
-    "both": lambda config: _loss(config, rgb=1.0, depth=10.0, rendered_gradient=1.0),
-    "rendered": lambda config: _loss(config, rgb=1.0, depth=10.0, rendered_gradient=0.0),
-    "other": lambda config: _loss(config, rgb=1.0, depth=10.0, rendered_gradient=1.0, other_rays=1.0),
-    "frames_2": lambda config: frames(config, 2),
-    "frames_4": lambda config: frames(config, 4),
+    "both": lambda config: _loss(every_frame(config), rgb=1.0, depth=10.0, rendered_gradient=1.0),
+    "rendered": lambda config: _loss(every_frame(config), rgb=1.0, depth=10.0, rendered_gradient=0.0),
+    "other": lambda config: _loss(every_frame(config), rgb=1.0, depth=10.0, rendered_gradient=1.0, other_rays=1.0),
+    "plain": lambda config: _method(config, augment=False),
+    "frames_2": lambda config: replace(config, frames=2),
+    "frames_4": lambda config: replace(config, frames=4),
     "gap_10": lambda config: replace(config, frame_gap=0.1),
     "gap_50": lambda config: replace(config, frame_gap=0.5),
     "mask_0": lambda config: _method(config, mask_ratio=0.0),
     "mask_60": lambda config: _method(config, mask_ratio=0.6),
-    "rate_10": lambda config: replace(config, optim=replace(config.optim, backbone_scale=0.1)),
-    "decay_75": lambda config: replace(config, optim=replace(config.optim, layer_decay=0.75)),
+    "rate_3": lambda config: _rate(config, 0.03),
+    "rate_10": lambda config: _rate(config, 0.1),
     "frozen_2": lambda config: _method(config, frozen=2),
-    "rate_0": lambda config: replace(config, optim=replace(config.optim, backbone_scale=0.0)),
+    "rate_0": lambda config: _rate(config, 0.0),
 }
 """Changes of one part of ``camera``, from ImageNet weights."""
 
@@ -136,6 +146,7 @@ CPU = Size(
         frame_gap=0.2,
         sweeps=True,
         steps=400,
+        batch_size=3,
         workers=0,
         log_every=10,
         save_every=50,
@@ -181,7 +192,7 @@ GPU = Size(
         supervision="rgb",
         frame_gap=0.2,
         sweeps=True,
-        batch_size=4,
+        batch_size=12,
         steps=10000,
         log_every=100,
         picture_every=0,

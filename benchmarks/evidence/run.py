@@ -39,7 +39,7 @@ from mim4d.version import __version__
 
 from .imagenet import FILE as WEIGHTS
 from .imagenet import efficientnet_lite0
-from .protocol import ABLATED, EVERY, MODELS, STARTS, Cell, Size, Start, Task
+from .protocol import ABLATED, EVERY, MODELS, STARTS, Cell, Size, Start, Task, images
 from .report import PROBED, Summary, gates, summarise, write_report
 
 ELSEWHERE = ("out", "dataroot", "workers", "init")
@@ -305,7 +305,7 @@ def results(size: Size, out: Path, command: str) -> dict[str, Any]:
             "images": "{} x {}".format(*first.image_size),
             "labelled samples": dict(sorted(counts.items(), key=lambda item: (item[0] == "held out", item[1]))),
             "pretraining_steps": first.steps,
-            "images_seen": first.steps * first.batch_size * first.frames * len(first.cameras),
+            "images_seen": first.steps * images(first),
             "evaluation_steps": {f"{100 * share:g} %": steps for share, steps in size.evaluation_steps.items()},
         },
         "cells": [

@@ -32,12 +32,16 @@ NEAREST = 0.1
 """Points nearer than this to a source camera's plane do not project, metres."""
 
 
-def consistency(log_depth: Tensor, clip: Clip) -> Tensor:
+ALL = slice(None)
+"""All frames of a clip."""
+
+
+def consistency(log_depth: Tensor, clip: Clip, frames: slice = ALL) -> Tensor:
     """Compute the photometric consistency loss of dense depth, and its smoothness.
 
-    Every image is compared with the same camera at all other frames and with the :data:`NEIGHBOURS` nearest cameras of
-    its own frame. With e_s(pixel) the photometric error against source s where the depth leads into its image, e0 the
-    error against the same pixel of other frames, as if nothing had moved, and I the image::
+    Every image with a depth is compared with the same camera at all other frames and with the :data:`NEIGHBOURS`
+    nearest cameras of its own frame. With e_s(pixel) the photometric error against source s where the depth leads into
+    its image, e0 the error against the same pixel of other frames, as if nothing had moved, and I the image::
 
         loss = mean over scales and pixels of min(min over s of e_s, min over other frames of e0)
              + SMOOTHNESS * mean over pixels of |d log depth| exp(-|dI|)
@@ -47,16 +51,17 @@ def consistency(log_depth: Tensor, clip: Clip) -> Tensor:
     count where a window of 3 x 3 lies in the image and leads into a source.
 
     Args:
-        log_depth: [B, T, V, h, w], logarithm of the depth along the optical axis in metres.
-        clip: For images, calibration and poses.
+        log_depth: [B, K, V, h, w], logarithm of the depth along the optical axis in metres.
+        clip: For images, calibration and poses of all T frames.
+        frames: The K frames whose depth is given.
 
     Returns:
         The loss of each clip [B].
     """
-    sources = source_images(clip)  # [B, T, V, S, 2]
-    poses = source_poses(clip, sources)  # [B, T, V, S, 4, 4]
-    losses = [_compare(log_depth, clip, sources, poses, scale) for scale in SCALES]
-    return torch.stack(losses).mean(0) + SMOOTHNESS * roughness(log_depth, clip)
+    sources = source_images(clip)[:, frames]  # [B, K, V, S, 2]
+    poses = source_poses(clip, sources, frames)  # [B, K, V, S, 4, 4]
+    losses = [_compare(log_depth, clip, frames, sources, poses, scale) for scale in SCALES]
+    return torch.stack(losses).mean(0) + SMOOTHNESS * roughness(log_depth, clip.images[:, frames])
 
 
 def source_images(clip: Clip) -> Tensor:
@@ -81,41 +86,43 @@ def source_images(clip: Clip) -> Tensor:
 
 
 @exact
-def source_poses(clip: Clip, sources: Tensor) -> Tensor:
-    """Compute the transforms from every camera to those of its source images, each at its own exposure time.
+def source_poses(clip: Clip, sources: Tensor, frames: slice = ALL) -> Tensor:
+    """Compute the transforms from cameras to those of their source images, each at its own exposure time.
 
     Args:
         clip: For the poses.
-        sources: [B, T, V, S, 2] int64, frame and camera.
+        sources: [B, K, V, S, 2] int64, frame and camera.
+        frames: The K frames of the cameras.
 
     Returns:
-        ``source_from_target`` [B, T, V, S, 4, 4].
+        ``source_from_target`` [B, K, V, S, 4, 4].
     """
     current_from_camera = clip.current_from_ego[:, :, None] @ clip.ego_from_camera  # [B, T, V, 4, 4]
-    current_from_source = at_sources(current_from_camera, sources)  # [B, T, V, S, 4, 4]
-    return invert(current_from_source) @ current_from_camera[:, :, :, None]
+    current_from_source = at_sources(current_from_camera, sources)  # [B, K, V, S, 4, 4]
+    return invert(current_from_source) @ current_from_camera[:, frames, :, None]
 
 
 def at_sources(per_image: Tensor, sources: Tensor) -> Tensor:
-    """Look up values per image [B, T, V, ...] at sources [B, T, V, S, 2]: [B, T, V, S, ...]."""
+    """Look up values per image [B, T, V, ...] at sources [B, K, V, S, 2]: [B, K, V, S, ...]."""
     clip = torch.arange(len(sources), device=sources.device).view(-1, 1, 1, 1)
     frame, camera = sources.unbind(-1)
     return per_image[clip, frame, camera]
 
 
-def _compare(log_depth: Tensor, clip: Clip, sources: Tensor, poses: Tensor, scale: int) -> Tensor:
+def _compare(log_depth: Tensor, clip: Clip, frames: slice, sources: Tensor, poses: Tensor, scale: int) -> Tensor:
     """Return the photometric part of the loss at one scale, [B]."""
     t = clip.num_frames
     images, depth, intrinsics = at_scale(log_depth, clip, scale)
-    points = pixel_points(depth, intrinsics)  # [B, T, V, H*W, 3]
-    apart = (poses[..., :3, 3].norm(dim=-1) >= BASELINE)[..., None, None]  # [B, T, V, S, 1, 1]
-    errors = source_errors(points[..., None, :, :], images, intrinsics, sources, poses)  # [B, T, V, S, H-2, W-2]
-    error = errors.where(apart, torch.inf).amin(3)  # [B, T, V, H-2, W-2]
+    own = images[:, frames]  # [B, K, V, 3, H, W]
+    points = pixel_points(depth, intrinsics[:, frames])  # [B, K, V, H*W, 3]
+    apart = (poses[..., :3, 3].norm(dim=-1) >= BASELINE)[..., None, None]  # [B, K, V, S, 1, 1]
+    errors = source_errors(own, points[..., None, :, :], images, intrinsics, sources, poses)  # [B, K, V, S, H-2, W-2]
+    error = errors.where(apart, torch.inf).amin(3)  # [B, K, V, H-2, W-2]
     seen = error.isfinite()
     if t > 1:
         over_time = (slice(None), slice(None), slice(None), slice(t - 1))
-        others = at_sources(images, sources[over_time])  # [B, T, V, T-1, 3, H, W]
-        still = photometric_error(others, images[:, :, :, None]).where(apart[over_time], torch.inf).amin(3)
+        others = at_sources(images, sources[over_time])  # [B, K, V, T-1, 3, H, W]
+        still = photometric_error(others, own[:, :, :, None]).where(apart[over_time], torch.inf).amin(3)
         error = torch.minimum(error, still)
     return mean_over(error, seen)
 
@@ -124,40 +131,44 @@ def at_scale(log_depth: Tensor, clip: Clip, scale: int) -> tuple[Tensor, Tensor,
     """Return images, their depth and their intrinsics at a fraction of their size.
 
     Args:
-        log_depth: [B, T, V, h, w].
+        log_depth: [B, K, V, h, w], of any frames.
         clip: For images and intrinsics.
         scale: The divisor of the size.
 
     Returns:
-        Colours [B, T, V, 3, H, W], 0 to 1; depth [B, T, V, H, W], metres; intrinsics [B, T, V, 3, 3], pixels.
+        Colours [B, T, V, 3, H, W], 0 to 1; depth [B, K, V, H, W], metres; intrinsics [B, T, V, 3, 3], pixels.
     """
     shape = clip.images.shape[:3]
     images = F.avg_pool2d(clip.images.flatten(0, 2).float() / 255, scale).unflatten(0, shape)  # [B, T, V, 3, H, W]
     size = images.shape[-2:]
-    depth = F.interpolate(log_depth.flatten(0, 1), size=size, mode="bilinear").exp().view(*shape, *size)
+    depth = F.interpolate(log_depth.flatten(0, 1), size=size, mode="bilinear").exp()
+    depth = depth.view(*log_depth.shape[:3], *size)
     return images, depth, resize_intrinsics(clip.intrinsics, 1 / scale, 1 / scale)
 
 
-def source_errors(points: Tensor, images: Tensor, intrinsics: Tensor, sources: Tensor, poses: Tensor) -> Tensor:
+def source_errors(
+    own: Tensor, points: Tensor, images: Tensor, intrinsics: Tensor, sources: Tensor, poses: Tensor
+) -> Tensor:
     """Compare images with what their source images show where given points appear.
 
     Args:
-        points: The point that each pixel shows, [B, T, V, S, H*W, 3], metres; S may be 1 where the points are the same
-            for all sources.
-        images: [B, T, V, 3, H, W], 0 to 1.
-        intrinsics: [B, T, V, 3, 3], pixels.
-        sources: [B, T, V, S, 2] int64, frame and camera.
-        poses: [B, T, V, S, 4, 4], from the frame of the points to those of the source cameras.
+        own: [B, K, V, 3, H, W], 0 to 1: the images that are compared.
+        points: The point that each of their pixels shows, [B, K, V, S, H*W, 3], metres; S may be 1 where the points are
+            the same for all sources.
+        images: [B, T, V, 3, H, W], 0 to 1: the images among which their sources are.
+        intrinsics: [B, T, V, 3, 3] of ``images``, pixels.
+        sources: [B, K, V, S, 2] int64, frame and camera.
+        poses: [B, K, V, S, 4, 4], from the frame of the points to those of the source cameras.
 
     Returns:
-        The photometric error of each pixel, [B, T, V, S, H-2, W-2]; infinity where its window of 3 x 3 does not lead
+        The photometric error of each pixel, [B, K, V, S, H-2, W-2]; infinity where its window of 3 x 3 does not lead
         into the source.
     """
     size = images.shape[-2:]
-    pixels, inside = source_pixels(points, at_sources(intrinsics, sources), poses, size)  # [B, T, V, S, H, W, 2]
-    others = at_sources(images, sources)  # [B, T, V, S, 3, H, W]
+    pixels, inside = source_pixels(points, at_sources(intrinsics, sources), poses, size)  # [B, K, V, S, H, W, 2]
+    others = at_sources(images, sources)  # [B, K, V, S, 3, H, W]
     warped = sample(others.flatten(0, 3), pixels.flatten(0, 3)).view_as(others)
-    error = photometric_error(warped, images[:, :, :, None])  # [B, T, V, S, H-2, W-2]
+    error = photometric_error(warped, own[:, :, :, None])  # [B, K, V, S, H-2, W-2]
     return error.where(windows(inside, torch.logical_and), torch.inf)
 
 
@@ -281,7 +292,7 @@ def windows(x: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     return join(join(rows[..., :-2], rows[..., 1:-1]), rows[..., 2:])
 
 
-def roughness(log_depth: Tensor, clip: Clip) -> Tensor:
+def roughness(log_depth: Tensor, images: Tensor) -> Tensor:
     """Compute how much log depth changes where the image does not.
 
     With differences between neighbouring pixels, along rows and along columns, and I the image at the same size::
@@ -289,14 +300,14 @@ def roughness(log_depth: Tensor, clip: Clip) -> Tensor:
         roughness = mean of |d log depth| exp(-mean over channels of |dI|), rows + columns
 
     Args:
-        log_depth: [B, T, V, h, w].
-        clip: For the images.
+        log_depth: [B, K, V, h, w].
+        images: [B, K, V, 3, H, W], 0 to 255.
 
     Returns:
         [B].
     """
     b, _, _, h, w = log_depth.shape
-    images = F.adaptive_avg_pool2d(clip.images.flatten(0, 2).float() / 255, (h, w))  # [N, 3, h, w]
+    images = F.adaptive_avg_pool2d(images.flatten(0, 2).float() / 255, (h, w))  # [N, 3, h, w]
     maps = rearrange(log_depth, "b t v h w -> (b t v) 1 h w")
     total = torch.zeros(b, device=log_depth.device)
     for axis in (2, 3):

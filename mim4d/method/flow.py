@@ -136,7 +136,7 @@ def flow_loss(flow: Tensor, log_depth: Tensor, clip: Clip, grid: VoxelGrid) -> T
         velocity = flow_at(flow, points, grid)  # [B, T, V, H*W, 2]
         motion = F.pad(velocity, (0, 1))[:, :, :, None] * gaps[:, :, None, :, None, None]  # [B, T, V, S, H*W, 3]
         moved = points[:, :, :, None] + motion
-        error = source_errors(moved, images, intrinsics, sources, poses).amin(3)  # [B, T, V, H-2, W-2]
+        error = source_errors(images, moved, images, intrinsics, sources, poses).amin(3)  # [B, T, V, H-2, W-2]
         speed = velocity.norm(dim=-1).view_as(depth)[..., 1:-1, 1:-1]
         losses.append(mean_over(error + SLOWNESS * speed, error.isfinite()))
     return torch.stack(losses).mean(0)

@@ -10,6 +10,7 @@ from ..backbones.masked import masked_maps
 from ..backbones.pyramid import make_backbone, parts_of, patch_of, pyramid_of, trained_parameters
 from ..clip import FRAMES, Clip
 from ..geometry import VoxelGrid
+from .augment import mirror_half, relight
 from .consistency import against_lidar, consistency
 from .flow import FlowHead, flow_loss
 from .lift import Lift, LiftConfig
@@ -33,6 +34,8 @@ class MethodConfig:
     """Number of backbone parts that stay fixed, from the front: 0 none, 1 the stem, 2 stem and first stage, ..."""
     mask_ratio: float = 0.3
     """Fraction of the 32 px patches that are hidden in every image."""
+    augment: bool = True
+    """Whether clips are mirrored at random and their images shown to the encoder in other light, in training."""
     grid: VoxelGrid = field(default_factory=VoxelGrid)
     """The volume that frames are lifted into."""
     neck: NeckConfig = field(default_factory=NeckConfig)
@@ -153,7 +156,9 @@ class MaskedModel(nn.Module):
 
     def normalised(self, clip: Clip) -> Tensor:
         """Normalise all images of all frames with the encoder's mean and standard deviation: [N, 3, H, W]."""
-        return (clip.images.flatten(0, 2).float() - self.mean) / self.std
+        augmented = self.training and self.config.augment
+        images = relight(clip.images, clip.seeds) if augmented else clip.images.float()  # [B, T, V, 3, H, W]
+        return (images.flatten(0, 2) - self.mean) / self.std
 
     def features(self, clip: Clip) -> tuple[list[Tensor], Tensor]:
         """Steps 1 and 2: mask all images of all frames and encode their visible patches.
@@ -252,10 +257,13 @@ class MIM4D(MaskedModel):
     def _losses(self, clip: Clip, *, baselines: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Steps 1 to 8: return the weighted terms of the loss, and all measures."""
         config = self.config.loss
-        features = self.images(clip)  # [B, T, V, C, h, w]
-        depth = self.lift.depth(features, clip)  # [B, T, V, D, h, w]
-        log_depth = self.lift.log_depth(depth)  # [B, T, V, h, w]
-        terms, measures = self.score_depth(log_depth, clip)
+        if self.training and self.config.augment:
+            clip = mirror_half(clip)
+        encoded = self.encoded_frames(clip)
+        features = self.images(clip.at(encoded))  # [B, K, V, C, h, w], K = T but for supervision by consistency alone
+        depth = self.lift.depth(features, clip.at(encoded))  # [B, K, V, D, h, w]
+        log_depth = self.lift.log_depth(depth)  # [B, K, V, h, w]
+        terms, measures = self.score_depth(log_depth, clip, encoded)
         if self.flow is not None:
             flow = self.velocities(features, depth, clip)  # [B, T, 2, Y, X]
             errors = flow_loss(flow, log_depth.detach(), clip, self.config.grid)  # [B]
@@ -277,6 +285,16 @@ class MIM4D(MaskedModel):
                 by_kind |= {"zero": torch.zeros_like(mean), "mean": mean}
         rendered_terms, rendered_measures = self.score(by_kind, log_depth, clip, targets)
         return terms | rendered_terms, measures | rendered_measures
+
+    def encoded_frames(self, clip: Clip) -> slice:
+        """Return the frames that are encoded: in training, where only the depth of the lift learns, the middle one.
+
+        Its neighbours show nearly the same, so they would teach little more; their images supervise its depth.
+        """
+        if not self.training or self.config.loss.renders or self.flow is not None:
+            return slice(None)
+        middle = clip.num_frames // 2
+        return slice(middle, middle + 1)
 
     def images(self, clip: Clip) -> Tensor:
         """Steps 1 to 3: compute the features of every image from its visible patches, [B, T, V, C, h, w]."""
@@ -335,18 +353,18 @@ class MIM4D(MaskedModel):
     def _total(self, terms: dict[str, Tensor], measures: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"loss": torch.stack(list(terms.values())).sum(), **measures}
 
-    def score_depth(self, log_depth: Tensor, clip: Clip) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Step 8b: score the lift's own log depth, [B, T, V, h, w]; the result is as that of :meth:`_losses`."""
+    def score_depth(self, log_depth: Tensor, clip: Clip, frames: slice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Step 8b: score the lift's own log depth of K frames, [B, K, V, h, w]; returns what :meth:`_losses` does."""
         config = self.config
         terms: dict[str, Tensor] = {}
         measures: dict[str, Tensor] = {}
         if config.loss.consistency:
-            errors = consistency(log_depth, clip)  # [B]
+            errors = consistency(log_depth, clip, frames)  # [B]
             terms["consistency"] = config.loss.consistency * errors.mean()
             measures["consistency"] = errors.detach()
         supervised = config.loss.lift_depth > 0 and config.supervision == "rgbd"
         if clip.points.shape[2] and (supervised or not self.training):
-            error, found = against_lidar(log_depth, clip, config.lift.depth_range)
+            error, found = against_lidar(log_depth, clip.at(frames), config.lift.depth_range)
             measures |= {f"lift_{name}": value for name, value in found.items()}
             if supervised:
                 terms["lift_depth"] = config.loss.lift_depth * error.mean()

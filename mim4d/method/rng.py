@@ -20,6 +20,8 @@ class Stream(IntEnum):
     RAYS = 3
     JITTER = 4
     OTHER = 5
+    MIRROR = 6
+    LIGHT = 7
 
 
 def _as_int64(value: int) -> int:

@@ -18,13 +18,14 @@ CAMERA = PretrainConfig(
     supervision="rgb",
     sweeps=True,
     frame_gap=0.2,
+    batch_size=6,  # one frame of each clip is encoded, so as many images as GPU24
     method=MethodConfig(
         neck=NeckConfig(stages=(1, 2, 3)),
-        loss=LossConfig(rgb=1.0, depth=10.0, consistency=4.0, rendered_gradient=0.0),
+        loss=LossConfig(rgb=0.0, depth=0.0, consistency=4.0, rendered_gradient=0.0),
     ),
 )
-"""Cameras alone: the depth of the lift is supervised by what neighbouring frames and cameras saw, and rendering by the
-depth of the lift."""
+"""Cameras alone: the depth of the lift is supervised by what neighbouring frames and cameras saw. Nothing is rendered,
+because the backbone learns nothing more by it; if it is, the gradient stays out of the backbone."""
 
 PAPER = PretrainConfig(
     preset="paper",
@@ -36,8 +37,8 @@ PAPER = PretrainConfig(
     steps=12 * 28130 // 8,
     batch_size=1,
     precision="fp32",
-    optim=OptimConfig(backbone_scale=0.1),
-    method=MethodConfig(frozen=2, neck=NeckConfig(stages=(3,))),
+    optim=OptimConfig(backbone_scale=0.1, stem_scale=1.0),
+    method=MethodConfig(frozen=2, augment=False, neck=NeckConfig(stages=(3,))),
 )
 """arXiv 2403.08760's official recipe on 8 GPUs, a clip each: as many steps as 12 epochs of nuScenes train's key
 frames."""

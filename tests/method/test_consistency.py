@@ -27,9 +27,13 @@ def test_against_loops(frames, cameras):
     clip = toy_clip(1, frames, cameras, (16, 24), seed=frames)
     log_depth = torch.randn(1, frames, cameras, 4, 6, generator=torch.Generator().manual_seed(cameras)) * 0.5 + 2
     poses = (clip.current_from_ego[:, :, None] @ clip.ego_from_camera)[0].double().numpy()
-    arguments = (log_depth[0].double().numpy(), clip.images[0].double().numpy() / 255)
-    expected = reference.consistency(*arguments, clip.intrinsics[0].double().numpy(), poses)
+    arguments = log_depth[0].double().numpy(), clip.images[0].double().numpy() / 255
+    arguments = *arguments, clip.intrinsics[0].double().numpy(), poses
+    expected = reference.consistency(*arguments, list(range(frames)))
     assert float(consistency(log_depth, clip)) == pytest.approx(expected, rel=1e-4)
+    middle = slice(frames // 2, frames // 2 + 1)  # the depth of one frame, the images of all
+    expected = reference.consistency(*arguments, [frames // 2])
+    assert float(consistency(log_depth[:, middle], clip, middle)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_photometric_error_against_loops():

@@ -490,7 +490,7 @@ def test_invalid_settings_are_refused(changes, message):
 
 
 def test_images_are_normalised_as_the_encoder_declares():
-    model, seen = toy_model(), []
+    model, seen = toy_model(augment=False), []
     model.encoder.forward_masked = lambda images, visible, **_: (
         seen.append(images)
         or [torch.zeros(len(images), c, 64 // s, 96 // s) for c, s in ((40, 4), (80, 8), (160, 16), (320, 32))]
@@ -517,6 +517,7 @@ def test_other_encoders_and_strides(encoder, stages):
         assert model.encode(toy_clip(1, 1, 1, (64, 64))).shape == (1, 1, 16, 3, 12, 16)
 
 
+CONSISTENCY_ALONE = LossConfig(rgb=0.0, depth=0.0, consistency=4.0)
 CAMERAS_ALONE = LossConfig(rgb=1.0, depth=10.0, consistency=4.0, rendered_gradient=0.0)
 
 
@@ -532,11 +533,12 @@ def test_the_loss_is_the_sum_of_its_terms():
         torch.testing.assert_close(twice[name], factor * terms[name])
 
 
-def test_rendering_may_be_kept_from_the_encoder():
+def test_rendering_may_be_kept_from_the_encoder(monkeypatch):
     """Encoder, neck and depth network then get the gradient of consistency alone; the rest still learns."""
     clip = toy_clip()
     _, together = step(toy_model(supervision="rgb", loss=CAMERAS_ALONE), clip)
-    _, alone = step(toy_model(supervision="rgb", loss=LossConfig(rgb=0.0, depth=0.0, consistency=4.0)), clip)
+    monkeypatch.setattr(MIM4D, "encoded_frames", lambda model, clip: slice(None))  # as with rendering
+    _, alone = step(toy_model(supervision="rgb", loss=CONSISTENCY_ALONE), clip)
     assert alone
     assert all(name.startswith(("encoder.", "neck.", "lift.depth_net.")) for name in alone)
     for name, gradient in alone.items():
@@ -544,6 +546,25 @@ def test_rendering_may_be_kept_from_the_encoder():
     kept = {name: gradient for name, gradient in together.items() if name not in alone}
     assert {name.split(".")[0] for name in kept} == {"lift", "temporal", "renderer"}
     assert all(gradient.abs().max() > 0 for name, gradient in kept.items() if name.startswith("lift."))
+
+
+@pytest.mark.parametrize(("frames", "middle"), [(1, 0), (2, 1), (3, 1), (4, 2)])
+def test_consistency_alone_trains_on_the_middle_frame(frames, middle):
+    """Its neighbours are only looked at: they teach it what they show, and are not encoded."""
+    model = toy_model(supervision="rgb", frames=frames, loss=CONSISTENCY_ALONE)
+    clip, encoded = toy_clip(clips=2, frames=frames), []
+    forward_masked = model.encoder.forward_masked
+    model.encoder.forward_masked = lambda images, *rest, **more: (
+        encoded.append(len(images)) or forward_masked(images, *rest, **more)
+    )
+    assert model.encoded_frames(clip) == slice(middle, middle + 1)
+    model(clip)
+    model.eval()(clip)
+    assert encoded == [2 * 2, 2 * frames * 2]  # clips and cameras; in evaluation all frames count
+    if frames > 1:
+        other = replace(clip, images=clip.images.clone())
+        other.images[:, middle - 1] = 0  # a source
+        assert model.train()(other)["loss"] != model(clip)["loss"]
 
 
 def test_a_share_of_the_rendering_gradient_reaches_the_encoder():

@@ -109,7 +109,8 @@ def test_colour_alone_and_single_frames_work_too(root, tmp_path, fresh_accelerat
 def test_without_lidar_no_depth_is_reported_anywhere(run_cache, tmp_path, capsys, fresh_accelerate):
     scenes = ("scene-0061", "scene-0103")  # one of each split
     blind, out = write_root(tmp_path / "root", scenes=scenes, cameras=CAMERAS, lidar=False), tmp_path / "run"
-    main(arguments(blind, out, "--frame-gap", "0.5", "--steps", "2", "--eval-every", "2"))
+    rendered = ("--method.loss.rgb", "1")
+    main(arguments(blind, out, "--frame-gap", "0.5", *rendered, "--steps", "2", "--eval-every", "2"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert any("held out: direct rgb " in line for line in lines)
     board = EventAccumulator(str(out / "tensorboard")).Reload()
@@ -126,7 +127,9 @@ def test_without_lidar_no_depth_is_reported_anywhere(run_cache, tmp_path, capsys
 
 def test_lidar_that_does_not_supervise_scores_held_out_clips(root, tmp_path, fresh_accelerate):
     out = tmp_path / "run"
-    main(arguments(root, out, "--preset", "camera", "--frame-gap", "0.5", "--steps", "2", "--eval-every", "2"))
+    rendered = ("--method.loss.rgb", "1", "--method.loss.depth", "10")
+    preset = ("--preset", "camera", "--frame-gap", "0.5")
+    main(arguments(root, out, *preset, *rendered, "--steps", "2", "--eval-every", "2"))
     names = {name for row in metrics(out) for name in row}
     assert {"consistency", "val_consistency", "val_lift_delta", "val_direct_depth", "val_temporal_delta"} <= names
     assert {name for name in names if "depth" in name or "delta" in name} == {
@@ -301,8 +304,8 @@ def test_a_root_without_lidar_learns_from_cameras_alone(run_cache, tmp_path, cap
     assert not out.exists()
     main(arguments(blind, out, "--frame-gap", "0.5", "--steps", "1"))
     assert "preset: camera, the default without LiDAR" in capsys.readouterr().err
-    assert metrics(out)[0]["rays"] > 0
     assert metrics(out)[0]["consistency"] > 0
+    assert not any("rgb" in name for name in metrics(out)[0])  # nothing is rendered
 
 
 def test_lidar_that_no_camera_sees_is_told_once(root, tmp_path, capsys, fresh_accelerate):

@@ -36,7 +36,7 @@ def error_at(a, b, row, column):
     return total / 3
 
 
-def consistency(log_depth, images, intrinsics, current_from_camera):
+def consistency(log_depth, images, intrinsics, current_from_camera, chosen):
     """Loss of one clip.
 
     Args:
@@ -44,12 +44,13 @@ def consistency(log_depth, images, intrinsics, current_from_camera):
         images: [T, V, 3, H, W], 0 to 1.
         intrinsics: [T, V, 3, 3].
         current_from_camera: [T, V, 4, 4].
+        chosen: The frames whose depth counts.
     """
     frames, cameras = log_depth.shape[:2]
     losses = []
     for scale in (2, 4):
         total, count = 0.0, 0
-        for t in range(frames):
+        for t in chosen:
             for v in range(cameras):
                 axis = current_from_camera[t, v, :3, 2]
                 others = sorted(
@@ -62,7 +63,7 @@ def consistency(log_depth, images, intrinsics, current_from_camera):
                 )
                 total, count = total + values, count + counted
         losses.append(total / max(count, 1))
-    return np.mean(losses) + 0.02 * roughness(log_depth, images)
+    return np.mean(losses) + 0.02 * roughness(log_depth[chosen], images[chosen])
 
 
 def distance(a, b):
