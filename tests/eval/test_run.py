@@ -179,7 +179,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (("--labels", "0"), "--labels 0.0 must be above 0 and at most 1"),
         (("--labels", "1.5"), "--labels 1.5 must be above 0"),
         (("--steps", "0"), "--steps 0 must be at least 1"),
-        (("--optim.layer-decay", "0.8"), "--optim.layer-decay 0.8 must be 1 here"),
+        (("--optim.stem-scale", "0.8"), "--optim.stem-scale 0.8 must be 1 here"),
         (("--preset", "cloud"), "--preset cloud: expected one of demo, gpu24"),
         (("--min-visibility", "5"), "--min-visibility 5 must be at most 4"),
         (("--backbone", "resnet19"), "--backbone resnet19: Unknown model (resnet19)"),
