@@ -122,7 +122,8 @@ def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
     patches = visible.repeat_interleave(model.patch, 1).repeat_interleave(model.patch, 2)
     images = clip.images[0, -1].permute(0, 2, 3, 1)  # [V, H, W, 3]
     kinds, depths = list(views.rgb), list(views.depth)
-    titles = ["input", "visible", *[f"{k} colour" for k in kinds], "LiDAR depth", *[f"{k} depth" for k in depths]]
+    lidar = ["LiDAR depth"] if int(clip.num_points[0, -1]) else []
+    titles = ["input", "visible", *[f"{k} colour" for k in kinds], *lidar, *[f"{k} depth" for k in depths]]
     cameras, columns = len(clip.cameras), len(titles)
 
     aspect = images.shape[1] / images.shape[2]
@@ -136,8 +137,9 @@ def save_picture(model: MIM4D, clip: Clip, path: Path, stride: int = 4) -> None:
         axes = [figure.add_subplot(sheet[row, column]) for column in range(columns)]
         for axis, panel in zip(axes, panels, strict=False):
             axis.imshow(panel.numpy(), interpolation="nearest", aspect="auto")
-        _draw_lidar(axes[2 + len(kinds)], clip, row)
-        for axis, kind in zip(axes[3 + len(kinds) :], depths, strict=True):
+        if lidar:
+            _draw_lidar(axes[len(panels)], clip, row)
+        for axis, kind in zip(axes[len(panels) + len(lidar) :], depths, strict=True):
             axis.set_facecolor("black")
             axis.imshow(views.depth[kind][row].numpy(), cmap="turbo_r", vmin=0, vmax=MAX_DEPTH, aspect="auto")
         for axis, title in zip(axes, titles, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mim4d.pretrain.pictures import MAX_DEPTH, _depth_colours, render_views, save_animation
+from mim4d.pretrain.pictures import MAX_DEPTH, _depth_colours, render_views, save_animation, save_picture
 from tests.toy import toy_clip, toy_model
 
 
@@ -23,6 +23,16 @@ def test_one_camera_is_rendered_as_among_all():
     for kind in ("direct", "temporal"):
         torch.testing.assert_close(alone.rgb[kind], whole.rgb[kind][1:2])
         torch.testing.assert_close(alone.depth[kind], whole.depth[kind][1:2], equal_nan=True)
+
+
+def test_a_picture_has_a_column_of_lidar_where_there_is_lidar(tmp_path):
+    clip = toy_clip(clips=1, frames=2)
+    widths = {}
+    for name, points in {"with": clip.num_points, "without": torch.zeros_like(clip.num_points)}.items():
+        save_picture(toy_model(frames=2), replace(clip, num_points=points), tmp_path / f"{name}.png", stride=16)
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            widths[name] = picture.width
+    assert widths["with"] - widths["without"] == pytest.approx(2.6 * 120, abs=2)  # one column less
 
 
 def test_an_animation_goes_at_the_pace_of_the_recording(tmp_path):
